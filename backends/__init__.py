@@ -1,0 +1,1 @@
+"""What a plan turns into: torch modules, the reference, pictures."""

@@ -1,0 +1,1 @@
+"""Token-by-token reference, float64: independent of schedule, derivation and the torch backend."""

@@ -1,0 +1,1 @@
+"""Generates PyTorch source from plans."""

@@ -1,0 +1,1 @@
+"""Checked program in, level graph, schedule and plan out. Knows neither lark nor torch."""

@@ -1,0 +1,1 @@
+"""Plan passes, one a file."""

@@ -1,0 +1,1 @@
+"""nsam: a language and compiler for nested learning."""

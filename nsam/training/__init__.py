@@ -1,0 +1,1 @@
+"""Training a program: data, loop, sampling."""
