@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, TypeAlias
 
 from nsam.dsl.sizes import Size
@@ -143,7 +144,7 @@ class Structure:
         split = 1 if self.heads is None else self.heads
         if self.kind in ("linear", "mlp"):
             sizes = [size // split for size in self.sizes]
-            layers = list(zip(sizes[:-1], sizes[1:], strict=True))
+            layers = list(pairwise(sizes))
             if self.kind == "linear":
                 found = {"weight": (*lead, layers[0][1], layers[0][0])}
                 return found | ({"bias": (*lead, layers[0][1])} if self.bias else {})
