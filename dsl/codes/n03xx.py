@@ -4,4 +4,190 @@ from __future__ import annotations
 
 from nsam.dsl.codes.entry import Code
 
-TABLE: tuple[Code, ...] = ()
+_CYCLE = """nsam 1
+
+use std.rules (gd)
+
+system tangled(dim: int) {
+  input x: [dim]
+  memory a : linear(dim -> dim) {
+    learn x -> b(x); minimize l2; by gd(lr = 0.1); every 1 token; reads running
+  }
+  memory b : linear(dim -> dim) {
+    learn x -> a(x); minimize l2; by gd(lr = 0.1); every 4 tokens; reads %s
+  }
+  output a(b(x))
+}
+"""
+
+_INIT = """nsam 1
+
+use std.rules (gd)
+
+system upward(dim: int) {
+  input x: [dim]
+  memory fast : linear(dim -> dim) {
+    learn x -> x; minimize l2; by gd(lr = 0.1); every %s tokens; reset %s; init %s
+  }
+  memory slow : linear(dim -> dim) {
+    learn x -> x; minimize l2; by gd(lr = 0.1); every %s tokens; reset %s; init %s
+  }
+  output slow(fast(x))
+}
+"""
+
+_TRANSFER = """nsam 1
+
+use std.rules (gd)
+
+system told(dim: int) {
+  input x: [dim]
+  memory k, v, o : linear(dim -> dim)
+  memory m : linear(dim -> dim) { learn k(x) -> v(x); minimize l2; by gd(lr = 0.1); every 1 token }
+  %s
+  output o(m(k(x)))
+}
+"""
+
+_CHILD = """nsam 1
+
+use std.rules (gd)
+
+system child(dim: int) {
+  input x: [dim]
+  memory slow : linear(dim -> dim)
+  memory fast : linear(dim -> dim) {
+    learn x -> x; minimize l2; by gd(lr = 0.1); every 8 tokens; init slow
+  }
+  transfer slow -> fast : %s
+  output fast(x)
+}
+"""
+
+_DETACHED = """nsam 1
+
+use std.rules (gd)
+
+system detached(dim: int) {
+  input x: [dim]
+  memory q, k : linear(dim -> dim)
+  memory m : linear(dim -> dim) { learn k(x) -> x; minimize l2; by gd(lr = 0.1); every 1 token }
+  %soutput m(q(x))
+}
+"""
+
+_SIGN = """nsam 1
+
+rule sign_descent(lr) {
+  self <- self - lr * %s
+}
+
+system flat(dim: int) {
+  input x: [dim]
+  memory k : linear(dim -> dim)
+  memory m : linear(dim -> dim) { learn k(x) -> x; minimize l2; by sign_descent(lr = 0.1); every 1 token }
+  output m(x)
+}
+"""
+
+_FROZEN = """nsam 1
+
+use std.rules (gd)
+
+system frozen(dim: int) {
+  input x: [dim]
+  memory k : linear(dim -> dim)
+  memory m : linear(dim -> dim) { learn k(x) -> x; minimize l2; by gd(lr = 0.1); every %s tokens }
+  output m(x)
+}
+"""
+
+TABLE: tuple[Code, ...] = (
+    Code(
+        "N0301",
+        "same-time-cycle",
+        "error",
+        "Memories are ordered by which needs which state at time t itself (definition 2). A memory that `reads running` "
+        "shows its state after the current token; when the states of several such memories each need the next one's "
+        "state after that same token, none of them can be computed first. One of them has to show its last boundary.",
+        _CYCLE % "running",
+        _CYCLE % "boundary",
+        "definition 2",
+    ),
+    Code(
+        "N0302",
+        "init-from-faster-level",
+        "error",
+        "Initialisation hands knowledge from a slow level to a faster one, at the faster one's reset. An initial state "
+        "taken from a memory of higher frequency would make the slow level forget at the pace of the fast one.",
+        _INIT % ("4", "per sequence", "learned", "16", "every 64 tokens", "fast"),
+        _INIT % ("4", "every 64 tokens", "slow", "16", "per sequence", "learned"),
+        "equations 28 and 72",
+    ),
+    Code(
+        "N0303",
+        "circular-initial-state",
+        "error",
+        "A memory's initial state may be another memory's state, and so on, but the chain has to end in a state that is "
+        "learned, zero or generated.",
+        _INIT % ("4", "every 64 tokens", "slow", "4", "every 64 tokens", "fast"),
+        _INIT % ("4", "every 64 tokens", "slow", "4", "every 64 tokens", "learned"),
+    ),
+    Code(
+        "N0304",
+        "transfer-without-use",
+        "error",
+        "A declared transfer is a statement about a use that the program makes. It has to name two memories of which "
+        "the first one's output or state is used by the second directly, with no other memory in between.",
+        _TRANSFER % "transfer o -> m : direct",
+        _TRANSFER % "transfer v -> m : direct",
+        "section 3.3",
+    ),
+    Code(
+        "N0305",
+        "transfer-contradicts-use",
+        "error",
+        "The use decides what kinds a transfer can be: an output that feeds a context, a gate or a read is `backprop` "
+        "(or `direct`, which stops the gradient); `init` with another memory's state is `init`; `init` with a memory's "
+        "output is `generate`.",
+        _CHILD % "generate",
+        _CHILD % "init",
+        "section 3.3",
+    ),
+    Code(
+        "N0306",
+        "transfer-declared-twice",
+        "error",
+        "One transfer cannot both carry a gradient (`backprop`) and stop it (`direct`).",
+        _TRANSFER % "transfer k -> m : direct; transfer k -> m : backprop",
+        _TRANSFER % "transfer k -> m : backprop",
+    ),
+    Code(
+        "N0307",
+        "no-gradient-past-direct",
+        "warning",
+        "A `direct` transfer stops the gradient. A parameter whose every way to the output passes such a transfer "
+        "keeps its first random values for ever.",
+        _DETACHED % "transfer k -> m : direct\n  ",
+        _DETACHED % "",
+        "equations 24-27",
+    ),
+    Code(
+        "N0308",
+        "zero-derivative",
+        "warning",
+        "Some rules and functions (`sign` among them) have a derivative that is zero wherever it exists. The outer "
+        "gradient ends there, and a parameter with no other way to the output never learns.",
+        _SIGN % "sign(grad)",
+        _SIGN % "grad",
+    ),
+    Code(
+        "N0309",
+        "frozen-context",
+        "warning",
+        "A memory whose period is `inf` has frequency 0: its state never moves, so what it is told to learn has no "
+        "effect, and parameters that serve only its context or its gates get no gradient.",
+        _FROZEN % "inf",
+        _FROZEN % "16",
+    ),
+)

@@ -1,0 +1,229 @@
+"""Rejections that need the level graph: cycles, initial states, declared transfers, parameters without a gradient.
+
+Loads no graph library, so that `nsam check` stays quick. Sizes may still be without value.
+"""
+
+from __future__ import annotations
+
+from nsam.compiler.collect import collect, in_sequence, members
+from nsam.compiler.gradients import Stop, reached
+from nsam.compiler.levels import find_cycles
+from nsam.compiler.problems import Edge, LevelGraph, Need, Problem
+from nsam.compiler.scopes import Scope, scopes
+from nsam.dsl.checked import Memory, Train, Transfer, Unit
+from nsam.dsl.diagnostics import Label, Report
+
+
+def check_unit(unit: Unit, train: Train | None = None, *, report: Report) -> None:
+    """Add to `report` everything that is wrong with the levels of a system (codes N0301 to N0399)."""
+    graph = collect(unit, train)
+    places = scopes(unit)
+    memories = {scope.place(m.name): (scope, m) for scope in places for m in scope.unit.memories}
+    check_cycles(graph, report)
+    check_initial_states(graph, report)
+    check_transfers(graph, places, memories, report)
+    check_gradients(unit, graph, report)
+
+
+# --- same-time cycles ----------------------------------------------------------------------------
+
+
+def check_cycles(graph: LevelGraph, report: Report) -> None:
+    """Reject memories that need each other's state at one and the same token."""
+    for cycle in find_cycles(graph.needs):
+        names = [need.source for need in cycle]
+        first = graph.problems[names[0]]
+        drawn = " -> ".join(f"{name} ({graph.problems[name].rate.text})" for name in [*names, names[0]])
+        who = f"`{names[0]}` needs its own state" if len(names) == 1 else f"{_listed(names)} need each other's state"
+        report.add(
+            "N0301",
+            f"{who} at one and the same token: {drawn}",
+            first.span,
+            "reads running: its state after the current token is needed to compute that state",
+            secondary=[
+                Label(need.span, f"{_possessive(need)} needs `{need.source}` after this token") for need in cycle
+            ],
+            notes=["\n".join(_drawing(cycle, graph))],
+            help=f"let one of them read its last boundary: `reads boundary` in `{names[0]}`",
+        )
+
+
+def _drawing(cycle: tuple[Need, ...], graph: LevelGraph) -> list[str]:
+    lines = ["the cycle, each memory with its frequency:"]
+    for need in cycle:
+        problem = graph.problems[need.source]
+        lines.append(f"  {need.source}  [{problem.rate.text}, reads {problem.reads}]")
+        lines.append(f"    |  {need.use} of {need.target}")
+        lines.append("    v")
+    first = graph.problems[cycle[0].source]
+    return [*lines, f"  {first.path}  [{first.rate.text}]  (again)"]
+
+
+def _possessive(need: Need) -> str:
+    return f"the {need.use} of `{need.target}`"
+
+
+def _listed(names: list[str]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + " and " + quoted[-1]
+
+
+# --- initial states ------------------------------------------------------------------------------
+
+
+def check_initial_states(graph: LevelGraph, report: Report) -> None:
+    """Reject an initial state that comes from a faster level, and states that start from each other."""
+    starts = [edge for edge in graph.edges if edge.uses == ("initial",) and edge.source != graph.training]
+    for edge in starts:
+        source, target = graph.problems[edge.source], graph.problems[edge.target]
+        if source.rate.faster_than(target.rate):
+            report.add(
+                "N0302",
+                f"`{target.path}` ({target.rate.text}) starts from `{source.path}`, which is faster ({source.rate.text})",
+                edge.span,
+                "initial state from a faster level",
+                secondary=[Label(source.span, f"moves {source.rate.text}")],
+                help="knowledge goes from a slow level to a fast one at a reset; start from a slower memory, or `init learned`",
+            )
+    needs = [Need(edge.source, edge.target, "initial state", edge.span) for edge in starts if edge.kind == "init"]
+    for cycle in find_cycles(needs):
+        names = [need.source for need in cycle]
+        report.add(
+            "N0303",
+            f"{_listed(names)} start from {'itself' if len(names) == 1 else 'each other'}: "
+            + " -> ".join([*names, names[0]]),
+            cycle[0].span,
+            "this initial state leads back to itself",
+            secondary=[Label(need.span, f"starts from `{need.source}`") for need in cycle[1:]],
+            help="let one of them say `init learned` or `init zeros`",
+        )
+
+
+# --- declared transfers --------------------------------------------------------------------------
+
+
+def check_transfers(
+    graph: LevelGraph, places: list[Scope], memories: dict[str, tuple[Scope, Memory]], report: Report
+) -> None:
+    """Reject declared transfers that match no use, that say another kind than the use, or that contradict each other."""
+    uses: dict[tuple[str, str], list[Edge]] = {}
+    for edge in graph.edges:
+        uses.setdefault((edge.source, edge.target), []).append(edge)
+    for scope in places:
+        said: dict[tuple[str, str], Transfer] = {}
+        for transfer in scope.unit.transfers:
+            sources = members(transfer.source, scope, memories)
+            targets = members(transfer.target, scope, memories)
+            pairs = [(source, target) for source in sources for target in targets]
+            if any(pair in uses for pair in pairs):
+                _check_kind(transfer, [edge for pair in pairs for edge in uses.get(pair, ())], report)
+            else:
+                _report_unused(transfer, graph, targets, report)
+            for pair in pairs:
+                _check_repeated(transfer, said.setdefault(pair, transfer), report)
+
+
+def _check_kind(transfer: Transfer, edges: list[Edge], report: Report) -> None:
+    if any(edge.kind == transfer.kind for edge in edges):
+        return
+    kinds = sorted({edge.kind for edge in edges})
+    edge = edges[0]
+    report.add(
+        "N0305",
+        f"`{transfer.source}` -> `{transfer.target}` is declared `{transfer.kind}`, but the program uses it as `{edge.kind}`",
+        transfer.span,
+        f"says {transfer.kind}",
+        secondary=[Label(edge.span, f"this use is {_kind_of_use(edge)}")],
+        help=f"declare it `{' or '.join(kinds)}`, or leave the line out: the kind is inferred from the use",
+    )
+
+
+def _kind_of_use(edge: Edge) -> str:
+    if edge.kind == "init":
+        return "initialisation: the state starts as the other's state"
+    if edge.kind == "generate":
+        return "generation: one memory's output is written into the other's state"
+    return f"a forward use ({', '.join(edge.uses)}): `backprop`, or `direct` to stop the gradient"
+
+
+def _report_unused(transfer: Transfer, graph: LevelGraph, targets: list[str], report: Report) -> None:
+    feeding = sorted({edge.source for edge in graph.edges if edge.target in targets and edge.source != graph.training})
+    told = f"`{transfer.target}` is fed by {_listed(feeding)}" if feeding else f"nothing feeds `{transfer.target}`"
+    report.add(
+        "N0304",
+        f"nothing passes from `{transfer.source}` to `{transfer.target}`",
+        transfer.span,
+        "this transfer matches no use",
+        notes=[told],
+        help="name the memory whose output is used directly, or remove the line",
+    )
+
+
+def _check_repeated(transfer: Transfer, first: Transfer, report: Report) -> None:
+    if first is transfer or first.kind == transfer.kind or {first.kind, transfer.kind} != {"backprop", "direct"}:
+        return
+    report.add(
+        "N0306",
+        f"`{transfer.source}` -> `{transfer.target}` is declared both `{first.kind}` and `{transfer.kind}`",
+        transfer.span,
+        f"{transfer.kind} here",
+        secondary=[Label(first.span, f"{first.kind} here")],
+        help="keep one of the two",
+    )
+
+
+# --- parameters without a gradient ---------------------------------------------------------------
+
+_CODES = {"direct": "N0307", "rule": "N0308", "function": "N0308", "frozen": "N0309"}
+
+
+def check_gradients(unit: Unit, graph: LevelGraph, report: Report) -> None:
+    """Warn about parameters that reach the output but get no gradient at all, and say what took it."""
+    found = reached(unit)
+    groups: dict[Stop, list[Problem]] = {}
+    for path, stop in found.stops.items():
+        problem = graph.problems[path]
+        if path not in found.live and problem.memory is not None and has_parameter(problem.memory):
+            groups.setdefault(stop, []).append(problem)
+    for stop, problems in groups.items():
+        names = _listed(sorted({problem.path for problem in problems}))
+        plural = len({problem.path for problem in problems}) > 1
+        verb = "get" if plural else "gets"
+        why, help_ = _explained(stop)
+        report.add(
+            _CODES[stop.cause],
+            f"{names} {verb} no gradient: {why}",
+            stop.span,
+            "the gradient ends here",
+            secondary=[Label(problem.span, "never learns") for problem in problems],
+            help=help_,
+        )
+
+
+def has_parameter(memory: Memory) -> bool:
+    """Return whether a memory owns something that the training level learns."""
+    if memory.structure.kind == "attention" or memory.initial.kind in ("memory", "expression"):
+        return False
+    return memory.initial.kind == "learned" or not in_sequence(memory)
+
+
+def _explained(stop: Stop) -> tuple[str, str]:
+    if stop.cause == "direct":
+        return (
+            f"its only way to the output is a `direct` transfer into `{stop.by}`",
+            "remove the transfer to let the gradient through, or use a memory that needs no training",
+        )
+    if stop.cause == "rule":
+        return (
+            f"its only way to the output is through the rule `{stop.by}`, whose derivative is zero there",
+            "train it by another way as well, or use a rule with a derivative",
+        )
+    if stop.cause == "function":
+        return (
+            f"its only way to the output is through `{stop.by}`, whose derivative is zero",
+            "use a smooth function in its place",
+        )
+    return (
+        f"it only feeds what `{stop.by}` learns, and `{stop.by}` never moves (period inf)",
+        "give it a finite period, or leave its `learn` clause out",
+    )
