@@ -4,4 +4,65 @@ from __future__ import annotations
 
 from nsam.dsl.codes.entry import Code
 
-TABLE: tuple[Code, ...] = ()
+TABLE: tuple[Code, ...] = (
+    Code("N0501", "data-not-found", "error", "Every path given as training data exists and can be read."),
+    Code("N0502", "data-empty", "error", "Training data holds at least one byte of text."),
+    Code(
+        "N0503",
+        "data-too-short",
+        "error",
+        "The training text and the held-out text each hold at least one row: context + 1 bytes.",
+    ),
+    Code(
+        "N0504",
+        "data-not-text",
+        "error",
+        "A file given as training text is UTF-8. (In a folder, files that are not UTF-8 are left out, and counted.)",
+    ),
+    Code(
+        "N0505",
+        "vocabulary-too-small",
+        "error",
+        "A model of text reads bytes, so its input is `token(vocab)` with a vocabulary of at least 256, and its output "
+        "has one score for each of them.",
+    ),
+    Code(
+        "N0506",
+        "loss-not-finite",
+        "error",
+        "Training stops at the first loss or weight that is not a finite number; the last good checkpoint stays.",
+    ),
+    Code(
+        "N0507",
+        "checkpoint-mismatch",
+        "error",
+        "A checkpoint holds exactly the tensors of the program's model, each with its shape.",
+    ),
+    Code("N0508", "run-exists", "error", "A new run never overwrites an earlier one."),
+    Code(
+        "N0509", "not-a-run", "error", "A run folder holds `run.json`, the program and at least one whole checkpoint."
+    ),
+    Code(
+        "N0510",
+        "run-changed",
+        "error",
+        "A resumed run has the data, row size, seed and precision that it began with, so that its curve is the same as "
+        "that of a run that was never interrupted. The number of steps may change.",
+    ),
+    Code(
+        "N0511",
+        "untrainable-objective",
+        "error",
+        "The training loop knows `cross_entropy(model(tokens), next(tokens))` for a model with one token input.",
+    ),
+    Code("N0512", "device-unavailable", "error", "The device asked for exists on this machine."),
+    Code("N0513", "unknown-data", "error", "The training loop knows one kind of data: `text(context, batch)`."),
+    Code("N0514", "cannot-write", "error", "The folder for the output exists or can be made, and has room."),
+    Code(
+        "N0516",
+        "no-cxx-compiler",
+        "error",
+        "On the CPU torch.compile needs a C++ compiler; without one a model runs uncompiled, several times slower.",
+    ),
+    Code("N0515", "wrong-request", "error", "What a command is asked for is something that the program declares."),
+)

@@ -1,0 +1,34 @@
+"""`nsam check`: names, shapes, clauses and levels, without compiling."""
+
+from __future__ import annotations
+
+import typer
+
+from nsam.cli.options import File, Format, OutputFormat
+from nsam.cli.output import show
+from nsam.dsl.diagnostics import ProgramError
+
+
+def check(file: File, format: OutputFormat = Format.text) -> None:
+    """Check a program and report everything that is wrong with it.
+
+    Exit code 0: clean (warnings alone are clean), 1: errors, 2: wrong usage.
+
+    [dim]nsam check hope.nsam
+    nsam check hope.nsam --format json[/]
+    """
+    from nsam.dsl.program import load
+
+    try:
+        program = load(file)
+    except ProgramError as error:
+        show(error.diagnostics, format)
+        raise typer.Exit(1) from None
+    show(program.warnings, format)
+    if format is Format.text:
+        counts = ", ".join(
+            f"{len(names)} {kind}{'' if len(names) == 1 else 's'}"
+            for kind, names in (("system", program.systems), ("rule", program.rules), ("train", program.trains))
+            if names
+        )
+        typer.echo(f"{file}: no errors ({counts or 'empty'})")

@@ -1,0 +1,72 @@
+"""`nsam compile`: PyTorch source from a system."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nsam.cli.options import File, Parameters, System, parse_pairs
+from nsam.cli.output import show_warnings
+from nsam.cli.request import resolve
+
+if TYPE_CHECKING:
+    from nsam.dsl.program import Program
+
+
+class Stage(StrEnum):
+    """What the compiler can be asked to print on its way."""
+
+    ast = "ast"
+    graph = "graph"
+    schedule = "schedule"
+    plan = "plan"
+    code = "code"
+
+
+def compile_(
+    file: File,
+    system: System = None,
+    param: Parameters = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="OUT.py", help="Where the source goes.", show_default=False)
+    ] = None,
+    dump: Annotated[
+        Stage | None, typer.Option("--dump", help="Print one stage of the compilation.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a system as standalone, readable PyTorch source; or print a stage of its compilation.
+
+    [dim]nsam compile hope.nsam titans -p dim=64 -o titans.py
+    nsam compile hope.nsam titans -p dim=64 --dump plan[/]
+    """
+    if (out is None) == (dump is None):
+        raise typer.BadParameter("give either -o OUT.py or --dump STAGE", param_hint="--out")
+    params = parse_pairs(param, "--param")
+    from nsam.dsl.program import load
+
+    program = load(file)
+    show_warnings(program.warnings)
+    if dump is not None:
+        typer.echo(_dump(file, program, dump, system, params))
+        return
+    assert out is not None
+    from nsam.runs.atomic import write_atomic
+
+    source = _source(program, system, params)
+    write_atomic(out, source)
+    typer.echo(f"{out}: {len(source.splitlines()):,} lines")
+
+
+def _source(program: Program, system: str | None, params: dict) -> str:
+    from nsam.backends.torch.emit import emit
+
+    unit, _ = resolve(program, system, params)
+    return emit(unit)
+
+
+def _dump(file: Path, program: Program, stage: Stage, system: str | None, params: dict) -> str:
+    """Return the text of one stage."""
+    raise NotImplementedError

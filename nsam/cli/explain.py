@@ -1,0 +1,53 @@
+"""`nsam explain`: what the compiler derived, or what a diagnostic code means."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nsam.cli.options import Parameters, System, parse_pairs
+from nsam.cli.output import show_warnings
+from nsam.cli.request import resolve
+
+_CODE = re.compile(r"[Nn][0-9]{4}\Z")
+
+
+def explain(
+    subject: Annotated[
+        str, typer.Argument(metavar="FILE|CODE", help="A program, or a diagnostic code.", show_default=False)
+    ],
+    system: System = None,
+    param: Parameters = None,
+) -> None:
+    """Explain a system: its update equations and the algorithms chosen. Or a diagnostic code: its rule and a repair.
+
+    [dim]nsam explain hope.nsam titans -p dim=64
+    nsam explain N0214[/]
+    """
+    if _CODE.match(subject):
+        typer.echo(_code_page(subject.upper()))
+        return
+    params = parse_pairs(param, "--param")
+    from nsam.dsl.program import load
+
+    program = load(Path(subject))
+    show_warnings(program.warnings)
+    unit, _ = resolve(program, system, params)
+    from nsam.compiler.explain import explain as explain_unit
+
+    typer.echo(explain_unit(unit))
+
+
+def _code_page(code: str) -> str:
+    from nsam.dsl.codes import CODES
+    from nsam.dsl.rendering import explain_code
+
+    if code not in CODES:
+        close = get_close_matches(code, CODES, 3)
+        hint = f"; near it: {', '.join(close)}" if close else ""
+        raise typer.BadParameter(f"there is no diagnostic {code}{hint}", param_hint="CODE")
+    return explain_code(code)

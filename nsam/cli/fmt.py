@@ -1,0 +1,52 @@
+"""`nsam fmt`: one layout for all programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nsam.cli.guard import DIAGNOSTICS
+from nsam.cli.output import show
+from nsam.dsl.diagnostics import Diagnostic, ProgramError
+
+
+def fmt(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Programs to format.", show_default=False)],
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if a file is not formatted.")] = False,
+) -> None:
+    """Rewrite programs in the standard layout. Comments and meaning stay.
+
+    [dim]nsam fmt hope.nsam zoo.nsam
+    nsam fmt --check *.nsam[/]
+    """
+    found: list[Diagnostic] = []
+    changed = 0
+    for file in files:
+        try:
+            changed += _format(file, check)
+        except ProgramError as error:
+            found.extend(error.diagnostics)
+    show(found)
+    if found or (check and changed):
+        raise typer.Exit(DIAGNOSTICS)
+
+
+def _format(file: Path, check: bool) -> bool:
+    """Format one file; return whether it was not in the standard layout."""
+    from nsam.dsl.format import format_source
+    from nsam.dsl.imports import read_source
+
+    text = read_source(file).text
+    formatted = format_source(text)
+    if formatted == text:
+        return False
+    if check:
+        typer.echo(f"{file}: not formatted")
+    else:
+        from nsam.runs.atomic import write_atomic
+
+        write_atomic(file, formatted)
+        typer.echo(f"{file}: formatted")
+    return True

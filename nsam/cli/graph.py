@@ -1,0 +1,49 @@
+"""`nsam graph`: the picture of the levels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nsam.cli.options import File, Parameters, System, parse_pairs
+from nsam.cli.output import show_warnings
+from nsam.cli.request import resolve
+
+ENDINGS = ("svg", "png", "pdf", "dot", "html", "mmd", "json")
+
+
+def graph(
+    file: File,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar=f"OUT.{{{','.join(ENDINGS)}}}", help="The picture.", show_default=False),
+    ],
+    system: System = None,
+    param: Parameters = None,
+) -> None:
+    """Draw the level graph: every memory a node, every transfer of knowledge an edge.
+
+    The ending of OUT chooses the format; svg, png and pdf need Graphviz's `dot`.
+
+    [dim]nsam graph hope.nsam -o hope.svg
+    nsam graph hope.nsam titans -p dim=64 -o titans.html[/]
+    """
+    if out.suffix.removeprefix(".") not in ENDINGS:
+        raise typer.BadParameter(f"{out} should end in one of: {', '.join(ENDINGS)}", param_hint="--out")
+    params = parse_pairs(param, "--param")
+    from nsam.dsl.program import load
+
+    program = load(file)
+    show_warnings(program.warnings)
+    unit, train = resolve(program, system, params)
+    from nsam.backends.graphviz import render
+    from nsam.compiler.graph import build_graph
+
+    drawn = build_graph(unit, train)
+    render(drawn, out)
+    levels = {data["level"] for _, data in drawn.nodes(data=True) if "level" in data}
+    typer.echo(
+        f"{out}: {drawn.number_of_nodes()} memories on {len(levels)} levels, {drawn.number_of_edges()} transfers"
+    )

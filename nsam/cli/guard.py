@@ -1,0 +1,62 @@
+"""What may come out of a command: a result, diagnostics, or a plain statement that nsam itself is at fault."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from nsam.dsl.diagnostics import ProgramError
+
+DIAGNOSTICS = 1
+USAGE = 2
+INTERNAL = 70
+INTERRUPTED = 130
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Return `command` with every error turned into a message and an exit code; the signature stays.
+
+    Diagnostics exit 1, Ctrl-C 130, anything unexpected 70 (its traceback only under NSAM_DEBUG=1). What typer
+    raises itself (usage, exit) and a closed pipe pass through.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except ProgramError as error:
+            _show(error)
+            raise typer.Exit(DIAGNOSTICS) from None
+        except KeyboardInterrupt:
+            typer.echo("Interrupted.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            raise
+        except Exception as error:
+            _admit(error)
+            raise typer.Exit(INTERNAL) from None
+
+    return run
+
+
+def _show(error: ProgramError) -> None:
+    from nsam.cli.output import show
+
+    show(error.diagnostics)
+
+
+def _admit(error: Exception) -> None:
+    if os.environ.get("NSAM_DEBUG") == "1":
+        traceback.print_exc(file=sys.stderr)
+    typer.echo(
+        f"nsam: internal error: {type(error).__name__}: {error}\n"
+        "This is a fault in nsam, not in your program. Please report it, with the program and the command; "
+        "NSAM_DEBUG=1 shows where it happened.",
+        err=True,
+    )

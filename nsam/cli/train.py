@@ -1,0 +1,162 @@
+"""`nsam train`: run a train declaration; progress, checkpoints, a run folder."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nsam.cli.guard import INTERRUPTED
+from nsam.cli.options import File, parse_pairs
+from nsam.cli.output import show_warnings
+from nsam.cli.request import train_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nsam.training.loop import Outcome
+    from nsam.training.start import Run
+
+RUNS = Path("runs")
+
+
+class Precision(StrEnum):
+    """Precision of matrix products."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def train(
+    file: File,
+    name: Annotated[
+        str | None, typer.Argument(metavar="TRAIN", help="A train declaration of the program.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="A file or folder of UTF-8 text; may be repeated. Without it: Python's own documentation.",
+            show_default=False,
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change the declaration, e.g. [cyan]--set steps=200[/]."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/<train>-<n>.", show_default=False),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest one.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default 0.", show_default=False)] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "cpu",
+    dtype: Annotated[
+        Precision | None,
+        typer.Option("--dtype", help="Precision of matrix products. Default float32.", show_default=False),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.", show_default=False)
+    ] = None,
+    no_compile: Annotated[bool, typer.Option("--no-compile", help="Leave torch.compile out: starts at once.")] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option("--checkpoint-every", min=0, metavar="SECONDS", help="Time between checkpoints.")
+    ] = 60,
+    checkpoint_steps: Annotated[
+        int | None,
+        typer.Option("--checkpoint-steps", min=1, help="Also save every so many steps.", show_default=False),
+    ] = None,
+) -> None:
+    """Train a model on text and leave a run folder: checkpoint, metrics, plots, level graph, sample.
+
+    Ctrl-C stops after the current step with a checkpoint; --resume continues the same curve.
+
+    [dim]nsam train hope.nsam
+    nsam train hope.nsam hope_bytes --data ~/notes --set steps=500 --out runs/notes
+    nsam train hope.nsam --out runs/notes --resume[/]
+    """
+    overrides = parse_pairs(set_, "--set")
+    if resume and (data or seed is not None or dtype is not None):
+        raise typer.BadParameter("a resumed run keeps its --data, --seed and --dtype", param_hint="--resume")
+    from nsam.dsl.program import load
+
+    program = load(file)
+    show_warnings(program.warnings)
+    name = train_name(program, name)
+
+    import torch
+    from rich.console import Console
+
+    from nsam.runs.folder import last_run, next_run
+    from nsam.training.settings import Settings
+    from nsam.training.start import new_run, resumed_run
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = Settings(
+        seed=seed or 0,
+        device=device,
+        dtype=(dtype or Precision.float32).value,
+        compiled=not no_compile,
+        checkpoint_seconds=checkpoint_every,
+        checkpoint_steps=checkpoint_steps,
+    )
+    if resume:
+        run = resumed_run(program, name, overrides, settings, out or last_run(RUNS, name))
+    else:
+        declaration = program.train(name, overrides)
+        run = new_run(program, file, declaration, overrides, data or [], settings, out or next_run(RUNS, name))
+    console = Console(highlight=False)
+    _describe(console, run)
+    outcome = _loop(console, run, settings.compiled)
+    _finish(console, run, outcome, file)
+
+
+def _describe(console: Console, run: Run) -> None:
+    corpus = run.corpus
+    console.print(f"[bold]{run.train.name}[/]  {run.trainer.parameters:,} parameters  [dim]→[/] {run.folder.path}")
+    console.print(
+        f"[dim]data[/]  {corpus.source}: {len(corpus.training):,} bytes for training, {len(corpus.held_out):,} held "
+        f"out ({len(corpus.held_out_names)} of {corpus.documents} documents)",
+        soft_wrap=True,
+    )
+    if corpus.skipped:
+        console.print(f"[yellow]{len(corpus.skipped)} files are not UTF-8 text and were left out[/]")
+    if run.trainer.step:
+        console.print(f"continuing at step {run.trainer.step:,}")
+
+
+def _loop(console: Console, run: Run, compiled: bool) -> Outcome:
+    from nsam.cli.train_display import LineWatcher, LiveWatcher
+
+    watcher = LiveWatcher(console, compiled) if sys.stdout.isatty() else LineWatcher(console, compiled)
+    with watcher:
+        return run.trainer.run(watcher)
+
+
+def _finish(console: Console, run: Run, outcome: Outcome, file: Path) -> None:
+    """Write what people look at; after an interruption say how to go on, and stop with 130."""
+    from nsam.training.report import bits, sample, summary, write_pictures
+
+    folder = run.folder
+    if outcome.interrupted:
+        console.print(
+            f"Stopped at step {outcome.step:,}; the checkpoint is saved. Continue with:\n"
+            f"  nsam train {file} {run.train.name} --out {folder.path} --resume",
+            soft_wrap=True,
+        )
+        raise typer.Exit(INTERRUPTED)
+    pictures = write_pictures(folder, run.train)
+    folder.write("summary.md", summary(run.description, run.corpus, outcome, run.trainer.parameters, pictures))
+    text = sample(run.train, run.trainer.module, run.corpus, run.description.seed)
+    folder.write("sample.txt", text)
+    if outcome.held_out is not None:
+        console.print(f"held out: [bold]{bits(outcome.held_out):.3f}[/] bits per byte after {outcome.step:,} steps")
+    console.print("[dim]a sample (the model continues after ⟩):[/]")
+    console.print(text, markup=False, soft_wrap=True)
+    console.print(f"[dim]run folder[/] {folder.path}: summary.md, loss.png, levels.png, graph.html, sample.txt")
+    console.print(f"[dim]more text[/]  nsam generate {folder.path} --prompt 'The '", markup=True, soft_wrap=True)

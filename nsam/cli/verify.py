@@ -1,0 +1,56 @@
+"""`nsam verify`: the compiled module against the reference, and the six invariants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import typer
+
+from nsam.cli.guard import DIAGNOSTICS
+from nsam.cli.options import File, Parameters, System, Value, parse_pairs
+from nsam.cli.output import show_warnings
+from nsam.cli.request import unknown
+
+if TYPE_CHECKING:
+    from nsam.dsl.program import Program
+
+SMALL = 8
+"""Default for `dim` here: equality does not depend on the size, and the reference is slow."""
+
+
+def verify(file: File, system: System = None, param: Parameters = None) -> None:
+    """Compare compiled systems with the token-by-token reference: values, gradients and the six invariants.
+
+    Without SYSTEM every system of the file is verified; `dim` is 8 unless given.
+
+    [dim]nsam verify hope.nsam
+    nsam verify hope.nsam titans -p dim=8 -p chunk=4 -p slow=8[/]
+    """
+    params = parse_pairs(param, "--param")
+    from nsam.dsl.program import load
+
+    program = load(file)
+    show_warnings(program.warnings)
+    if system is not None and system not in program.systems:
+        raise unknown(program, system)
+    from nsam import api
+
+    failed = []
+    for name in [system] if system is not None else list(program.systems):
+        given = _small(program, name, params, every=system is None)
+        typer.echo(f"{name}({', '.join(f'{key} = {value}' for key, value in given.items())})")
+        report = api.verify(program, name, **given)
+        typer.echo(report.text)
+        if not report.ok:
+            failed.append(name)
+    if failed:
+        typer.echo(f"not equal: {', '.join(failed)}", err=True)
+        raise typer.Exit(DIAGNOSTICS)
+
+
+def _small(program: Program, name: str, params: Mapping[str, Value], every: bool) -> dict[str, Value]:
+    """Return the parameters for one system: those given (`every`: only those that it declares), and a small `dim`."""
+    declared = {parameter.name for parameter in program.systems[name].parameters}
+    given = {key: value for key, value in params.items() if key in declared or not every}
+    return ({"dim": SMALL} if "dim" in declared else {}) | given

@@ -1,0 +1,205 @@
+"""Text to train on: documents as bytes, split into training and held-out text that share no paragraph."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nsam.dsl.diagnostics import fail
+
+HELD_OUT_SHARE = 0.08
+"""Part of the bytes that is held out, in whole documents where there are several."""
+
+SHARED_PARAGRAPH = 32
+"""Paragraphs of at least this many characters that held-out text repeats are taken out of the training text."""
+
+_BETWEEN = b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text, UTF-8 as bytes, with the name it is reported under."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What a model trains on and what it is tested on. `skipped` names files of a folder that are not text."""
+
+    source: str
+    training: bytes
+    held_out: bytes
+    documents: int
+    held_out_names: tuple[str, ...]
+    dropped: int
+    skipped: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of both texts: the same when and only when a resumed run would read the same rows."""
+        digest = hashlib.sha256(len(self.training).to_bytes(8, "little"))
+        digest.update(self.training)
+        digest.update(self.held_out)
+        return digest.hexdigest()
+
+
+def load_corpus(paths: Sequence[Path], context: int) -> Corpus:
+    """Return the texts at `paths` (files or folders; none: Python's documentation topics), split for rows of `context`.
+
+    Both parts hold at least one row of context + 1 bytes; N0501, N0502, N0503 and N0504 say what is wrong with the
+    data otherwise.
+    """
+    skipped: list[str] = []
+    documents = [d for path in paths for d in _read(path, skipped)] if paths else _topics()
+    source = ", ".join(str(path) for path in paths) if paths else "Python's documentation topics"
+    total = sum(len(document.content) for document in documents)
+    if total == 0:
+        raise fail(
+            "N0502",
+            f"there is no text in {source}",
+            help="give files or folders of UTF-8 text with --data, or leave --data out to train on Python's own "
+            "documentation",
+        )
+    row = context + 1
+    if total < 2 * row:
+        raise _too_short(source, total, row)
+    training, held_out = _split(documents, max(int(total * HELD_OUT_SHARE), row))
+    kept, dropped = _without_shared_paragraphs(training, held_out)
+    training_text = _BETWEEN.join(document.content for document in kept)
+    held_out_text = _BETWEEN.join(document.content for document in held_out)
+    if min(len(training_text), len(held_out_text)) < row:
+        raise _too_short(source, total, row)
+    return Corpus(
+        source=source,
+        training=training_text,
+        held_out=held_out_text,
+        documents=len(documents),
+        held_out_names=tuple(document.name for document in held_out),
+        dropped=dropped,
+        skipped=tuple(skipped),
+    )
+
+
+def _too_short(source: str, total: int, row: int) -> Exception:
+    return fail(
+        "N0503",
+        f"{source} has {total:,} bytes: too short for rows of {row:,}",
+        notes=(
+            f"a row holds context + 1 = {row:,} bytes, and the training text and the held-out text need one each "
+            "that the other does not repeat",
+        ),
+        help=f"give more text, or a smaller context: --set context={max(1, total // 4)}",
+    )
+
+
+def _topics() -> list[Document]:
+    """Return the texts behind Python's `help()`, one document a topic, in the order of their names."""
+    from pydoc_data.topics import topics
+
+    return [Document(name, topics[name].encode()) for name in sorted(topics)]
+
+
+def _read(path: Path, skipped: list[str]) -> list[Document]:
+    try:
+        if path.is_dir():
+            files = [p for p in sorted(path.rglob("*")) if p.is_file() and not _hidden(p.relative_to(path))]
+            found = [(file, file.read_bytes()) for file in files]
+        else:
+            found = [(path, path.read_bytes())]
+    except OSError as error:
+        raise fail(
+            "N0501",
+            f"cannot read {error.filename or path}: {error.strerror}",
+            help="--data takes files and folders of UTF-8 text",
+        ) from None
+    documents = []
+    for file, content in found:
+        fault = _first_fault(content)
+        if fault is None:
+            documents.append(Document(str(file), content))
+        elif path.is_dir():
+            skipped.append(str(file))
+        else:
+            raise fail(
+                "N0504",
+                f"{file} is not UTF-8 text: byte {content[fault]:#04x} at offset {fault:,}",
+                help="convert it first, for instance with: iconv -f latin1 -t utf-8",
+            )
+    return documents
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def _first_fault(content: bytes) -> int | None:
+    """Return the offset of the first byte that is not UTF-8 text (a zero byte marks a binary file), or None."""
+    zero = content.find(0)
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return error.start if zero < 0 else min(zero, error.start)
+    return zero if zero >= 0 else None
+
+
+def _split(documents: list[Document], wanted: int) -> tuple[list[Document], list[Document]]:
+    """Hold out whole documents until `wanted` bytes are reached; a single document is cut near its end.
+
+    Documents are taken in the order of a hash of their names: a fixed choice that alphabetical order and folder
+    structure do not bias. When the documents are too uneven for a split by documents, the largest is cut.
+    """
+    documents = [document for document in documents if document.content]
+    total = sum(len(document.content) for document in documents)
+    held_out: list[Document] = []
+    reached = 0
+    for document in sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).digest()):
+        if reached >= wanted:
+            break
+        if reached + len(document.content) <= max(2 * wanted, total // 4):
+            held_out.append(document)
+            reached += len(document.content)
+    names = {document.name for document in held_out}
+    training = [document for document in documents if document.name not in names]
+    if reached >= wanted and training:
+        return training, sorted(held_out, key=lambda d: d.name)
+    largest = max(documents, key=lambda d: len(d.content))
+    head, tail = _cut(largest, min(wanted, len(largest.content) // 2))
+    return [head if d is largest else d for d in documents], [tail]
+
+
+def _cut(document: Document, wanted: int) -> tuple[Document, Document]:
+    """Cut off about the last `wanted` bytes, at the start of a line where one is near."""
+    at = len(document.content) - wanted
+    line = document.content.rfind(b"\n", max(1, at - wanted // 2), at) + 1
+    at = line or at
+    name = document.name
+    return Document(name, document.content[:at]), Document(f"{name} (end)", document.content[at:])
+
+
+def _without_shared_paragraphs(training: list[Document], held_out: list[Document]) -> tuple[list[Document], int]:
+    """Take paragraphs that held-out text repeats out of the training text; also return the bytes taken out.
+
+    Python's topics quote each other whole ("with" stands in "compound" too); a held-out loss on text that was
+    trained on would be too good.
+    """
+    known = {key for document in held_out for paragraph in document.content.split(_BETWEEN) if (key := _key(paragraph))}
+    kept: list[Document] = []
+    dropped = 0
+    for document in training:
+        paragraphs = document.content.split(_BETWEEN)
+        fresh = [paragraph for paragraph in paragraphs if _key(paragraph) not in known]
+        content = _BETWEEN.join(fresh)
+        dropped += len(document.content) - len(content)
+        if content:
+            kept.append(Document(document.name, content))
+    return kept, dropped
+
+
+def _key(paragraph: bytes) -> bytes | None:
+    """The paragraph without its layout, or None when it is too short to tell texts apart."""
+    words = b" ".join(paragraph.split())
+    return words if len(words) >= SHARED_PARAGRAPH else None

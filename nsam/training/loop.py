@@ -1,0 +1,241 @@
+"""The training loop: rows in, losses out, checkpoints on the way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from nsam import api
+from nsam.dsl.checked import Repeat, Train, Unit
+from nsam.dsl.diagnostics import fail
+from nsam.runs.checkpoint import Checkpoint, latest_checkpoint, require_same_tensors, save_checkpoint
+from nsam.runs.folder import RunFolder
+from nsam.runs.metrics import MetricsLog
+from nsam.training.corpus import Corpus
+from nsam.training.interrupts import Interrupts
+from nsam.training.objective import next_byte_loss
+from nsam.training.progress import Progress, Speed, Watcher
+from nsam.training.sampler import Sampler, held_out_rows
+from nsam.training.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. `interrupted`: by Ctrl-C or SIGTERM, with a checkpoint at `step`."""
+
+    step: int
+    loss: float
+    held_out: float | None
+    tokens_per_second: float | None
+    elapsed: float
+    interrupted: bool
+
+
+class Trainer:
+    """One run of a `train` declaration, from its first step or from a checkpoint.
+
+    Every number that a later step depends on is in the checkpoint, so that a resumed run continues the same curve.
+    """
+
+    def __init__(
+        self, train: Train, corpus: Corpus, settings: Settings, folder: RunFolder, resume: Checkpoint | None = None
+    ) -> None:
+        """Build model and optimizer; N0507 when `resume` does not belong to the program."""
+        self.train, self.settings, self.folder = train, settings, folder
+        self.device = torch.device(settings.device)
+        options = train.data[1]
+        context, self.batch = _whole(options["context"]), _whole(options["batch"])
+        torch.manual_seed(settings.seed)
+        self.module: nn.Module = api.compile_unit(train.model, compiled=settings.compiled).to(self.device)
+        self.optimizer: torch.optim.Optimizer = api.train_optimizer(train, self.module)
+        self.sampler = Sampler(corpus.training, context, self.batch, settings.seed)
+        self._held_out = held_out_rows(corpus.held_out, context, self.batch, settings.held_out_batches)
+        self._speed = Speed(self.batch * context)
+        self._keeps = keeps_state(train.model)
+        self._memory: Any = None
+        self.step = 0
+        self.loss = math.nan
+        self.held_out: float | None = None
+        self._elapsed_before = 0.0
+        self._memories: Mapping[str, Mapping[str, Any]] = {}
+        if resume is not None:
+            self._restore(resume)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model learns."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    def run(self, watcher: Watcher) -> Outcome:
+        """Train to the last step, or until interrupted; N0506 at the first loss that is not finite."""
+        begun = saved = time.perf_counter()
+        steps = self.train.steps
+        metrics = MetricsLog(self.folder.metrics, self.step)
+        interrupts = Interrupts()
+        try:
+            with interrupts:
+                if self.step == 0:
+                    self._save(watcher, 0.0)
+                watcher.started(self.step, steps)
+                while self.step < steps and not interrupts.asked:
+                    self._advance(metrics)
+                    interrupts.patient = True
+                    elapsed = self._elapsed_before + time.perf_counter() - begun
+                    watcher.stepped(self._progress(elapsed))
+                    if self._due_for_evaluation():
+                        self._evaluate(metrics)
+                        watcher.evaluated(self._progress(elapsed))
+                    if self._due_for_checkpoint(time.perf_counter() - saved):
+                        self._save(watcher, elapsed)
+                        saved = time.perf_counter()
+                elapsed = self._elapsed_before + time.perf_counter() - begun
+                self._save(watcher, elapsed)
+        finally:
+            metrics.close()
+        return Outcome(self.step, self.loss, self.held_out, self._speed.tokens_per_second, elapsed, self.step < steps)
+
+    # --- one step --------------------------------------------------------------------------------
+
+    def _advance(self, metrics: MetricsLog) -> None:
+        begun = time.perf_counter()
+        rows = self.sampler.rows().to(self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, state = next_byte_loss(self.module, rows, self._memory, self.settings.precision)
+        self.loss = float(loss.detach())
+        if not math.isfinite(self.loss):
+            raise self._not_finite(f"the loss of step {self.step + 1} is {self.loss}")
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+        self.sampler = self.sampler.advance()
+        state = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, state)
+        # Each step starts fresh sequences; only what is declared `reset never` goes on to the next one.
+        self._memory = api.new_sequence(state) if self._keeps else None
+        self._speed.add(time.perf_counter() - begun)
+        line: dict[str, Any] = {"loss": self.loss, "seconds": round(time.perf_counter() - begun, 4)}
+        if self.step % self.settings.report_every in (0, 1) or self.step == self.train.steps:
+            with torch.no_grad():
+                self._memories = api.memory_report(self.module, state)
+            line["memories"] = {path: dict(values) for path, values in self._memories.items()}
+        metrics.add(self.step, line)
+
+    def _due_for_evaluation(self) -> bool:
+        interval = max(1, self.train.steps // self.settings.evaluations)
+        return self.step % interval == 0 or self.step == self.train.steps
+
+    def _evaluate(self, metrics: MetricsLog) -> None:
+        """Take the held-out loss on the same rows every time, each a fresh sequence.
+
+        Gradients stay enabled, though none is taken: the graph that training compiled is used again instead of a
+        second one being compiled.
+        """
+        losses = [
+            float(next_byte_loss(self.module, rows.to(self.device), self._memory, self.settings.precision)[0].detach())
+            for rows in self._held_out
+        ]
+        self.held_out = sum(losses) / len(losses)
+        if not math.isfinite(self.held_out):
+            raise self._not_finite(f"the held-out loss after step {self.step} is {self.held_out}")
+        metrics.add(self.step, {"held_out": self.held_out})
+
+    def _not_finite(self, what: str) -> Exception:
+        good = latest_checkpoint(self.folder.checkpoints)
+        return fail(
+            "N0506",
+            what,
+            self.train.span,
+            f"`{self.train.name}` diverged",
+            notes=(f"the last good checkpoint is {good}",),
+            help="lower the learning rate of the rule, bound the inner objective (pseudo_huber), or use a rule with a "
+            "bounded step (safe_dgd); the metrics of the run show which memory grew first",
+        )
+
+    def _progress(self, elapsed: float) -> Progress:
+        seconds = self._speed.seconds_a_step
+        return Progress(
+            step=self.step,
+            steps=self.train.steps,
+            loss=self.loss,
+            held_out=self.held_out,
+            tokens_per_second=self._speed.tokens_per_second,
+            elapsed=elapsed,
+            remaining=None if seconds is None else seconds * (self.train.steps - self.step),
+            memories=self._memories,
+        )
+
+    # --- checkpoints -----------------------------------------------------------------------------
+
+    def _due_for_checkpoint(self, seconds: float) -> bool:
+        every = self.settings.checkpoint_steps
+        return (every is not None and self.step % every == 0) or seconds >= self.settings.checkpoint_seconds
+
+    def _save(self, watcher: Watcher, elapsed: float) -> None:
+        weights = self.module.state_dict()
+        bad = next((name for name, value in weights.items() if not bool(torch.isfinite(value).all())), None)
+        if bad is not None:
+            raise self._not_finite(f"after step {self.step} the weight `{bad}` holds numbers that are not finite")
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        progress = {"elapsed": elapsed, "loss": self.loss}
+        if self.held_out is not None:
+            progress["held_out"] = self.held_out
+        path = save_checkpoint(
+            self.folder.checkpoints,
+            Checkpoint(
+                step=self.step,
+                model=weights,
+                optimizer=self.optimizer.state_dict(),
+                memory=self._memory,
+                generators=generators,
+                sampler={"seed": self.sampler.seed, "step": self.sampler.step},
+                progress=progress,
+            ),
+        )
+        watcher.saved(self.step, path)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        path = self.folder.checkpoints / f"step-{checkpoint.step:06d}"
+        require_same_tensors(checkpoint.model, self.module.state_dict(), path)
+        self.module.load_state_dict(dict(checkpoint.model))
+        try:
+            self.optimizer.load_state_dict(dict(checkpoint.optimizer))
+        except (ValueError, KeyError) as error:
+            raise fail(
+                "N0507",
+                f"the optimizer in {path} does not belong to this program: {error}",
+                help="use the rules that the run was started with",
+            ) from None
+        torch.set_rng_state(checkpoint.generators["cpu"])
+        if self.device.type == "cuda" and "cuda" in checkpoint.generators:
+            torch.cuda.set_rng_state(checkpoint.generators["cuda"], self.device)
+        self.sampler = Sampler(
+            self.sampler.text,
+            self.sampler.context,
+            self.batch,
+            checkpoint.sampler["seed"],
+            checkpoint.sampler["step"],
+        )
+        self._memory = checkpoint.memory
+        self.step = checkpoint.step
+        self.loss = checkpoint.progress["loss"]
+        self.held_out = checkpoint.progress.get("held_out")
+        self._elapsed_before = checkpoint.progress["elapsed"]
+
+
+def keeps_state(unit: Unit) -> bool:
+    """Whether a memory of `unit`, or of a unit inside it, is declared `reset never`."""
+    bodies = [child.body if isinstance(child, Repeat) else child.unit for child in unit.children]
+    return any(memory.reset.kind == "never" for memory in unit.memories) or any(map(keeps_state, bodies))
+
+
+def _whole(value: Any) -> int:
+    assert isinstance(value, int), value
+    return value

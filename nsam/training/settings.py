@@ -1,0 +1,67 @@
+"""How a run is carried out, apart from what the program says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from nsam.dsl.diagnostics import fail
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Options of the loop. `dtype` is the precision of matrix products (autocast); weights stay float32.
+
+    `checkpoint_seconds` and `checkpoint_steps`: whichever comes first. `evaluations` held-out losses are taken over a
+    run, each on `held_out_batches` batches.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    compiled: bool = True
+    threads: int | None = None
+    checkpoint_seconds: float = 60.0
+    checkpoint_steps: int | None = None
+    evaluations: int = 6
+    held_out_batches: int = 4
+    report_every: int = 10
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The precision of matrix products."""
+        return DTYPES[self.dtype]
+
+
+def require_device(name: str) -> torch.device:
+    """Return the device called `name`; N0512 when this machine does not have it."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        known = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+        raise fail(
+            "N0512",
+            f"there is no device `{name}` here",
+            notes=(reason,),
+            help=f"devices on this machine: {', '.join(known)}",
+        ) from None
+    return device
+
+
+def require_compiler(device: str) -> None:
+    """Check that torch.compile can build for the CPU; N0516 when there is no C++ compiler."""
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    if device == "cpu" and not any(shutil.which(name.split()[0]) for name in candidates):
+        raise fail(
+            "N0516",
+            f"there is no C++ compiler here (looked for {', '.join(candidates)})",
+            help="install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install), or run uncompiled, "
+            "several times slower, with --no-compile",
+        )

@@ -1,0 +1,102 @@
+"""From a program and a request to a run that is ready to go: new, or resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nsam.dsl.checked import Train
+from nsam.dsl.diagnostics import fail
+from nsam.dsl.program import Program
+from nsam.runs.checkpoint import latest_checkpoint, load_checkpoint
+from nsam.runs.folder import RunDescription, RunFolder, create_run, open_run, update_overrides
+from nsam.runs.sources import program_sources
+from nsam.training.corpus import Corpus, load_corpus
+from nsam.training.loop import Trainer
+from nsam.training.objective import require_byte_model
+from nsam.training.settings import Settings, require_compiler, require_device
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run ready to go."""
+
+    folder: RunFolder
+    description: RunDescription
+    train: Train
+    corpus: Corpus
+    trainer: Trainer
+
+
+def new_run(
+    program: Program,
+    file: Path,
+    train: Train,
+    overrides: Mapping[str, Any],
+    data: Sequence[Path],
+    settings: Settings,
+    path: Path,
+) -> Run:
+    """Return a run that starts at step 0 in the new folder `path`."""
+    corpus, context, batch = _prepare(train, data, settings)
+    main, sources = program_sources(program, file)
+    description = RunDescription(
+        train=train.name,
+        overrides=dict(overrides),
+        main=main,
+        data=tuple(str(item.resolve()) for item in data),
+        fingerprint=corpus.fingerprint,
+        context=context,
+        batch=batch,
+        seed=settings.seed,
+        dtype=settings.dtype,
+        version=version("nsam"),
+    )
+    folder = create_run(path, description, sources)
+    return Run(folder, description, train, corpus, Trainer(train, corpus, settings, folder))
+
+
+def resumed_run(program: Program, name: str, overrides: Mapping[str, Any], settings: Settings, path: Path) -> Run:
+    """Return the run in `path` at its last checkpoint.
+
+    Data, seed and precision are those that it began with; `overrides` are put on top of its own. N0510 when the rows
+    would not be the same as before, N0507 when the checkpoint does not belong to the program.
+    """
+    folder, description = open_run(path)
+    if description.train != name:
+        raise fail("N0510", f"{path} is a run of `{description.train}`, not of `{name}`")
+    description = replace(description, overrides={**description.overrides, **overrides})
+    train = program.train(name, description.overrides)
+    settings = replace(settings, seed=description.seed, dtype=description.dtype)
+    corpus, context, batch = _prepare(train, [Path(item) for item in description.data], settings)
+    for what, before, now in (
+        ("context", description.context, context),
+        ("batch", description.batch, batch),
+        ("text", description.fingerprint, corpus.fingerprint),
+    ):
+        if before != now:
+            detail = "" if what == "text" else f": it was {before} and is {now}"
+            raise fail(
+                "N0510",
+                f"the {what} of {path} has changed since it began{detail}",
+                help="start a new run instead: leave --resume out",
+            )
+    checkpoint = load_checkpoint(latest_checkpoint(folder.checkpoints), settings.device)
+    trainer = Trainer(train, corpus, settings, folder, checkpoint)
+    update_overrides(folder, description)
+    return Run(folder, description, train, corpus, trainer)
+
+
+def _prepare(train: Train, data: Sequence[Path], settings: Settings) -> tuple[Corpus, int, int]:
+    require_byte_model(train)
+    require_device(settings.device)
+    if settings.compiled:
+        require_compiler(settings.device)
+    options = train.data[1]
+    context, batch = options["context"], options["batch"]
+    assert isinstance(context, int)
+    assert isinstance(batch, int)
+    return load_corpus(data, context), context, batch

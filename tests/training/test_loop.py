@@ -1,0 +1,242 @@
+"""The loop: it learns, resumes exactly, stops at what is not finite, and refuses foreign checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+
+from nsam.dsl.checked import Apply, Train, ValueType
+from nsam.dsl.diagnostics import ProgramError
+from nsam.runs.checkpoint import checkpoints, latest_checkpoint, load_checkpoint
+from nsam.runs.folder import RunFolder
+from nsam.runs.metrics import read_metrics
+from nsam.training.corpus import load_corpus
+from nsam.training.loop import Outcome, Trainer
+from nsam.training.objective import require_byte_model
+from nsam.training.progress import Progress
+from nsam.training.settings import Settings
+
+MakeTrain: TypeAlias = Callable[..., Train]
+
+
+class Silent:
+    def __init__(self, at: Callable[[Progress], None] | None = None) -> None:
+        self.at, self.seen = at, []  # type: ignore[var-annotated]
+
+    def started(self, step: int, steps: int) -> None:
+        self.seen.append(("started", step))
+
+    def stepped(self, progress: Progress) -> None:
+        self.seen.append(("stepped", progress.step))
+        if self.at is not None:
+            self.at(progress)
+
+    def evaluated(self, progress: Progress) -> None:
+        self.seen.append(("evaluated", progress.step))
+
+    def saved(self, step: int, path: Path) -> None:
+        self.seen.append(("saved", step))
+
+
+def trainer(train: Train, text: Path, folder: Path, resume: bool = False, **settings: object) -> Trainer:
+    options = Settings(compiled=False, held_out_batches=2, **settings)  # type: ignore[arg-type]
+    context = train.data[1]["context"]
+    assert isinstance(context, int)
+    run = RunFolder(folder)
+    checkpoint = load_checkpoint(latest_checkpoint(run.checkpoints)) if resume else None
+    return Trainer(train, load_corpus([text], context), options, run, checkpoint)
+
+
+def losses(folder: Path) -> list[tuple[int, str, float]]:
+    return [
+        (line["step"], name, line[name])
+        for line in read_metrics(folder / "metrics.jsonl")
+        for name in ("loss", "held_out")
+        if name in line
+    ]
+
+
+def code(caught: pytest.ExceptionInfo[ProgramError]) -> str:
+    (found,) = caught.value.diagnostics
+    return found.code
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return folder
+
+
+def test_it_learns(api: Any, make_train: MakeTrain, text: Path, run_dir: Path) -> None:
+    outcome = trainer(make_train(steps=40), text, run_dir).run(Silent())
+    first = losses(run_dir)[0][2]
+    assert outcome.step == 40
+    assert not outcome.interrupted
+    assert abs(first - math.log(256)) < 1.5
+    assert outcome.held_out is not None
+    assert outcome.held_out < first - 1
+
+
+def test_resumed_run_continues_the_same_curve(api: Any, make_train: MakeTrain, text: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    expected = trainer(make_train(steps=12), text, whole).run(Silent())
+    first = trainer(make_train(steps=12), text, parts, checkpoint_steps=1)
+
+    def kill(progress: Progress) -> None:
+        if progress.step == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.run(Silent(kill))
+    # Step 7 was done but not saved: a resumed run does it again, and the metrics have it once.
+    assert [step for step, _ in checkpoints(parts / "checkpoints")] == [5, 6]
+    torch.manual_seed(999)
+    outcome = trainer(make_train(steps=12), text, parts, resume=True).run(Silent())
+    assert outcome.loss == expected.loss
+    assert outcome.held_out == expected.held_out
+    assert losses(parts) == losses(whole)
+    a = load_checkpoint(latest_checkpoint(whole / "checkpoints"))
+    b = load_checkpoint(latest_checkpoint(parts / "checkpoints"))
+    assert a.step == b.step == 12
+    assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
+    assert str(a.optimizer) == str(b.optimizer)
+
+
+def test_state_that_is_never_reset_is_carried_and_resumed(
+    api: Any, make_train: MakeTrain, text: Path, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    train = make_train(steps=6, reset="never")
+    trainer(train, text, whole).run(Silent())
+    assert api.new_sequences == 6
+    carried = load_checkpoint(latest_checkpoint(whole / "checkpoints")).memory
+    assert carried["count"] == 6 * 16
+    trainer(make_train(steps=3, reset="never"), text, parts, evaluations=1).run(Silent())
+    trainer(train, text, parts, resume=True).run(Silent())
+    assert torch.equal(load_checkpoint(latest_checkpoint(parts / "checkpoints")).memory["sum"], carried["sum"])
+
+
+def test_nan_stops_with_the_last_good_checkpoint(api: Any, make_train: MakeTrain, text: Path, run_dir: Path) -> None:
+    api.poison_at = 6
+    with pytest.raises(ProgramError) as caught:
+        trainer(make_train(), text, run_dir, checkpoint_steps=2, evaluations=1).run(Silent())
+    assert code(caught) == "N0506"
+    assert "step 6" in caught.value.diagnostics[0].message
+    assert "step-000004" in caught.value.diagnostics[0].notes[0]
+    kept = load_checkpoint(latest_checkpoint(run_dir / "checkpoints"))
+    assert kept.step == 4
+    assert all(bool(value.isfinite().all()) for value in kept.model.values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(api: Any, make_train: MakeTrain, text: Path, run_dir: Path) -> None:
+    running = trainer(make_train(), text, run_dir, checkpoint_steps=1)
+
+    def break_weight(progress: Progress) -> None:
+        if progress.step == 3:
+            with torch.no_grad():
+                running.module.mix[0, 0] = math.inf
+
+    with pytest.raises(ProgramError) as caught:
+        running.run(Silent(break_weight))
+    assert code(caught) == "N0506"
+    assert load_checkpoint(latest_checkpoint(run_dir / "checkpoints")).step == 2
+
+
+def test_ctrl_c_finishes_the_step_and_saves(api: Any, make_train: MakeTrain, text: Path, run_dir: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    outcome: Outcome = trainer(make_train(), text, run_dir).run(Silent(interrupt))
+    assert outcome.interrupted
+    assert outcome.step == 4
+    assert load_checkpoint(latest_checkpoint(run_dir / "checkpoints")).step == 4
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_second_ctrl_c_stops_at_once(api: Any, make_train: MakeTrain, text: Path, run_dir: Path) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(make_train(), text, run_dir).run(Silent(interrupt))
+    assert load_checkpoint(latest_checkpoint(run_dir / "checkpoints")).step == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim": 6}, "`embed` is [256, 8] there and [256, 6] in the program's model"),
+        ({"extra": ("late", (3,))}, "it has no tensor `late`"),
+    ],
+)
+def test_foreign_checkpoint_is_refused(
+    api: Any, make_train: MakeTrain, text: Path, run_dir: Path, change: dict[str, Any], message: str
+) -> None:
+    trainer(make_train(steps=2), text, run_dir).run(Silent())
+    api.extra = change.pop("extra", None)
+    with pytest.raises(ProgramError) as caught:
+        trainer(make_train(steps=4, **change), text, run_dir, resume=True)
+    assert code(caught) == "N0507"
+    assert message in caught.value.diagnostics[0].message
+
+
+def test_checkpoint_with_an_extra_tensor_is_refused(api: Any, make_train: MakeTrain, text: Path, run_dir: Path) -> None:
+    api.extra = ("late", (3,))
+    trainer(make_train(steps=2), text, run_dir).run(Silent())
+    api.extra = None
+    with pytest.raises(ProgramError) as caught:
+        trainer(make_train(steps=4), text, run_dir, resume=True)
+    assert "it has a tensor `late`" in caught.value.diagnostics[0].message
+
+
+def test_metrics_hold_memories_and_held_out_losses(api: Any, make_train: MakeTrain, text: Path, run_dir: Path) -> None:
+    watcher = Silent()
+    trainer(make_train(), text, run_dir).run(watcher)
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in lines if "held_out" in line] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in lines if "memories" in line] == [1, 10, 11, 12]
+    assert lines[0]["memories"]["repeat.0.titans.k"] == {"level": 1, "inner_loss": 0.5}
+    assert watcher.seen[0] == ("saved", 0)
+    assert watcher.seen[-1] == ("saved", 12)
+
+
+def test_a_run_whose_last_lines_were_cut_off_is_read_to_the_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1, "loss": 2.0}) + "\n" + '{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_models_that_are_not_of_bytes_are_refused(make_train: MakeTrain) -> None:
+    require_byte_model(make_train())
+    good = make_train()
+    wrong = {
+        "N0505": make_train(vocab=255),
+        "N0513": replace(good, data=("images", {})),
+        "N0511": replace(good, objective=Apply(ValueType((), "constant"), good.span, "l2", good.objective.arguments)),
+    }
+    for expected, train in wrong.items():
+        with pytest.raises(ProgramError) as caught:
+            require_byte_model(train)
+        assert code(caught) == expected
+    with pytest.raises(ProgramError) as caught:
+        require_byte_model(replace(good, model=replace(good.model, inputs=())))
+    assert code(caught) == "N0511"
