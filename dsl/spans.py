@@ -41,6 +41,11 @@ class Span:
         """Column of the first character, from 1."""
         return self.start - (self.source.text.rfind("\n", 0, self.start) + 1) + 1
 
+    @property
+    def last_line(self) -> int:
+        """Line of the last character, from 1; the first line for an empty span."""
+        return self.source.text.count("\n", 0, max(self.start, self.end - 1)) + 1
+
     def to(self, other: Span) -> Span:
         """Return the span from the start of this one to the end of `other`, in the same source."""
         return Span(self.source, self.start, max(self.end, other.end))
