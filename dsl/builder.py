@@ -1,3 +1,4 @@
+# ruff: noqa: D102  (methods are named after the grammar rules that they read)
 """Statements, memories, declarations and files: from the parser's raw tree to `syntax` nodes.
 
 One method per grammar rule, called with the rule's children: tokens and what the methods of the rules below returned.

@@ -1,7 +1,8 @@
+# ruff: noqa: D102  (methods are named after the grammar rules that they read)
 """Expressions: from the parser's raw tree to `syntax` nodes, bottom up and without recursion.
 
 One method per grammar rule, called with the rule's children: tokens and what the methods of the rules below returned.
-What the grammar leaves open on purpose (units, modes, the order of arguments, reserved words) is judged here.
+What the grammar leaves open on purpose (units, the order of arguments) is judged here.
 """
 
 from __future__ import annotations
