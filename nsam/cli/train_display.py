@@ -119,12 +119,12 @@ class LiveWatcher:
 
 
 def memory_table(memories: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Return the fast memories, slowest level first, with their inner losses."""
+    """Return the fast memories, fastest level first, with their inner losses."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("level", justify="right")
     table.add_column("memory")
     table.add_column("inner loss", justify="right")
-    for path, values in sorted(memories.items(), key=lambda item: (-item[1]["level"], item[0])):
+    for path, values in sorted(memories.items(), key=lambda item: (item[1]["level"], item[0])):
         loss = values["inner_loss"]
         table.add_row(str(values["level"]), path, "-" if loss is None else f"{loss:.4g}")
     return table

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeAlias
 
 _BITS = 1 / math.log(2)
 _SMOOTH = 20
@@ -26,9 +26,14 @@ def loss_plot(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
         axes.plot(steps, _smoothed(losses), color="#1f4e8c", linewidth=1.8, label="training, smoothed")
     if held_out:
         steps, losses = zip(*held_out, strict=True)
-        axes.plot(steps, losses, "o-", color="#c2571a", markersize=4, linewidth=1.2, label="held out")
-        axes.annotate(
-            f"{losses[-1]:.2f}", (steps[-1], losses[-1]), textcoords="offset points", xytext=(-4, 7), ha="right"
+        axes.plot(
+            steps,
+            losses,
+            "o-",
+            color="#c2571a",
+            markersize=4,
+            linewidth=1.2,
+            label=f"held out, {losses[-1]:.3f} at the end",
         )
     axes.set_xlabel("step")
     axes.set_ylabel("bits per byte")
@@ -38,37 +43,63 @@ def loss_plot(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
     return _png(figure)
 
 
-def levels_plot(metrics: Sequence[dict[str, Any]], title: str) -> bytes | None:
-    """Return a PNG with one panel a level: the inner loss of each of its memories over steps; None without any."""
+def levels_plot(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
+    """Return a PNG: a panel a level with the inner loss of each of its memories, and how far each level has moved."""
     from matplotlib.figure import Figure
 
-    curves: dict[int, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    losses = _inner_losses(metrics)
+    figure = Figure(figsize=(8, 0.6 + 2.7 * (len(losses) + 1)), layout="constrained")
+    figure.suptitle(title)
+    *panels, last = figure.subplots(len(losses) + 1, 1, sharex=True, squeeze=False)[:, 0]
+    for axes, level in zip(panels, sorted(losses), strict=True):
+        _curves(axes, losses[level], f"level {level}", "inner loss")
+    _curves(last, _movements(metrics), "weights and initial states of each level", "‖W − W₀‖ / ‖W₀‖")
+    last.set_xlabel("step")
+    return _png(figure)
+
+
+Curves: TypeAlias = dict[str, list[tuple[int, float]]]
+
+
+def _inner_losses(metrics: Sequence[dict[str, Any]]) -> dict[int, Curves]:
+    found: dict[int, Curves] = defaultdict(lambda: defaultdict(list))
     for line in metrics:
         for path, values in line.get("memories", {}).items():
             loss = values["inner_loss"]
             if loss is not None and math.isfinite(loss):
-                curves[values["level"]][path].append((line["step"], loss))
-    if not curves:
-        return None
-    figure = Figure(figsize=(7, 0.6 + 2.9 * len(curves)), layout="constrained")
-    figure.suptitle(title)
-    panels = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, level in zip(panels, sorted(curves, reverse=True), strict=True):
-        for path in sorted(curves[level]):
-            axes.plot(*zip(*curves[level][path], strict=True), marker=".", markersize=3, linewidth=1.2, label=path)
-        axes.set_title(f"level {level}", loc="left", fontsize=10)
-        axes.set_ylabel("mean inner loss")
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        if all(loss > 0 for curve in curves[level].values() for _, loss in curve):
-            axes.set_yscale("log")
-    panels[-1].set_xlabel("step")
-    return _png(figure)
+                found[values["level"]][path].append((line["step"], loss))
+    return found
+
+
+def _movements(metrics: Sequence[dict[str, Any]]) -> Curves:
+    found: Curves = defaultdict(list)
+    for line in metrics:
+        for level, distance in line.get("moved", {}).items():
+            found[f"level {level}"].append((line["step"], distance))
+    return found
+
+
+def _curves(axes: Any, curves: Curves, title: str, unit: str) -> None:
+    """Draw curves with a legend beside them; logarithmic where they span more than a factor of ten."""
+    for name in sorted(curves):
+        axes.plot(*zip(*curves[name], strict=True), marker=".", markersize=3, linewidth=1.2, label=name)
+    values = [value for curve in curves.values() for _, value in curve]
+    if values and min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_ylabel(unit)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Mean over the last `_SMOOTH` values."""
-    return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i + 1 - _SMOOTH) : i + 1])]
+    """Mean over the `_SMOOTH` values around each, fewer at both ends, the same number on either side."""
+    result = []
+    for i in range(len(values)):
+        reach = min(_SMOOTH // 2, i, len(values) - 1 - i)
+        part = values[i - reach : i + reach + 1]
+        result.append(sum(part) / len(part))
+    return result
 
 
 def _png(figure: Any) -> bytes:

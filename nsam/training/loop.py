@@ -20,6 +20,7 @@ from nsam.runs.folder import RunFolder
 from nsam.runs.metrics import MetricsLog
 from nsam.training.corpus import Corpus
 from nsam.training.interrupts import Interrupts
+from nsam.training.movement import Movement, level_of_weights
 from nsam.training.objective import next_byte_loss
 from nsam.training.progress import Progress, Speed, Watcher
 from nsam.training.sampler import Sampler, held_out_rows
@@ -58,6 +59,8 @@ class Trainer:
         self.sampler = Sampler(corpus.training, context, self.batch, settings.seed)
         self._held_out = held_out_rows(corpus.held_out, context, self.batch, settings.held_out_batches)
         self._speed = Speed(self.batch * context)
+        weights = self.module.state_dict()
+        self._movement = Movement(level_of_weights(train, weights), weights)
         self._keeps = keeps_state(train.model)
         self._memory: Any = None
         self.step = 0
@@ -120,11 +123,15 @@ class Trainer:
         self._memory = api.new_sequence(state) if self._keeps else None
         self._speed.add(time.perf_counter() - begun)
         line: dict[str, Any] = {"loss": self.loss, "seconds": round(time.perf_counter() - begun, 4)}
-        if self.step % self.settings.report_every in (0, 1) or self.step == self.train.steps:
-            with torch.no_grad():
-                self._memories = api.memory_report(self.module, state)
-            line["memories"] = {path: dict(values) for path, values in self._memories.items()}
+        if self.step % self.settings.report_every == 0 or self.step in (1, self.train.steps):
+            line |= self._report(state)
         metrics.add(self.step, line)
+
+    def _report(self, state: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            self._memories = api.memory_report(self.module, state)
+            moved = self._movement.of(self.module)
+        return {"memories": {path: dict(values) for path, values in self._memories.items()}, "moved": moved}
 
     def _due_for_evaluation(self) -> bool:
         interval = max(1, self.train.steps // self.settings.evaluations)

@@ -29,9 +29,7 @@ def write_pictures(folder: RunFolder, train: Train) -> list[Path]:
 
     metrics = read_metrics(folder.metrics)
     written = [folder.write("loss.png", loss_plot(metrics, f"{train.name}: loss"))]
-    levels = levels_plot(metrics, f"{train.name}: what the memories of each level still miss")
-    if levels is not None:
-        written.append(folder.write("levels.png", levels))
+    written.append(folder.write("levels.png", levels_plot(metrics, f"{train.name}: levels (1 is the fastest)")))
     graph = build_graph(train.model, train)
     formats = ["html", *(["svg", "png"] if shutil.which("dot") else [])]
     for ending in formats:
