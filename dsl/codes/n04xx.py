@@ -4,4 +4,22 @@ from __future__ import annotations
 
 from nsam.dsl.codes.entry import Code
 
-TABLE: tuple[Code, ...] = ()
+TABLE: tuple[Code, ...] = (
+    Code(
+        "N0490",
+        "not-in-reference",
+        "error",
+        "The reference backend interprets memories that learn by their own objective, one token at a time. It does not "
+        "differentiate the model's loss inside a sequence (`minimize task` on the token clock), and says so instead of "
+        "computing something else. No program text triggers this alone: the compiled backend may know what this does not.",
+    ),
+    Code(
+        "N0480",
+        "rule-cannot-serve",
+        "error",
+        "A rule used as an optimizer sees gradients only: it has no layer input (`key`) and no layer error (`err`), "
+        "its arguments are numbers, and every parameter of the model needs a rule. Memories declared in a rule are "
+        "`like(self)`, and their objectives have derivatives. Raised when a rule is lowered or an optimizer is built.",
+        equation="33-37",
+    ),
+)

@@ -1,0 +1,111 @@
+"""Optimizers from learning rules: which rule and which period each parameter of a model gets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from nsam.backends.torch.optim_rules import EVERY, RULE, OuterRule, Role, RuleOptimizer
+from nsam.compiler.rule_plan import lower_rule, number
+from nsam.dsl.checked import RuleUse
+from nsam.dsl.diagnostics import fail
+
+Parameters: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]"
+_OWN_KEYS = frozenset({"params", "param_names", "initial_lr"})
+
+
+def optimizer(
+    rules: RuleUse | Sequence[tuple[RuleUse, Role]], parameters: Parameters, *, compiled: bool = False
+) -> RuleOptimizer:
+    """Return the optimizer that `by …` declares, for the parameters of a model.
+
+    `rules`: one rule for everything, or pairs of a rule and "matrices", "others" or "all". `parameters`: a module,
+    tensors, named tensors, or torch's parameter groups. For a compiled module, `module.nsam_matrices` (names) says
+    what the matrices are, `module.nsam_periods` (name to steps, inf for frozen) when each parameter moves, and
+    `module.nsam_rules` (name to RuleUse) which have a rule of their own; elsewhere matrices are the tensors with two
+    axes or more, and all move at every step. `compiled` sends each rule's step through torch.compile. ProgramError
+    when a rule cannot serve here.
+    """
+    pairs: Sequence[tuple[RuleUse, Role]] = [(rules, "all")] if isinstance(rules, RuleUse) else rules
+    if isinstance(parameters, torch.nn.Module):
+        return _for_module(pairs, parameters, compiled)
+    outer = _labelled([outer_rule(use, role) for use, role in pairs])
+    listed = list(parameters)
+    if listed and isinstance(listed[0], dict):
+        return RuleOptimizer([group for group in listed if isinstance(group, dict)], outer, compiled=compiled)
+    tensors = [item[1] if isinstance(item, tuple) else item for item in listed]
+    return RuleOptimizer([{"params": tensors}], outer, compiled=compiled)
+
+
+def outer_rule(use: RuleUse, role: Role = "all") -> OuterRule:
+    """Lower one `by` clause for a parameter group.
+
+    ProgramError when the rule needs a layer's input, which a gradient does not carry, or when one of its arguments is
+    not a number.
+    """
+    plan = lower_rule(use.rule)
+    missing = sorted(plan.inputs - {"grad"})
+    if missing:
+        what = " and ".join(f"`{name}`" for name in missing)
+        raise fail(
+            "N0480",
+            f"rule `{use.rule.name}` needs {what}, which an optimizer does not have",
+            use.span,
+            "its context is gradients",
+        )
+    taken = sorted(_OWN_KEYS & set(plan.parameters))
+    if taken:
+        raise fail("N0480", f"a rule used as an optimizer cannot have a parameter called `{taken[0]}`", use.span)
+    values: dict[str, float] = {}
+    for name, argument in use.arguments:
+        if name in plan.parameters:
+            try:
+                values[name] = number(argument)
+            except ValueError:
+                raise fail("N0480", f"argument `{name}` of an optimizer is not a number", argument.span) from None
+    return OuterRule(use.rule.name, plan, values, role)
+
+
+def _labelled(rules: Sequence[OuterRule]) -> list[OuterRule]:
+    """Give rules of one name different labels: m3, m3_2."""
+    seen: Counter[str] = Counter()
+    found = []
+    for rule in rules:
+        seen[rule.label] += 1
+        number_ = seen[rule.label]
+        found.append(rule if number_ == 1 else replace(rule, label=f"{rule.label}_{number_}"))
+    return found
+
+
+def _for_module(pairs: Sequence[tuple[RuleUse, Role]], module: torch.nn.Module, compiled: bool) -> RuleOptimizer:
+    """Group a module's parameters by rule and period, in the order in which they first appear."""
+    matrices: set[str] | None = getattr(module, "nsam_matrices", None)
+    periods: Mapping[str, float] = getattr(module, "nsam_periods", {})
+    own: Mapping[str, RuleUse] = getattr(module, "nsam_rules", {})
+    special: list[RuleUse] = []
+    for use in own.values():
+        if use not in special:
+            special.append(use)
+    shared = [outer_rule(use, role) for use, role in pairs]
+    outer = _labelled([*shared, *(outer_rule(use, "named") for use in special)])
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        matrix = parameter.ndim >= 2 if matrices is None else name in matrices
+        rule = outer[len(shared) + special.index(own[name])] if name in own else _shared(outer, matrix, name)
+        key = (rule.label, periods.get(name, 1))
+        groups.setdefault(key, {"params": [], RULE: key[0], EVERY: key[1]})["params"].append(parameter)
+    return RuleOptimizer(groups.values(), outer, compiled=compiled)
+
+
+def _shared(rules: Sequence[OuterRule], matrix: bool, name: str) -> OuterRule:
+    """Return the rule of a parameter that has none of its own."""
+    wanted = "matrices" if matrix else "others"
+    for rule in rules:
+        if rule.role in (wanted, "all"):
+            return rule
+    raise fail("N0480", f"no rule moves parameter `{name}`: give one `for {wanted}`")

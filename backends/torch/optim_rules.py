@@ -1,0 +1,223 @@
+"""A torch optimizer whose update is a learning rule of the language."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, overload
+
+import torch
+from torch import Tensor
+
+from nsam.backends.torch.optim_batches import Layout, Signature, signature
+from nsam.backends.torch.optim_steps import COUNT, Steps
+from nsam.compiler.rule_plan import RulePlan
+
+Role: TypeAlias = Literal["matrices", "others", "all", "named"]
+
+RULE, EVERY, CLOCK = "nsam.rule", "nsam.every", "nsam.steps"
+"""Keys of a parameter group: its rule's name, its period in steps, steps so far. The dot keeps them apart from the
+rule's own parameters."""
+SUM = "nsam.gradient"
+"""Key of a parameter's state: the gradients of the period so far, summed (eq. 71)."""
+
+
+@dataclass(frozen=True)
+class OuterRule:
+    """A rule with the values of its parameters and the parameters of the model that it is for."""
+
+    label: str
+    plan: RulePlan
+    values: Mapping[str, float]
+    role: Role = "all"
+
+
+@dataclass
+class _Batch:
+    """Parameters of one group that move together, and their states as one batch each."""
+
+    parameters: tuple[Tensor, ...]
+    layout: Layout
+    states: tuple[Tensor, ...]
+
+
+class RuleOptimizer(torch.optim.Optimizer):
+    """An optimizer made of learning rules.
+
+    Each parameter group has one rule; the rule's parameters are entries of the group (`group["lr"]`) and are read at
+    every step. A group with a period p (`group["nsam.every"]`) sums its gradients and moves at every p-th step
+    (eq. 71); with period inf it never moves. `state[p]` holds the rule's states and memories by their names, shaped
+    like p.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], rules: Sequence[OuterRule], *, compiled: bool = False) -> None:
+        self.rules = tuple(rules)
+        self.compiled = compiled
+        self._forget()
+        super().__init__(list(groups), {})
+
+    def _forget(self) -> None:
+        """Drop what can be made again: emitted functions and batches."""
+        self._steps: dict[str, Steps] = {}
+        self._batches: dict[Signature, _Batch] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"rules": self.rules, "compiled": self.compiled}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    # --- groups ----------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters: {"params": …}, values for the rule's parameters, and optionally `nsam.rule`, `nsam.every`.
+
+        Without a rule, matrices (two axes or more) and others go to the rules that the optimizer has for them; the
+        group is split where these differ.
+        """
+        if RULE in param_group:
+            self._add_group(param_group, self.rule(param_group[RULE]))
+            return
+        given = param_group["params"]
+        parameters = [given] if isinstance(given, Tensor) else list(given)
+        for rule in self.rules:
+            chosen = [p for p in parameters if self.rule_for(p.ndim >= 2) is rule]
+            if chosen:
+                self._add_group(param_group | {"params": chosen}, rule)
+
+    def _add_group(self, group: dict[str, Any], rule: OuterRule) -> None:
+        clock = self.param_groups[0][CLOCK] if self.param_groups else 0
+        super().add_param_group({**rule.values, RULE: rule.label, EVERY: 1, CLOCK: clock, **group})
+
+    def rule(self, label: str) -> OuterRule:
+        """Return the rule called `label`; ValueError when the optimizer has none."""
+        for rule in self.rules:
+            if rule.label == label:
+                return rule
+        raise ValueError(f"this optimizer has no rule {label!r}; it has {', '.join(rule.label for rule in self.rules)}")
+
+    def rule_for(self, matrix: bool) -> OuterRule:
+        """Return the rule for matrices, or for the others; ValueError when the optimizer has none."""
+        wanted = "matrices" if matrix else "others"
+        for rule in self.rules:
+            if rule.role in (wanted, "all"):
+                return rule
+        raise ValueError(f"this optimizer has no rule for {wanted}")
+
+    def steps(self, label: str) -> Steps:
+        """Return the functions of the rule called `label`."""
+        if label not in self._steps:
+            self._steps[label] = Steps(self.rule(label).plan, self.compiled)
+        return self._steps[label]
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step; `closure`, if given, computes the loss again and returns it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            group[CLOCK] += 1
+            if not math.isinf(group[EVERY]):
+                self._step_group(group)
+        return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        gradients = self._gradients(group)
+        steps = self.steps(group[RULE])
+        scalars = steps.scalars(group)
+        parts: dict[tuple[Signature, int], list[Tensor]] = {}
+        for p in gradients:
+            count = self.state[p].get(COUNT, 0) + 1
+            parts.setdefault((signature(p, steps.elementwise), count), []).append(p)
+        for (kind, count), parameters in parts.items():
+            key = (*kind, id(parameters[0]))
+            batch = self._batch(key, tuple(parameters), steps, scalars, count)
+            self._step_batch(batch, [gradients[p] for p in parameters], steps, scalars, count)
+
+    def _gradients(self, group: dict[str, Any]) -> dict[Tensor, Tensor]:
+        """Return the gradients to apply now; between boundaries, add them up and return none."""
+        found = {p: p.grad for p in group["params"] if p.grad is not None}
+        if any(grad.is_sparse for grad in found.values()):
+            raise RuntimeError("learning rules do not take sparse gradients")
+        if group[EVERY] == 1:
+            return found
+        for p, grad in found.items():
+            state = self.state[p]
+            state[SUM] = state[SUM] + grad if SUM in state else grad.clone()
+        if group[CLOCK] % group[EVERY]:
+            return {}
+        return {p: self.state[p].pop(SUM) for p in group["params"] if SUM in self.state[p]}
+
+    def _batch(
+        self, key: Signature, parameters: tuple[Tensor, ...], steps: Steps, scalars: Mapping[str, Any], count: int
+    ) -> _Batch:
+        """Return the batch of these parameters, its states gathered unless they still are."""
+        known = self._batches.get(key)
+        if known is not None and count > 1 and _same(known.parameters, parameters):
+            return known
+        layout = Layout.of(parameters, steps.elementwise)
+        for p in parameters:
+            if COUNT not in self.state[p]:
+                self._start(p, steps, scalars)
+        states = tuple(layout.gather([self.state[p][name] for p in parameters]) for name in steps.names)
+        moved = set(map(id, parameters))
+        self._batches = {
+            other: batch for other, batch in self._batches.items() if moved.isdisjoint(map(id, batch.parameters))
+        }
+        self._batches[key] = _Batch(parameters, layout, states)
+        return self._batches[key]
+
+    def _start(self, p: Tensor, steps: Steps, scalars: Mapping[str, Any]) -> None:
+        alone = Layout.of([p], steps.elementwise)
+        for name, value in zip(steps.names, steps.initial(alone.gather([p]), scalars), strict=True):
+            self.state[p][name] = alone.scatter(value)[0]
+        self.state[p][COUNT] = 0
+
+    def _step_batch(
+        self, batch: _Batch, gradients: list[Tensor], steps: Steps, scalars: Mapping[str, Any], count: int
+    ) -> None:
+        layout, parameters = batch.layout, batch.parameters
+        before = layout.gather(parameters)
+        after, states = steps(before, batch.states, layout.gather(gradients), scalars, count)
+        torch._foreach_copy_(list(parameters), layout.scatter(after))
+        for name, old, new in zip(steps.names, batch.states, states, strict=True):
+            if new is not old:
+                for p, part in zip(parameters, layout.scatter(new), strict=True):
+                    self.state[p][name] = part
+        for p in parameters:
+            self.state[p][COUNT] = count
+        batch.states = states
+
+    # --- saving ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's state as torch does; no two of its tensors share memory."""
+        found = super().state_dict()
+        found["state"] = {
+            index: {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}
+            for index, state in found["state"].items()
+        }
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a saved state; ValueError when its groups have other rules."""
+        saved = [group.get(RULE) for group in state_dict["param_groups"]]
+        mine = [group[RULE] for group in self.param_groups]
+        if saved != mine:
+            raise ValueError(f"the saved optimizer has the rules {saved}, this one has {mine}")
+        super().load_state_dict(state_dict)
+        self._forget()
+
+
+def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))

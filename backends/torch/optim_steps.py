@@ -1,0 +1,61 @@
+"""The functions of one rule that an optimizer calls: emitted once, specialised for what closes at an update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nsam.backends.torch.rule_source import elementwise, emit_initial, emit_step, load, scalar_keyword
+from nsam.compiler.rule_plan import RulePlan
+
+COUNT = "nsam.count"
+"""Key of a parameter's state: updates so far, an int."""
+
+
+class Steps:
+    """A rule's step on batches. With `compiled` the step goes through torch.compile, once a shape."""
+
+    def __init__(self, plan: RulePlan, compiled: bool = False) -> None:
+        self.plan = plan
+        self.compiled = compiled
+        self.names = tuple(state.name for state in plan.states)
+        self._functions: dict[frozenset[int], Callable[..., Any]] = {}
+
+    @cached_property
+    def elementwise(self) -> bool:
+        """Whether entries move on their own."""
+        return elementwise(self.plan)
+
+    @cached_property
+    def _initial(self) -> Callable[..., Any]:
+        return load(emit_initial(self.plan), "initial")
+
+    def initial(self, batch: Tensor, scalars: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Return the states before the first update, in the order of `names`."""
+        found: tuple[Tensor, ...] = self._initial(batch, **scalars)
+        return found
+
+    def __call__(
+        self, batch: Tensor, states: tuple[Tensor, ...], grad: Tensor, scalars: Mapping[str, Any], count: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the batch and its states after update number `count`."""
+        due = self.plan.due(count)
+        if due not in self._functions:
+            function = load(emit_step(self.plan, due=due), "step")
+            self._functions[due] = torch.compile(function, dynamic=False) if self.compiled else function
+        number = torch.tensor(float(count), dtype=torch.float64) if self.compiled else count
+        result: tuple[Tensor, tuple[Tensor, ...]] = self._functions[due](
+            batch, states, grad, None, None, **scalars, count=number
+        )
+        return result
+
+    def scalars(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the rule's parameters as they stand in a parameter group now, by the step's keywords."""
+        found = {scalar_keyword(name): group[name] for name in self.plan.parameters}
+        if self.compiled:  # numbers would be compiled into the step, and a schedule would compile it again each time
+            return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in found.items()}
+        return found

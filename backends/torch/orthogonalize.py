@@ -1,0 +1,93 @@
+"""Functions on batches of matrices that rules apply, with gradients that stay finite at zero.
+
+Shapes: x [..., rows, columns], every leading axis a batch of matrices. A vector is a 1 × n matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Scalar: TypeAlias = "float | Tensor"
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ORTHOGONALIZE_FLOOR = 1e-7
+ROOT_MEAN_SQUARE_FLOOR = 1e-12
+NORMALIZE_FLOOR = 1e-6
+MATRIX = (-2, -1)
+
+
+def orthogonalize(x: Tensor, iterations: int = 5) -> Tensor:
+    """Push the singular values of each matrix towards 1 (Newton-Schulz, the σ of eq. 42).
+
+    x [..., rows, columns] is divided by max(its Frobenius norm, 1e-7), then `iterations` times
+    x ← a x + (b A + c A²) x with A = x xᵀ, on the side where A is smaller; in the precision of x.
+    """
+    a, b, c = COEFFICIENTS
+    tall = x.shape[-2] > x.shape[-1]
+    y = x.mT if tall else x
+    y = y / norm(y).clamp_min(ORTHOGONALIZE_FLOOR)
+    for _ in range(int(iterations)):
+        gram = y @ y.mT
+        y = a * y + (b * gram + c * (gram @ gram)) @ y
+    return y.mT if tall else y
+
+
+def orthogonalize_each(xs: Sequence[Tensor], iterations: int = 5) -> tuple[Tensor, ...]:
+    """Orthogonalise several batches of one shape in one batched call."""
+    return orthogonalize(torch.stack(tuple(xs)), iterations).unbind(0)
+
+
+def sqrt(x: Scalar) -> Scalar:
+    """Square root of a number or a tensor; its gradient at 0 is 0."""
+    if not isinstance(x, Tensor):
+        return math.sqrt(x)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return x.sqrt()
+    zero = x == 0
+    return torch.where(zero, x, torch.where(zero, 1, x).sqrt())
+
+
+def inverse_or_zero(x: Tensor) -> Tensor:
+    """1 / x, and 0 where x is 0 (also in the gradient)."""
+    zero = x == 0
+    return torch.where(zero, 0, torch.where(zero, 1, x).reciprocal())
+
+
+def norm(x: Tensor) -> Tensor:
+    """Frobenius norm of each matrix: [..., rows, columns] -> [..., 1, 1]; its gradient at 0 is 0."""
+    return _tensor(sqrt(x.square().sum(MATRIX, keepdim=True)))
+
+
+def normalize(x: Tensor) -> Tensor:
+    """Each matrix divided by max(its Frobenius norm, 1e-6)."""
+    return x / norm(x).clamp_min(NORMALIZE_FLOOR)
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Root of the mean square of each matrix's entries, at least 1e-12: [..., rows, columns] -> [..., 1, 1]."""
+    return _tensor(sqrt(x.square().mean(MATRIX, keepdim=True))).clamp_min(ROOT_MEAN_SQUARE_FLOOR)
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Sum of the products of the entries of each pair of matrices: -> [..., 1, 1]."""
+    return (x * y).sum(MATRIX, keepdim=True)
+
+
+def as_tensor(x: Scalar, like: Tensor) -> Tensor:
+    """Return a number as a tensor of the dtype and device of `like`; tensors as they are."""
+    return x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype, device=like.device)
+
+
+def identity(like: Tensor) -> Tensor:
+    """Identity matrix of the last two axes of `like`."""
+    return torch.eye(like.shape[-2], like.shape[-1], dtype=like.dtype, device=like.device)
+
+
+def _tensor(x: Scalar) -> Tensor:
+    assert isinstance(x, Tensor)
+    return x

@@ -1,0 +1,341 @@
+"""A rule's step as readable Python source on torch tensors.
+
+The emitted function is pure:
+
+    def step(self, states, grad, key, err, *, <parameters>, count):
+        ...
+        return self, states
+
+Shapes: `self`, `grad` and every state [..., out, in] (leading axes are batches of matrices: batch, heads, stacked
+parameters; a vector is [..., 1, n]); `key` [..., in] and `err` [..., out]; parameters are numbers or tensors that
+broadcast with [..., 1, 1]; `count` is the number of updates since the reset, this one included. `states` is a tuple in
+the order of `plan.states`. Inputs that the rule does not use may be None.
+"""
+
+from __future__ import annotations
+
+import keyword
+import linecache
+import math
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from nsam.backends.torch import orthogonalize as kernels
+from nsam.compiler.rule_algebra import Algebra, call, functions, names, ref
+from nsam.compiler.rule_passes import batched
+from nsam.compiler.rule_plan import Assign, RulePlan
+from nsam.dsl.checked import Apply, Constant, Expr, Ref
+from nsam.dsl.diagnostics import fail
+
+IMPORTS = """\
+import math
+
+import torch
+
+from nsam.backends.torch.orthogonalize import (
+    as_tensor,
+    dot,
+    identity,
+    inverse_or_zero,
+    norm,
+    normalize,
+    orthogonalize,
+    orthogonalize_each,
+    root_mean_square,
+    sqrt,
+)
+"""
+
+_KERNELS = (
+    "as_tensor",
+    "dot",
+    "identity",
+    "inverse_or_zero",
+    "norm",
+    "normalize",
+    "orthogonalize",
+    "orthogonalize_each",
+    "root_mean_square",
+    "sqrt",
+)
+_RESERVED = frozenset({"math", "torch", "states", "self", "grad", "key", "err", "count", *_KERNELS})
+_INFIX = {
+    "add": ("+", 1),
+    "sub": ("-", 1),
+    "mul": ("*", 2),
+    "div": ("/", 2),
+    "matmul": ("@", 2),
+    "floor_div": ("//", 2),
+}
+_ATOM = 5
+_TORCH = {
+    "exp": "torch.exp",
+    "log": "torch.log",
+    "abs": "torch.abs",
+    "sin": "torch.sin",
+    "cos": "torch.cos",
+    "erf": "torch.erf",
+    "sign": "torch.sign",
+    "tanh": "torch.tanh",
+    "sigmoid": "torch.sigmoid",
+    "relu": "torch.relu",
+    "silu": "torch.nn.functional.silu",
+    "gelu": "torch.nn.functional.gelu",
+    "softplus": "torch.nn.functional.softplus",
+}
+_NUMBERS = {"exp": "math.exp", "log": "math.log", "abs": "abs", "sqrt": "math.sqrt", "tanh": "math.tanh"}
+_WHOLE = frozenset({"norm", "normalize", "root_mean_square", "dot", "inverse_or_zero"})
+ELEMENTWISE = frozenset(
+    {"add", "sub", "mul", "div", "pow", "neg", "sqrt", "max", "min", "clip", "at_least", "zeros_like", "ones_like"}
+    | {"inverse_or_zero", "floor_div", *_TORCH}
+)
+
+
+def emit_step(plan: RulePlan, *, function: str = "step", due: frozenset[int] | None = None) -> str:
+    """Return the source of the rule's step; its imports are `IMPORTS`.
+
+    With `due` None the step branches on `count`, an int. With a set of strides (`plan.due(count)`) it is the
+    straight-line step for the updates at which exactly these close, independent orthogonalisations batched; `count`
+    may be a tensor.
+    """
+    return _Source(plan).step(function, due)
+
+
+def emit_initial(plan: RulePlan, *, function: str = "initial") -> str:
+    """Return the source of `initial(self, *, <parameters>)`: the states before the first update, shaped like `self`."""
+    return _Source(plan).initial(function)
+
+
+def scalar_keyword(parameter: str) -> str:
+    """Return the keyword under which the emitted functions take a parameter of the rule."""
+    return f"{parameter}_" if parameter in _RESERVED or keyword.iskeyword(parameter) else parameter
+
+
+def elementwise(plan: RulePlan) -> bool:
+    """Whether every entry of `self` moves on its own, so that the step is the same for any shape."""
+    return all(name in ELEMENTWISE for assign in plan.body for name in functions(assign.value))
+
+
+def load(source: str, function: str) -> Callable[..., Any]:
+    """Compile emitted source and return one function of it; tracebacks show its lines."""
+    name = f"<nsam rule {function} {abs(hash(source)):x}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+    scope: dict[str, Any] = {kernel: getattr(kernels, kernel) for kernel in _KERNELS} | {"math": math, "torch": torch}
+    exec(compile(source, name, "exec"), scope)
+    loaded: Callable[..., Any] = scope[function]
+    return loaded
+
+
+class _Source:
+    """Writes one plan; knows the Python name of every name of the plan."""
+
+    def __init__(self, plan: RulePlan) -> None:
+        self.plan = plan
+        self.algebra: Algebra = plan.algebra
+        self.identifiers: dict[str, str] = {name: name for name in ("self", "grad", "key", "err", "count")}
+        self.identifiers |= {name: scalar_keyword(name) for name in plan.parameters}
+        for state in plan.states:
+            self.identifier(state.name)
+
+    def identifier(self, name: str) -> str:
+        """Return a Python name for a name of the plan: `slow'` is `slow_new`, `slow.sum` is `slow_sum`."""
+        if name not in self.identifiers:
+            base = re.sub(r"\W+", "_", re.sub(r"'+$", lambda m: "_new" + "_new" * (len(m[0]) - 1), name)).strip("_")
+            taken = set(self.identifiers.values()) | _RESERVED
+            found, number = base, 2
+            while found in taken or keyword.iskeyword(found):
+                found, number = f"{base}_{number}", number + 1
+            self.identifiers[name] = found
+        return self.identifiers[name]
+
+    # --- functions -------------------------------------------------------------------------------
+
+    def step(self, function: str, due: frozenset[int] | None) -> str:
+        plan = self.plan if due is None else self.plan.at(due)
+        lines = [f"def {function}({', '.join(['self', 'states', 'grad', 'key', 'err', *self.keywords(True)])}):"]
+        lines += [f'    """One update of rule {plan.name}: the new `self` and states."""']
+        lines += ["    " + line for line in self.opening()]
+        steps: Iterable[Assign | tuple[Assign, ...]] = plan.body if due is None else batched(plan)
+        lines += ["    " + line for line in self.statements(list(steps))]
+        results = dict(plan.results)
+        new = self.tuple_of(results[s.name] for s in plan.states)
+        return "\n".join([*lines, f"    return {self.identifier(results['self'])}, {new}"]) + "\n"
+
+    def tuple_of(self, listed: Iterable[str]) -> str:
+        found = [self.identifier(name) for name in listed]
+        return f"({found[0]},)" if len(found) == 1 else f"({', '.join(found)})"
+
+    def keywords(self, count: bool) -> list[str]:
+        found = [self.identifiers[name] for name in self.plan.parameters] + (["count"] if count else [])
+        return ["*", *found] if found else []
+
+    def opening(self) -> list[str]:
+        lines = []
+        if self.plan.states:
+            listed = self.tuple_of(s.name for s in self.plan.states)
+            lines.append(f"{listed if len(self.plan.states) == 1 else listed[1:-1]} = states")
+        for name, shape in (("key", "in"), ("err", "out")):
+            if name in self.plan.inputs:
+                lines.append(f"{name} = {name}.unsqueeze(-2)  # [..., 1, {shape}]")
+        return lines
+
+    def initial(self, function: str) -> str:
+        lines = [f"def {function}({', '.join(['self', *self.keywords(False)])}):"]
+        lines.append(f'    """The states of rule {self.plan.name} before the first update."""')
+        for state in self.plan.states:
+            lines.append(f"    {self.identifier(state.name)} = {self.filled(state.initial)}")
+        return "\n".join([*lines, f"    return {self.tuple_of(s.name for s in self.plan.states)}"]) + "\n"
+
+    # --- statements ------------------------------------------------------------------------------
+
+    def statements(self, steps: list[Assign | tuple[Assign, ...]]) -> list[str]:
+        lines: list[str] = []
+        block: list[Assign] = []
+        for step in steps:
+            if isinstance(step, Assign) and step.stride > 1 and (not block or block[0].stride == step.stride):
+                block.append(step)
+                continue
+            lines += self.branch(block)
+            block = []
+            if isinstance(step, tuple):
+                lines.append(self.together(step))
+            elif step.stride > 1:
+                block = [step]
+            else:
+                lines.append(self.assignment(step))
+        return lines + self.branch(block)
+
+    def assignment(self, step: Assign) -> str:
+        value = (
+            self.filled(step.value) if self.is_state(step.target) else self.text(self.placed(step.value, ref("self")))
+        )
+        return f"{self.identifier(step.target)} = {value}"
+
+    def is_state(self, name: str) -> bool:
+        return name.endswith("'")
+
+    def filled(self, value: Expr) -> str:
+        """A value that must be a whole matrix: scalars fill it."""
+        if isinstance(value, Constant) and value.value == 0:
+            return "torch.zeros_like(self)"
+        if self.algebra.scalar(value):
+            return f"torch.zeros_like(self) + {self.text(value, 1)}"
+        return self.text(self.placed(value, ref("self")))
+
+    def branch(self, block: list[Assign]) -> list[str]:
+        if not block:
+            return []
+        lines = [f"if count % {block[0].stride} == 0:"] + ["    " + self.assignment(step) for step in block]
+        kept = [step for step in block if step.otherwise is not None]
+        if kept:
+            lines.append("else:")
+            lines += [f"    {self.identifier(s.target)} = {self.identifier(s.otherwise)}" for s in kept if s.otherwise]
+        return lines
+
+    def together(self, group: tuple[Assign, ...]) -> str:
+        calls = [step.value for step in group if isinstance(step.value, Apply)]
+        targets = ", ".join(self.identifier(step.target) for step in group)
+        batch = ", ".join(self.text(self.placed(c.arguments[0], ref("self"))) for c in calls)
+        more = "".join(f", {self.text(argument)}" for argument in calls[0].arguments[1:])
+        return f"{targets} = orthogonalize_each(({batch}){more})"
+
+    # --- expressions -----------------------------------------------------------------------------
+
+    def placed(self, expr: Expr, like: Expr) -> Expr:
+        """Give every bare `identity` the matrix whose shape it takes: the other side of the sum it stands in."""
+        if not isinstance(expr, Apply) or "identity" not in functions(expr):
+            return expr
+        if expr.function == "identity":
+            return call("identity", like)
+        found = []
+        for i, argument in enumerate(expr.arguments):
+            others = [o for j, o in enumerate(expr.arguments) if j != i and self.shaped(o)]
+            found.append(self.placed(argument, others[0] if others else like))
+        return Apply(expr.type, expr.span, expr.function, tuple(found))
+
+    def shaped(self, expr: Expr) -> bool:
+        return not self.algebra.scalar(expr) and any(True for _ in names(expr))
+
+    def text(self, expr: Expr, tight: int = 0) -> str:
+        """Return Python for `expr`, in brackets where its operator binds looser than `tight`."""
+        if isinstance(expr, Constant):
+            return self.literal(expr.value, tight)
+        if isinstance(expr, Ref):
+            return self.identifier(expr.name)
+        assert isinstance(expr, Apply)
+        if expr.function in _INFIX:
+            sign, level = _INFIX[expr.function]
+            left, right = expr.arguments
+            written = f"{self.text(left, level)} {sign} {self.text(right, level + 1)}"
+            return f"({written})" if level < tight else written
+        if expr.function == "neg":
+            written = f"-{self.text(expr.arguments[0], 3)}"
+            return f"({written})" if tight > 2 else written
+        if expr.function == "pow":
+            return self.power(*expr.arguments, tight)
+        return self.applied(expr)
+
+    def literal(self, value: float, tight: int) -> str:
+        written = (
+            repr(value) if math.isfinite(value) else ("math.nan" if value != value else f"{'-' * (value < 0)}math.inf")
+        )
+        return f"({written})" if written.startswith("-") and tight > 1 else written
+
+    def power(self, base: Expr, exponent: Expr, tight: int) -> str:
+        if isinstance(exponent, Constant) and exponent.value == 2 and not self.algebra.scalar(base):
+            return f"{self.text(base, _ATOM)}.square()"
+        written = f"{self.text(base, _ATOM)} ** {self.text(exponent, _ATOM)}"
+        return f"({written})" if tight > 3 else written
+
+    def applied(self, expr: Apply) -> str:
+        name, arguments = expr.function, expr.arguments
+        kind = self.algebra.kind(arguments[0]) if arguments else "matrix"
+        if name in ("rows", "cols"):
+            return f"{self.text(arguments[0], _ATOM)}.shape[{-2 if name == 'rows' else -1}]"
+        if name == "count_of":
+            inner = self.text(arguments[0], _ATOM)
+            return f"({inner}.shape[-2] * {inner}.shape[-1])"
+        if name in ("max", "min"):
+            return self.extreme(name, *arguments)
+        if name in _NUMBERS and kind == "number":
+            return f"{_NUMBERS[name]}({self.text(arguments[0])})"
+        if name in _TORCH:
+            return f"{_TORCH[name]}({self.tensor(arguments[0])})"
+        return self.matrix_function(name, arguments)
+
+    def matrix_function(self, name: str, arguments: tuple[Expr, ...]) -> str:
+        first = self.tensor(arguments[0]) if name != "sqrt" else self.text(arguments[0])
+        inner = self.text(arguments[0], _ATOM) if not self.algebra.scalar(arguments[0]) else first
+        rest = "".join(f", {self.text(argument)}" for argument in arguments[1:])
+        if name == "transpose":
+            return f"{inner}.mT"
+        if name in ("sum", "mean"):
+            return f"{inner}.{name}((-2, -1), keepdim=True)"
+        if name in ("ones_like", "zeros_like"):
+            return f"torch.{name}({first})"
+        if name == "at_least":
+            return f"({first} >= {self.text(arguments[1], 1)}).to(self.dtype)"
+        if name == "clip":
+            return f"torch.clamp({first}{rest})"
+        if name == "dot":
+            return f"dot({first}, {self.tensor(arguments[1])})"
+        if name in _KERNELS:
+            return f"{name}({first}{rest})"
+        raise fail("N0480", f"rules cannot apply `{name}` yet")
+
+    def tensor(self, expr: Expr) -> str:
+        """A scalar may be a Python number, which torch functions do not take."""
+        return f"as_tensor({self.text(expr)}, self)" if self.algebra.scalar(expr) else self.text(expr)
+
+    def extreme(self, name: str, a: Expr, b: Expr) -> str:
+        kinds = {self.algebra.kind(a), self.algebra.kind(b)}
+        if kinds == {"number"}:
+            return f"{name}({self.text(a)}, {self.text(b)})"
+        if self.algebra.kind(a) == "number":
+            a, b = b, a
+        if self.algebra.kind(b) == "number":
+            return f"torch.clamp({self.tensor(a)}, {'min' if name == 'max' else 'max'}={self.text(b)})"
+        return f"torch.{name}imum({self.tensor(a)}, {self.tensor(b)})"

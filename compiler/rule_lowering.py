@@ -1,0 +1,241 @@
+"""Walks a checked rule and writes it as assignments, nested memories included."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nsam.compiler.rule_algebra import Algebra, Kind, call, constant, names, ref
+from nsam.compiler.rule_derive import READ, READ_TRANSPOSED, Expansion, NotDifferentiable, inner_gradient
+from nsam.compiler.rule_plan import INPUTS, Assign, PlanState, RulePlan
+from nsam.dsl.checked import (
+    Apply,
+    Constant,
+    Expr,
+    Read,
+    Ref,
+    Rule,
+    RuleLet,
+    RuleMemory,
+    RuleState,
+    RuleStatement,
+    RuleUpdate,
+    State,
+)
+from nsam.dsl.diagnostics import fail
+
+_FILLS = {"zeros": 0, "ones": 1}
+
+
+class Lowering:
+    """Lowers one rule; scopes of nested rules share the assignments and the states."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.kinds: dict[str, Kind] = dict.fromkeys(rule.parameters, "scalar")
+        self.kinds["count"] = "scalar"
+        self.algebra = Algebra(self.kinds)
+        self.states: list[PlanState] = []
+        self.body: list[Assign] = []
+        self.results: dict[str, str] = {}
+
+    def lower(self, fixed: dict[str, Expr]) -> RulePlan:
+        """Return the whole rule's plan."""
+        bound: dict[str, Expr] = {name: fixed.get(name, ref(name)) for name in self.rule.parameters}
+        bound |= {name: ref(name) for name in INPUTS}
+        scope = Scope(self, "", 1, bound, "self")
+        scope.run(self.rule.statements)
+        results = (("self", scope.finish("self")), *((s.name, self.results[s.name]) for s in self.states))
+        used = frozenset(name for assign in self.body for name in names(assign.value))
+        return RulePlan(
+            self.rule.name,
+            tuple(name for name in self.rule.parameters if name not in fixed),
+            tuple(self.states),
+            tuple(self.body),
+            results,
+            frozenset(INPUTS) & used,
+            dict(self.kinds),
+            "count" in used,
+        )
+
+
+class Scope:
+    """The names of one rule (the host's, or a nested memory's) and the stride at which it is applied."""
+
+    def __init__(self, lowering: Lowering, prefix: str, stride: int, bound: dict[str, Expr], own: str) -> None:
+        self.lowering = lowering
+        self.build = lowering.algebra.build
+        self.prefix = prefix
+        self.stride = stride
+        self.bound = dict(bound)
+        self.states = {"self": own}
+        self.current = {own: own}
+        self.bound["self"] = ref(own)
+
+    def run(self, statements: tuple[RuleStatement, ...]) -> None:
+        """Lower the statements in order."""
+        for statement in statements:
+            if isinstance(statement, RuleState):
+                name = self.prefix + statement.name
+                self.lowering.states.append(PlanState(name, self.expression(statement.initial)))
+                self.states[statement.name] = self.current[name] = name
+                self.bound[statement.name] = ref(name)
+            elif isinstance(statement, RuleLet):
+                self.bound[statement.name] = self.assign(self.prefix + statement.name, self.expression(statement.value))
+            elif isinstance(statement, RuleUpdate):
+                self.update(statement)
+            else:
+                self.memory(statement)
+        for name in self.states.values():
+            if not self.prefix and name != "self":
+                self.lowering.results[name] = self.finish(name)
+
+    def assign(self, target: str, value: Expr) -> Expr:
+        """Name `value`; names and constants stay as they are."""
+        if isinstance(value, Ref | Constant):
+            return value
+        self.lowering.kinds[target] = self.lowering.algebra.kind(value)
+        self.lowering.body.append(Assign(target, value, self.stride))
+        return ref(target)
+
+    def update(self, statement: RuleUpdate) -> None:
+        """`target <- value`: a new version of a state."""
+        state = self.states[statement.target]
+        version = self.current[state] + "'"
+        self.lowering.body.append(Assign(version, self.expression(statement.value), self.stride))
+        self.current[state] = version
+        self.bound[statement.target] = ref(version)
+
+    def finish(self, state: str) -> str:
+        """Return the name of a state's last version, which keeps the old value on updates that do not apply it."""
+        last = self.current[state]
+        if last != state and self.stride > 1:
+            body = self.lowering.body
+            place = next(i for i, assign in enumerate(body) if assign.target == last)
+            body[place] = replace(body[place], otherwise=state)
+        return last
+
+    # --- nested memories -------------------------------------------------------------------------
+
+    def memory(self, memory: RuleMemory) -> None:
+        """Write a nested memory's update, and bind its name to what its reads show."""
+        if memory.structure.kind != "like":
+            raise fail("N0480", f"a {memory.structure.kind} memory inside a rule is not supported", memory.span)
+        summed = memory.summed and memory.period > 1
+        delayed = not memory.summed and memory.period > 1
+        name = self.prefix + memory.name
+        work = f"{name}.running" if delayed else name
+        for state in dict.fromkeys((name, work)):
+            self.lowering.states.append(PlanState(state, constant(0)))
+        grad, key, err = self.signals(memory, name)
+        if summed:
+            grad = self.accumulate(name, grad, memory.period)
+        inputs = {"grad": grad} | ({} if summed else {"key": key, "err": err})
+        inner = self.apply_rule(memory, name, work, {k: v for k, v in inputs.items() if v is not None})
+        moved = inner.finish(work)
+        self.lowering.results[work] = moved
+        running = moved
+        if delayed:
+            self.delay(name, moved, memory.period)
+        self.bound[memory.name] = ref(running if memory.reads == "running" else name)
+
+    def signals(self, memory: RuleMemory, name: str) -> tuple[Expr, Expr | None, Expr | None]:
+        """Return the inner gradient at the boundary state, the key and the error at the output."""
+        outer = self.bound
+        self.bound = outer | {"self": ref(name)}
+        context = memory.context
+        expand = Expansion(name, self.lowering.algebra)
+        value = self.assign(f"{name}.value", expand(self.expression(context.value)))
+        key = None
+        if context.key is not None:
+            key = self.assign(f"{name}.key", expand(self.expression(context.key)))
+        self.bound |= {"value": value} | ({} if key is None else {"key": key})
+        if memory.objective.expression is None:
+            raise fail("N0480", "`minimize task` has no meaning for a memory inside a rule", memory.objective.span)
+        objective = self.expression(memory.objective.expression, simplify=False)
+        self.bound = outer
+        try:
+            found = inner_gradient(objective, name, key, self.lowering.algebra)
+        except NotDifferentiable as error:
+            raise fail(
+                "N0480", f"the objective uses `{error}`, which has no derivative here", memory.objective.span
+            ) from None
+        return self.assign(f"{name}.grad", found.state), key, found.output if key is not None else found.state
+
+    def accumulate(self, name: str, grad: Expr, period: int) -> Expr:
+        """Add the inner gradient to the period's sum (eq. 71); the sum starts again after the boundary."""
+        total = f"{name}.sum"
+        now = f"{name}.total"
+        keep = total if self.stride > 1 else None
+        self.lowering.states.append(PlanState(total, constant(0)))
+        self.lowering.body.append(Assign(now, self.build("add", ref(total), grad), self.stride, keep))
+        cleared = call("zeros_like", ref(total))
+        self.lowering.body.append(Assign(f"{total}'", cleared, self.stride * period, now))
+        self.lowering.results[total] = f"{total}'"
+        return ref(now)
+
+    def apply_rule(self, memory: RuleMemory, name: str, work: str, inputs: dict[str, Expr]) -> Scope:
+        """Lower the memory's own rule on its state."""
+        bound = dict(inputs)
+        for parameter, argument in memory.rule.arguments:
+            bound[parameter] = self.assign(f"{name}.{parameter}", self.expression(argument))
+        stride = self.stride * (memory.period if memory.summed else 1)
+        inner = Scope(self.lowering, f"{name}.", stride, bound, work)
+        inner.run(memory.rule.rule.statements)
+        for state in inner.states.values():
+            if state != work:
+                self.lowering.results[state] = inner.finish(state)
+        return inner
+
+    def delay(self, name: str, moved: str, period: int) -> None:
+        """Show the folded state from the boundary on."""
+        shown = f"{name}'"
+        self.lowering.body.append(Assign(shown, ref(moved), self.stride * period, name))
+        self.lowering.results[name] = shown
+
+    # --- expressions -----------------------------------------------------------------------------
+
+    def expression(self, expr: Expr, simplify: bool = True) -> Expr:
+        """Resolve names; reads of the memory being declared become `read` applications."""
+        build = self.build if simplify else call
+        if isinstance(expr, Constant):
+            return constant(expr.value)
+        if isinstance(expr, Ref):
+            return self.name(expr)
+        if isinstance(expr, State):
+            return self.bound[expr.memory]
+        if isinstance(expr, Read):
+            return self.read(expr, simplify)
+        assert isinstance(expr, Apply), f"{type(expr).__name__} in a rule"
+        if expr.function in _FILLS and not expr.arguments:
+            return constant(_FILLS[expr.function])
+        arguments = [self.expression(argument, simplify) for argument in expr.arguments]
+        if expr.function == "unbias":
+            return self.unbias(*arguments)
+        return build(expr.function, *arguments, *(constant(v) for _, v in expr.options if isinstance(v, int | float)))
+
+    def name(self, expr: Ref) -> Expr:
+        """Resolve one name."""
+        if expr.name in self.bound:
+            return self.bound[expr.name]
+        if expr.name == "identity":
+            return call("identity")
+        if expr.name in _FILLS:
+            return constant(_FILLS[expr.name])
+        raise fail("N0480", f"a rule applied here has no `{expr.name}`", expr.span)
+
+    def read(self, expr: Read, simplify: bool) -> Expr:
+        """A value-less read is the state itself; others are products, of rows of keys with the state."""
+        if isinstance(expr.argument, Constant):
+            return self.bound[expr.memory]
+        argument = self.expression(expr.argument, simplify)
+        if expr.memory == "self":
+            return call(READ_TRANSPOSED if expr.transposed else READ, argument)
+        state = self.bound[expr.memory]
+        return self.build("matmul", argument, state if expr.transposed else call("transpose", state))
+
+    def unbias(self, average: Expr, retain: Expr) -> Expr:
+        """An average that started at zero, divided by its weights' sum 1 - retain ** updates."""
+        count: Expr = ref("count")
+        if self.stride > 1:
+            count = call("floor_div", count, constant(self.stride))
+        return self.build("div", average, self.build("sub", constant(1), self.build("pow", retain, count)))

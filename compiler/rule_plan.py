@@ -1,0 +1,133 @@
+"""A learning rule as straight-line code.
+
+`lower_rule` turns a checked rule, with the memories nested in it, into a `RulePlan`: assignments over matrices of the
+host's shape [..., out, in], each with the stride (in updates of the host) at which it runs. Inner gradients of the
+nested memories are derived here; nothing depends on the name of a rule.
+
+Periods: a memory `every n updates summed` adds its inner gradients up (eq. 71) and applies its rule when the host's
+update count is a multiple of n; without `summed` its rule folds over the n updates and only what `reads boundary` shows
+waits for the boundary. Work that depends on nothing but such a slow state is kept beside it and redone when it moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from nsam.compiler.rule_algebra import Algebra, Kind, ref
+from nsam.dsl.checked import Apply, Constant, Expr, Ref, Rule
+
+INPUTS = ("grad", "key", "err")
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """`target = value`, run when the host's update count is a multiple of `stride`.
+
+    On other updates `target` is the value of the name `otherwise`, or does not exist where that is None.
+    """
+
+    target: str
+    value: Expr
+    stride: int = 1
+    otherwise: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanState:
+    """A tensor kept between updates. `initial` is a scalar expression in parameters (it fills the tensor), or for a
+    `derived` state an expression in the states before it."""
+
+    name: str
+    initial: Expr
+    derived: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RulePlan:
+    """A rule ready to be emitted.
+
+    Names: `self`, the inputs `grad`, `key`, `err`, `count` (updates since the reset, the current one included), the
+    parameters, the states as they are before the update, and the targets of `body`. `results` gives the name that holds
+    the new value of `self` and of every state, in order. `kinds` names the scalars (all else are matrices). `inputs` is
+    the subset of the inputs that is used, `strides` the periods greater than 1, ascending.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    states: tuple[PlanState, ...]
+    body: tuple[Assign, ...]
+    results: tuple[tuple[str, str], ...]
+    inputs: frozenset[str]
+    kinds: Mapping[str, Kind] = field(hash=False)
+    needs_count: bool = False
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The periods, in updates, of what does not run at every update."""
+        return tuple(sorted({assign.stride for assign in self.body if assign.stride > 1}))
+
+    @property
+    def algebra(self) -> Algebra:
+        """Simplifying constructors that know this plan's scalars."""
+        return Algebra(dict(self.kinds))
+
+    def due(self, count: int) -> frozenset[int]:
+        """Return the strides that close at update `count` (from 1)."""
+        return frozenset(stride for stride in self.strides if count % stride == 0)
+
+    def at(self, due: frozenset[int]) -> RulePlan:
+        """Return the plan for an update at which exactly the strides `due` close: the same without conditions."""
+        from nsam.compiler.rule_passes import straighten
+
+        body = tuple(
+            Assign(a.target, a.value) if a.stride == 1 or a.stride in due else Assign(a.target, ref(a.otherwise))
+            for a in self.body
+            if a.stride == 1 or a.stride in due or a.otherwise is not None
+        )
+        return straighten(replace(self, body=body))
+
+
+def lower_rule(rule: Rule, fixed: Mapping[str, Expr] | None = None) -> RulePlan:
+    """Lower `rule`. Parameters in `fixed` are replaced by the given expressions; the others stay names."""
+    from nsam.compiler.rule_lowering import Lowering
+    from nsam.compiler.rule_passes import cache_slow, clean
+
+    plan = Lowering(rule).lower(dict(fixed or {}))
+    return clean(cache_slow(clean(plan)))
+
+
+def number(expr: Expr) -> float | int:
+    """Return the value of a constant expression; ValueError when it is not one."""
+    folded = Algebra().simplify(expr)
+    if not isinstance(folded, Constant):
+        raise ValueError("not a constant expression")
+    return folded.value
+
+
+def dump(plan: RulePlan) -> str:
+    """Return the plan as text, one assignment a line."""
+    lines = [f"rule {plan.name}({', '.join(plan.parameters)})"]
+    lines += [f"  state {s.name} = {text(s.initial)}" for s in plan.states]
+    for a in plan.body:
+        when = "" if a.stride == 1 else f"   every {a.stride}" + (f" else {a.otherwise}" if a.otherwise else "")
+        lines.append(f"  {a.target} = {text(a.value)}{when}")
+    lines += [f"  {name} <- {value}" for name, value in plan.results]
+    return "\n".join(lines)
+
+
+_SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@", "pow": "^"}
+
+
+def text(expr: Expr) -> str:
+    """Return an expression as text with full brackets."""
+    if isinstance(expr, Constant):
+        return f"{expr.value:g}"
+    if isinstance(expr, Ref):
+        return expr.name
+    if isinstance(expr, Apply) and expr.function in _SIGNS:
+        left, right = expr.arguments
+        return f"({text(left)} {_SIGNS[expr.function]} {text(right)})"
+    if isinstance(expr, Apply):
+        return f"{expr.function}({', '.join(text(argument) for argument in expr.arguments)})"
+    return str(expr)
