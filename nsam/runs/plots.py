@@ -39,7 +39,8 @@ def loss_plot(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
     axes.set_ylabel("bits per byte")
     axes.set_title(title)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    if training or held_out:
+        axes.legend(frameon=False)
     return _png(figure)
 
 
@@ -89,7 +90,8 @@ def _curves(axes: Any, curves: Curves, title: str, unit: str) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_ylabel(unit)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if curves:
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
