@@ -79,11 +79,11 @@ def check_initial_states(graph: LevelGraph, report: Report) -> None:
         if source.rate.faster_than(target.rate):
             report.add(
                 "N0302",
-                f"`{target.path}` ({target.rate.text}) starts from `{source.path}`, which is faster ({source.rate.text})",
+                f"`{target.path}` ({target.rate.text}) starts from the faster `{source.path}` ({source.rate.text})",
                 edge.span,
                 "initial state from a faster level",
                 secondary=[Label(source.span, f"moves {source.rate.text}")],
-                help="knowledge goes from a slow level to a fast one at a reset; start from a slower memory, or `init learned`",
+                help="a reset hands knowledge from slow to fast: start from a slower memory, or `init learned`",
             )
     needs = [Need(edge.source, edge.target, "initial state", edge.span) for edge in starts if edge.kind == "init"]
     for cycle in find_cycles(needs):
@@ -105,7 +105,7 @@ def check_initial_states(graph: LevelGraph, report: Report) -> None:
 def check_transfers(
     graph: LevelGraph, places: list[Scope], memories: dict[str, tuple[Scope, Memory]], report: Report
 ) -> None:
-    """Reject declared transfers that match no use, that say another kind than the use, or that contradict each other."""
+    """Reject declared transfers that match no use, say another kind than the use, or contradict each other."""
     uses: dict[tuple[str, str], list[Edge]] = {}
     for edge in graph.edges:
         uses.setdefault((edge.source, edge.target), []).append(edge)
@@ -130,7 +130,7 @@ def _check_kind(transfer: Transfer, edges: list[Edge], report: Report) -> None:
     edge = edges[0]
     report.add(
         "N0305",
-        f"`{transfer.source}` -> `{transfer.target}` is declared `{transfer.kind}`, but the program uses it as `{edge.kind}`",
+        f"`{transfer.source}` -> `{transfer.target}` is declared `{transfer.kind}`, but its use is `{edge.kind}`",
         transfer.span,
         f"says {transfer.kind}",
         secondary=[Label(edge.span, f"this use is {_kind_of_use(edge)}")],

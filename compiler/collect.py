@@ -271,10 +271,10 @@ def is_matrix(kind: str, tensor: str) -> bool:
 
 def served_by(memory: Memory, group: str) -> bool:
     """Return whether the training level's rule for `group` moves one of a memory's tensors (or its initial state)."""
-    in_sequence = in_sequence(memory)
-    if memory.structure.kind in ("attention", "like") or (not in_sequence and memory.rule is not None):
+    moves = in_sequence(memory)
+    if memory.structure.kind in ("attention", "like") or (not moves and memory.rule is not None):
         return False
-    if in_sequence and memory.initial.kind != "learned":
+    if moves and memory.initial.kind != "learned":
         return False
     if memory.frequency is not None and memory.frequency.unit == "step" and memory.frequency.period == float("inf"):
         return False

@@ -1,4 +1,4 @@
-"""The level graph as a networkx graph: a node per optimisation problem, an edge per transfer, levels by definition 2."""
+"""The level graph as a networkx graph: nodes are problems, edges transfers, levels by definition 2."""
 
 from __future__ import annotations
 

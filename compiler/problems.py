@@ -24,7 +24,7 @@ class Problem:
 
     `role`: "memory" moves in the sequence or has its own step period; "weight" is a parameter of the training level;
     "generated" holds what another memory writes; "rule-memory" and "rule-state" belong to a rule that serves `hosts`.
-    `count` is how often a repeat makes it; `parameters` (learned numbers) and `size` (numbers in the state) are those of
+    `count` is how often a repeat makes it; `parameters` (learned numbers) and `size` (numbers in the state) are of
     one copy, None while sizes have no value yet.
     """
 

@@ -107,8 +107,8 @@ TABLE: tuple[Code, ...] = (
         "N0301",
         "same-time-cycle",
         "error",
-        "Memories are ordered by which needs which state at time t itself (definition 2). A memory that `reads running` "
-        "shows its state after the current token; when the states of several such memories each need the next one's "
+        "Memories are ordered by which needs which state at time t itself (definition 2). A memory that `reads "
+        "running` shows its state after the current token; when the states of several such memories each need the next one's "
         "state after that same token, none of them can be computed first. One of them has to show its last boundary.",
         _CYCLE % "running",
         _CYCLE % "boundary",
@@ -128,8 +128,8 @@ TABLE: tuple[Code, ...] = (
         "N0303",
         "circular-initial-state",
         "error",
-        "A memory's initial state may be another memory's state, and so on, but the chain has to end in a state that is "
-        "learned, zero or generated.",
+        "A memory's initial state may be another memory's state, and so on, but the chain has to end in a state that "
+        "is learned, zero or generated.",
         _INIT % ("4", "every 64 tokens", "slow", "4", "every 64 tokens", "fast"),
         _INIT % ("4", "every 64 tokens", "slow", "4", "every 64 tokens", "learned"),
     ),
@@ -189,5 +189,30 @@ TABLE: tuple[Code, ...] = (
         "effect, and parameters that serve only its context or its gates get no gradient.",
         _FROZEN % "inf",
         _FROZEN % "16",
+    ),
+    Code(
+        "N0391",
+        "unknown-picture-format",
+        "error",
+        "The ending of the file name chooses the format of a picture: .svg, .png, .pdf, .dot, .html, .mmd or .json.",
+    ),
+    Code(
+        "N0392",
+        "graphviz-missing",
+        "error",
+        "Images (.svg, .png, .pdf) are drawn by Graphviz's program `dot`, which is installed apart from Python "
+        "packages. The formats .html, .mmd, .dot and .json do not need it.",
+    ),
+    Code(
+        "N0393",
+        "graphviz-failed",
+        "error",
+        "Graphviz's program `dot` refused the picture. This is a defect of nsam, not of the program: please report it.",
+    ),
+    Code(
+        "N0394",
+        "picture-not-written",
+        "error",
+        "The picture was made, but the file could not be written.",
     ),
 )

@@ -1,0 +1,305 @@
+"""A layered layout of our own, for pages that must not need Graphviz: rows of cards, arrows routed between them.
+
+The usual four steps (Sugiyama, Tagawa and Toda 1981), with the layers given by the levels: wide levels wrap into rows,
+arrows that pass a row get a place of their own in it, rows are ordered by barycentres, and positions minimise the
+squared distance to the neighbours' mean under the order (pool adjacent violators). Everything is in CSS pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from nsam.backends.graphviz.cards import Card, Link, Picture
+
+WIDEST = 1040
+GAP = 30
+LANE = 12
+ROW_GAP = 58
+BAND_HEAD = 26
+BAND_PAD = 16
+LINE = 16
+HEAD = 24
+CUT = 48
+
+
+@dataclass(slots=True)
+class Item:
+    """A card, or (card None) the lane of an arrow passing through a row. `x` is the centre, `y` the top."""
+
+    width: float
+    height: float
+    row: int
+    card: Card | None = None
+    x: float = 0.0
+    y: float = 0.0
+    near: list[Item] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One arrow: SVG path data from source to target."""
+
+    link: Link
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class BandBox:
+    """The frame of one level."""
+
+    level: int
+    frequency: str
+    y: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The finished layout: size of the whole, frames of the levels, cards and arrows."""
+
+    width: float
+    height: float
+    bands: tuple[BandBox, ...]
+    items: tuple[Item, ...]
+    routes: tuple[Route, ...]
+
+
+def text_width(text: str, size: float = 12.0, bold: bool = False) -> float:
+    """Estimate the width of sans-serif text; errs on the wide side."""
+    narrow = sum(c in "iljtf.,:;|!'()[]{} 1" for c in text)
+    wide = sum(c in "mwMW→∞—@%" for c in text)
+    units = 0.36 * narrow + 0.92 * wide + 0.58 * (len(text) - narrow - wide)
+    return units * size * (1.06 if bold else 1.0)
+
+
+def shown(text: str) -> str:
+    """Return a text as a card shows it: arrows as arrows, cut where it is very long."""
+    text = text.replace(" -> ", " → ")
+    return text if len(text) <= CUT else text[: CUT - 1] + "…"
+
+
+def word_width(card: Card) -> float:
+    """Return the width of the first column of a card's rows."""
+    words = [text_width(shown(word), 11) for word, _ in card.rows if word]
+    return max(words) + 10 if words else 0.0
+
+
+def card_size(card: Card) -> tuple[float, float]:
+    """Return a card's width and height."""
+    head = (
+        text_width(shown(card.title), 13, True) + text_width(card.badge, 12, True) + text_width(card.caption, 11) + 26
+    )
+    column = word_width(card)
+    rows = [text_width(shown(text), 11) + (column if word else 0.0) for word, text in card.rows]
+    return max([head, *rows, 90]) + 22, HEAD + LINE * len(card.rows) + 12
+
+
+def layout(picture: Picture) -> Layout:
+    """Place every card and route every arrow."""
+    rows, starts = _rows(picture)
+    items = {item.card.id: item for row in rows for item in row if item.card is not None}
+    lanes = {id(link): _lanes(link, items, rows) for link in picture.links}
+    for row in rows:
+        for item in row:
+            item.near = item.near or []
+    _order(rows)
+    _across(rows)
+    bands, height = _down(rows, starts, picture)
+    left = min((item.x - item.width / 2 for row in rows for item in row), default=0.0)
+    right = max((item.x + item.width / 2 for row in rows for item in row), default=0.0)
+    for row in rows:
+        for item in row:
+            item.x += 28 - left
+    routes = _routes(picture.links, items, lanes)
+    return Layout(right - left + 56, height, bands, tuple(items.values()), routes)
+
+
+def _rows(picture: Picture) -> tuple[list[list[Item]], list[int]]:
+    """Cut the levels into rows that fit; return them and, for each row, the index of its band."""
+    rows: list[list[Item]] = []
+    starts: list[int] = []
+    for index, band in enumerate(picture.bands):
+        sizes = [card_size(card) for card in band.cards]
+        count = max(1, -(-int(sum(width + GAP for width, _ in sizes)) // WIDEST))
+        target = sum(width + GAP for width, _ in sizes) / count
+        row: list[Item] = []
+        used = 0.0
+        for card, (width, height) in zip(band.cards, sizes, strict=True):
+            if row and used + width / 2 > target:
+                rows.append(row)
+                starts.append(index)
+                row, used = [], 0.0
+            row.append(Item(width, height, len(rows), card))
+            used += width + GAP
+        rows.append(row)
+        starts.append(index)
+    return rows, starts
+
+
+def _lanes(link: Link, items: dict[str, Item], rows: list[list[Item]]) -> list[Item]:
+    """Add a lane in every row between the ends of an arrow; return them from source to target."""
+    source, target = items[link.source], items[link.target]
+    if source is target:
+        return []
+    step = 1 if target.row > source.row else -1
+    lanes = (
+        [Item(LANE, 0.0, row) for row in range(source.row + step, target.row, step)] if source.row != target.row else []
+    )
+    for lane in lanes:
+        rows[lane.row].append(lane)
+    chain = [source, *lanes, target]
+    for a, b in pairwise(chain):
+        a.near.append(b)
+        b.near.append(a)
+    return lanes
+
+
+def _order(rows: list[list[Item]]) -> None:
+    for row in rows:
+        for index, item in enumerate(row):
+            item.x = index - len(row) / 2
+    for sweep in range(12):
+        for row in rows if sweep % 2 == 0 else reversed(rows):
+            row.sort(key=_barycentre)
+            for index, item in enumerate(row):
+                item.x = (index - len(row) / 2) * (8 / max(8, len(row)))
+
+
+def _barycentre(item: Item) -> float:
+    others = [near.x for near in item.near if near.row != item.row]
+    return sum(others) / len(others) if others else item.x
+
+
+def _across(rows: list[list[Item]]) -> None:
+    for row in rows:
+        _spread(row, [0.0] * len(row), [1.0] * len(row))
+    for sweep in range(24):
+        for row in rows if sweep % 2 == 0 else reversed(rows):
+            wanted = [_barycentre(item) for item in row]
+            weights = [3.0 if item.card is None else 1.0 for item in row]
+            _spread(row, wanted, weights)
+        _centre(rows)
+
+
+def _centre(rows: list[list[Item]]) -> None:
+    """Hold the rows over each other: no row may wander further than half the widest one from the middle."""
+    half = max((sum(item.width + GAP for item in row) for row in rows), default=0.0) / 2
+    for row in rows:
+        if not row:
+            continue
+        low, high = row[0].x - row[0].width / 2, row[-1].x + row[-1].width / 2
+        shift = max(-half - low, 0.0) - max(high - half, 0.0)
+        for item in row:
+            item.x += shift
+
+
+def _spread(row: Sequence[Item], wanted: Sequence[float], weights: Sequence[float]) -> None:
+    """Move a row's items as near to where they want to be as their order and widths allow (least squares)."""
+    blocks: list[list[float]] = []  # weight, mean of (wanted - offset), number of items
+    offsets: list[float] = []
+    offset = 0.0
+    for index, item in enumerate(row):
+        if index:
+            before = row[index - 1]
+            gap = GAP if item.card is not None and before.card is not None else GAP / 2
+            offset += before.width / 2 + gap + item.width / 2
+        offsets.append(offset)
+        blocks.append([weights[index], wanted[index] - offset, 1])
+        while len(blocks) > 1 and blocks[-2][1] > blocks[-1][1]:
+            w, mean, n = blocks.pop()
+            last = blocks[-1]
+            last[1] = (last[0] * last[1] + w * mean) / (last[0] + w)
+            last[0] += w
+            last[2] += n
+    index = 0
+    for _, mean, n in blocks:
+        for _ in range(int(n)):
+            row[index].x = mean + offsets[index]
+            index += 1
+
+
+def _down(rows: list[list[Item]], starts: list[int], picture: Picture) -> tuple[tuple[BandBox, ...], float]:
+    bands: list[BandBox] = []
+    y = 8.0
+    for index, band in enumerate(picture.bands):
+        top = y
+        y += BAND_HEAD
+        mine = [row for row, start in zip(rows, starts, strict=True) if start == index]
+        for number, row in enumerate(mine):
+            height = max((item.height for item in row), default=0.0)
+            loops = any(near.row == item.row for item in row for near in item.near)
+            y += 18 if loops else 0
+            for item in row:
+                item.y = y
+                if item.card is None:
+                    item.height = height
+            y += height + (ROW_GAP if number < len(mine) - 1 else 0)
+        y += BAND_PAD
+        bands.append(BandBox(band.level, band.frequency, top, y - top))
+        y += ROW_GAP - BAND_PAD
+    return tuple(bands), y - ROW_GAP + BAND_PAD + 8
+
+
+# --- arrows --------------------------------------------------------------------------------------
+
+
+def _routes(links: Sequence[Link], items: dict[str, Item], lanes: dict[int, list[Item]]) -> tuple[Route, ...]:
+    """Route every arrow; the arrows at one side of a card are spread along it in the order of where they go."""
+    ends: dict[tuple[str, str], list[tuple[float, int, bool]]] = {}
+    sides: dict[tuple[int, bool], tuple[str, str]] = {}
+    for index, link in enumerate(links):
+        source, target = items[link.source], items[link.target]
+        if source is target:
+            continue
+        chain = [source, *lanes[id(link)], target]
+        down = target.row > source.row
+        level = target.row == source.row
+        for start, card, there in ((True, link.source, chain[1]), (False, link.target, chain[-2])):
+            side = "top" if level or down != start else "bottom"
+            sides[index, start] = (card, side)
+            ends.setdefault((card, side), []).append((there.x, index, start))
+    spots: dict[tuple[int, bool], float] = {}
+    for (card, _), found in ends.items():
+        item = items[card]
+        room = item.width - 28
+        for place, (_, index, start) in enumerate(sorted(found), 1):
+            spots[index, start] = item.x - room / 2 + room * place / (len(found) + 1)
+    return tuple(
+        Route(link, _path(link, index, items, lanes[id(link)], spots, sides)) for index, link in enumerate(links)
+    )
+
+
+def _path(
+    link: Link,
+    index: int,
+    items: dict[str, Item],
+    lanes: Sequence[Item],
+    spots: dict[tuple[int, bool], float],
+    sides: dict[tuple[int, bool], tuple[str, str]],
+) -> str:
+    source, target = items[link.source], items[link.target]
+    if source is target:
+        x, y = source.x + source.width / 2, source.y + HEAD
+        return f"M{x:.1f},{y:.1f} c26,-16 26,30 5,20"
+    x0, x1 = spots[index, True], spots[index, False]
+    y0 = source.y if sides[index, True][1] == "top" else source.y + source.height
+    y1 = target.y - 3 if sides[index, False][1] == "top" else target.y + target.height + 3
+    if source.row == target.row:
+        lift = min(source.y, target.y) - min(34.0, 14 + abs(x1 - x0) / 14)
+        return f"M{x0:.1f},{y0:.1f} C{x0:.1f},{lift:.1f} {x1:.1f},{lift:.1f} {x1:.1f},{y1:.1f}"
+    parts = [f"M{x0:.1f},{y0:.1f}"]
+    x, y = x0, y0
+    down = target.row > source.row
+    for lane in lanes:
+        near, far = (lane.y, lane.y + lane.height) if down else (lane.y + lane.height, lane.y)
+        parts.append(_bend(x, y, lane.x, near))
+        parts.append(f"L{lane.x:.1f},{far:.1f}")
+        x, y = lane.x, far
+    return " ".join([*parts, _bend(x, y, x1, y1)])
+
+
+def _bend(x0: float, y0: float, x1: float, y1: float) -> str:
+    middle = (y0 + y1) / 2
+    return f"C{x0:.1f},{middle:.1f} {x1:.1f},{middle:.1f} {x1:.1f},{y1:.1f}"

@@ -1,0 +1,158 @@
+"""What `nsam schedule` prints: which memory moves at which token, the hyperperiod, the staleness of every transfer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd, lcm
+from typing import Literal
+
+from nsam.compiler.graph import levels_of, ordered
+from nsam.compiler.problems import Edge, LevelGraph, Problem
+from nsam.dsl.checked import Train, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Memories of one unit that move together. `moves` and `resets` are tokens, counted from 1, up to the horizon.
+
+    `resets` leaves out the start of the sequence. Both are empty for memories on the step clock.
+    """
+
+    system: str
+    names: tuple[str, ...]
+    level: int
+    frequency: str
+    count: int
+    clock: str
+    moves: tuple[int, ...]
+    resets: tuple[int, ...]
+    summed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """How old the state of `source` is, in `unit`s, where `target` sees it. None: it never moves there.
+
+    Over all tokens: `boundary` reads of period n show a state 1 to n tokens old; `running` reads show the current one
+    (a summed memory's changes only at the closing token, so 0 to n - 1). At a reset: as of that token.
+    """
+
+    source: str
+    target: str
+    kind: str
+    uses: tuple[str, ...]
+    shows: str
+    unit: Literal["token", "step"]
+    most: int | None
+    mean: Fraction | None
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The schedule of a system over `tokens` tokens. `hyperperiod`: after so many tokens the pattern repeats."""
+
+    name: str
+    tokens: int
+    hyperperiod: int
+    rows: tuple[Row, ...]
+    slow: tuple[Row, ...]
+    delays: tuple[Delay, ...]
+
+    def text(self, width: int = 100) -> str:
+        """Return the schedule as plain text, no line longer than `width` (at least 72)."""
+        from nsam.compiler.timeline_text import timeline_text
+
+        return timeline_text(self, max(72, width))
+
+
+def timeline(unit: Unit, train: Train | None = None, tokens: int = 128) -> Timeline:
+    """Return when each memory of a system moves in its first `tokens` tokens, and how stale every transfer is.
+
+    Raises `ProgramError` where the levels have no order, as `build_graph` does.
+    """
+    graph = ordered(unit, train)
+    levels = levels_of(graph)
+    groups: dict[tuple[object, ...], list[Problem]] = {}
+    for path, problem in graph.problems.items():
+        key = (levels[path], problem.system, problem.rate, problem.reset, problem.summed, problem.role == "training")
+        groups.setdefault(key, []).append(problem)
+    rows = [_row(members, levels[members[0].path], tokens) for members in groups.values()]
+    rows.sort(key=lambda row: row.level)
+    return Timeline(
+        graph.name,
+        tokens,
+        hyperperiod(graph),
+        tuple(row for row in rows if row.clock != "step"),
+        tuple(row for row in rows if row.clock == "step"),
+        tuple(_delay(edge, graph) for edge in graph.edges),
+    )
+
+
+def hyperperiod(graph: LevelGraph) -> int:
+    """Return the least common multiple of all periods and resets on the token clock (1 when there is none)."""
+    periods = [problem.rate.period for problem in graph.problems.values() if problem.rate.clock == "token"]
+    resets = [reset for problem in graph.problems.values() if (reset := _reset(problem))]
+    return lcm(*(int(period) for period in (*periods, *resets)))
+
+
+def _reset(problem: Problem) -> int:
+    memory = problem.memory
+    return int(memory.reset.period) if memory is not None and memory.reset.period is not None else 0
+
+
+def _row(members: list[Problem], level: int, tokens: int) -> Row:
+    first = members[0]
+    prefix = f"{first.system}." if first.system else ""
+    reset = _reset(first)
+    period = int(first.rate.period)
+    moves: tuple[int, ...] = ()
+    if first.rate.clock == "always":
+        moves = tuple(range(1, tokens + 1))
+    elif first.rate.clock == "token" and first.role != "generated":
+        moves = tuple(t for t in range(1, tokens + 1) if ((t - 1) % reset + 1 if reset else t) % period == 0)
+    return Row(
+        first.system,
+        tuple(problem.path.removeprefix(prefix) for problem in members),
+        level,
+        first.rate.text,
+        int(first.count),
+        first.rate.clock,
+        moves,
+        tuple(range(reset, tokens + 1, reset)) if reset else (),
+        first.summed,
+    )
+
+
+def _delay(edge: Edge, graph: LevelGraph) -> Delay:
+    source = graph.problems[edge.source]
+    on_steps = source.rate.clock in ("step", "sequence")
+    most, mean = _staleness(edge, source, graph.problems[edge.target])
+    return Delay(
+        edge.source, edge.target, edge.kind, edge.uses, edge.shows, "step" if on_steps else "token", most, mean
+    )
+
+
+def _staleness(edge: Edge, source: Problem, target: Problem) -> tuple[int | None, Fraction | None]:
+    """Return the largest and the mean age of the source's visible state."""
+    clock, period = source.rate.clock, int(source.rate.period)
+    if clock == "never":
+        return None, None
+    if clock in ("always", "sequence"):
+        return 0, Fraction(0)
+    if edge.shows == "at reset" and clock == "token":
+        return _at_resets(period, _reset(target))
+    if edge.shows == "same-time":
+        return (period - 1, Fraction(period - 1, 2)) if source.summed else (0, Fraction(0))
+    if clock == "step":
+        return period - 1, Fraction(period - 1, 2)
+    return period, Fraction(period + 1, 2)
+
+
+def _at_resets(period: int, reset: int) -> tuple[int, Fraction]:
+    """Return the age, at resets every `reset` tokens, of a state that moves every `period` tokens."""
+    if not reset:
+        return 0, Fraction(0)
+    step = gcd(period, reset)
+    ages = range(0, period, step)
+    return max(ages), Fraction(sum(ages), len(ages))

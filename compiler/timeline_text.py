@@ -1,0 +1,133 @@
+"""The plain-text form of a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from textwrap import wrap
+
+from nsam.compiler.timeline import Delay, Row, Timeline
+
+IDLE, ONE, MANY, RESET = "·", "●", "█", "↺"
+_SCALES = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 50, 64, 100, 128, 200, 256, 500, 512, 1000, 1024)
+
+
+def timeline_text(schedule: Timeline, width: int) -> str:
+    """Return the whole schedule: the chart, the step clock below it, the staleness of every transfer."""
+    lines = [f"{schedule.name}: {schedule.tokens} tokens, hyperperiod {_tokens(schedule.hyperperiod)}", ""]
+    lines += _chart(schedule, width)
+    lines += _slow(schedule, width)
+    lines += _delays(schedule, width)
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def scale(tokens: int, cells: int) -> int:
+    """Return how many tokens one cell stands for, so that all fit into `cells`."""
+    return next((s for s in _SCALES if -(-tokens // s) <= cells), -(-tokens // cells))
+
+
+def _chart(schedule: Timeline, width: int) -> Iterator[str]:
+    if not schedule.rows:
+        yield "no memory moves inside the sequence"
+        yield ""
+        return
+    names = max(12, min(30, max(len(name) for row in schedule.rows for name in _names(row))))
+    rates = max(len(row.frequency) for row in schedule.rows)
+    left = 6 + names + 2 + rates + 2
+    each = scale(schedule.tokens, width - left)
+    cells = -(-schedule.tokens // each)
+    yield f"{'level':<6}{'memory':<{names + 2}}{'moves':<{rates + 2}}{_axis(cells, each)}"
+    system = None
+    for row in schedule.rows:
+        if row.system != system and row.system:
+            yield f"      {_cut(row.system, names + 10)}{f'  ×{row.count}' if row.count != 1 else ''}"
+        system = row.system
+        for index, name in enumerate(_names(row)):
+            head = f"{row.level:<6}{_cut(name, names):<{names + 2}}{row.frequency:<{rates + 2}}"
+            yield head + (_cells(row, cells, each) if index == 0 else '"')
+    yield ""
+    yield from _key(schedule, each)
+
+
+def _key(schedule: Timeline, each: int) -> Iterator[str]:
+    marks = [f"{ONE} moves once", f"{MANY} moves more than once"] if each > 1 else [f"{ONE} moves"]
+    if any(row.resets for row in schedule.rows):
+        marks.append(f"{RESET} moves, then resets")
+    yield f"one mark = {_tokens(each)};  " + "  ".join(marks)
+    yield ""
+
+
+def _names(row: Row) -> list[str]:
+    indent = "  " if row.system else ""
+    return [f"{indent}{name}" for name in row.names]
+
+
+def _axis(cells: int, each: int) -> str:
+    line = [" "] * (cells + 8)
+    for cell in range(9, cells, 10):
+        label = str((cell + 1) * each)
+        line[cell - len(label) + 1 : cell + 1] = label
+    return "".join(line)[:cells]
+
+
+def _cells(row: Row, cells: int, each: int) -> str:
+    moves = [0] * cells
+    for token in row.moves:
+        moves[(token - 1) // each] += 1
+    marks = [IDLE if count == 0 else ONE if count == 1 else MANY for count in moves]
+    for token in row.resets:
+        marks[(token - 1) // each] = RESET
+    return "".join(marks)
+
+
+def _slow(schedule: Timeline, width: int) -> Iterator[str]:
+    if not schedule.slow:
+        return
+    yield "below the sequence, on the step clock"
+    for row in schedule.slow:
+        place = f"{row.system}: " if row.system else ""
+        times = f"  ×{row.count}" if row.count != 1 else ""
+        text = f"{place}{', '.join(row.names)}{times}"
+        head = f"{row.level:<6}{row.frequency:<16}"
+        yield from wrap(text, width, initial_indent=head, subsequent_indent=" " * 22)
+    yield ""
+
+
+def _delays(schedule: Timeline, width: int) -> Iterator[str]:
+    shown = [delay for delay in schedule.delays if delay.unit == "token"]
+    if shown:
+        yield "staleness of transfers, in tokens: the age of the source's state where the target sees it"
+        yield f"{'max':>5} {'mean':>7}  {'kind':<9} transfer"
+        for (most, mean, kind, source), targets in _gathered(shown).items():
+            head = f"{_number(most):>5} {_number(mean):>7}  {kind:<9} "
+            text = f"{source} -> {', '.join(targets)}"
+            yield from wrap(text, width, initial_indent=head, subsequent_indent=" " * 27, break_on_hyphens=False)
+        yield ""
+    steps = [delay for delay in schedule.delays if delay.unit == "step"]
+    for most in sorted({delay.most for delay in steps if delay.most is not None}):
+        chosen = [delay for delay in steps if delay.most == most]
+        means = _number(next(delay.mean for delay in chosen))
+        age = "no older than the last step" if most == 0 else f"up to {most} steps old, {means} on average"
+        yield from wrap(
+            f"{len(chosen)} transfers start from the step clock and are constant within a sequence, {age}", width
+        )
+
+
+def _gathered(delays: Iterable[Delay]) -> dict[tuple[int | None, Fraction | None, str, str], list[str]]:
+    found: dict[tuple[int | None, Fraction | None, str, str], list[str]] = {}
+    for delay in delays:
+        key = (delay.most, delay.mean, delay.kind, delay.source)
+        found.setdefault(key, []).append(f"{delay.target} ({', '.join(delay.uses)})")
+    return found
+
+
+def _number(value: int | Fraction | None) -> str:
+    return "never" if value is None else f"{float(value):g}"
+
+
+def _tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count:,} tokens"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
