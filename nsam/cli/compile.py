@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nsam.cli.options import File, Parameters, System, parse_pairs
+from nsam.cli.options import File, Parameters, System, Value, parse_pairs
 from nsam.cli.output import show_warnings
-from nsam.cli.request import resolve
+from nsam.cli.request import resolve, system_name
 
 if TYPE_CHECKING:
     from nsam.dsl.program import Program
@@ -50,7 +51,7 @@ def compile_(
     program = load(file)
     show_warnings(program.warnings)
     if dump is not None:
-        typer.echo(_dump(file, program, dump, system, params))
+        typer.echo(_dump(file, program, dump, system, params).rstrip())
         return
     assert out is not None
     from nsam.runs.atomic import write_atomic
@@ -60,13 +61,35 @@ def compile_(
     typer.echo(f"{out}: {len(source.splitlines()):,} lines")
 
 
-def _source(program: Program, system: str | None, params: dict) -> str:
-    from nsam.backends.torch.emit import emit
+def _source(program: Program, name: str | None, params: Mapping[str, Value]) -> str:
+    """Return the Python source of a system; N0515 for a train declaration, whose loop is `nsam train`."""
+    from nsam import api
 
-    unit, _ = resolve(program, system, params)
-    return emit(unit)
+    system = system_name(program, name)
+    return api.source(program, system, **params)
 
 
-def _dump(file: Path, program: Program, stage: Stage, system: str | None, params: dict) -> str:
+def _dump(file: Path, program: Program, stage: Stage, name: str | None, params: Mapping[str, Value]) -> str:
     """Return the text of one stage."""
-    raise NotImplementedError
+    if stage is Stage.ast:
+        from nsam.cli.tree import tree_text
+        from nsam.dsl.imports import read_source
+        from nsam.dsl.parser import parse
+
+        return tree_text(parse(read_source(file)))
+    if stage is Stage.code:
+        return _source(program, name, params)
+    unit, train = resolve(program, name, params)
+    if stage is Stage.graph:
+        from nsam.backends.graphviz.render import text
+        from nsam.compiler.graph import build_graph
+
+        return text(build_graph(unit, train), ".json")
+    if stage is Stage.schedule:
+        from nsam.cli.schedule import schedule_of
+
+        return schedule_of(unit, train)
+    from nsam.cli.tree import tree_text
+    from nsam.compiler.schedule import plan
+
+    return tree_text(plan(unit))

@@ -38,7 +38,7 @@ def graph(
     program = load(file)
     show_warnings(program.warnings)
     unit, train = resolve(program, system, params)
-    from nsam.backends.graphviz import render
+    from nsam.backends.graphviz.render import render
     from nsam.compiler.graph import build_graph
 
     drawn = build_graph(unit, train)

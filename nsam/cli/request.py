@@ -68,3 +68,15 @@ def train_name(program: Program, name: str | None) -> str:
     if name not in program.trains:
         raise unknown(program, name)
     return name
+
+
+def system_name(program: Program, name: str | None) -> str:
+    """Return the system asked for, the only one when none is; N0515 otherwise."""
+    if name is None:
+        if len(program.systems) == 1:
+            return next(iter(program.systems))
+        what = "declares no system" if not program.systems else "declares several systems: say which"
+        raise fail("N0515", f"the program {what}", help=_listing(program))
+    if name not in program.systems:
+        raise unknown(program, name)
+    return name

@@ -109,7 +109,7 @@ def train(
         run = resumed_run(program, name, overrides, settings, out or last_run(RUNS, name))
     else:
         declaration = program.train(name, overrides)
-        run = new_run(program, file, declaration, overrides, data or [], settings, out or next_run(RUNS, name))
+        run = new_run(file, declaration, overrides, data or [], settings, out or next_run(RUNS, name))
     console = Console(highlight=False)
     _describe(console, run)
     outcome = _loop(console, run, settings.compiled)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nsam.dsl.program import Program
+from nsam.dsl.imports import load_file
 
 
-def program_sources(program: Program, file: Path) -> tuple[str, dict[str, str]]:
-    """Return the main file's name, and the text of every file of the program by its path relative to the main one's
-    folder, so that `use "./other.nsam"` finds them again."""
-    folder = file.resolve().parent
-    texts: dict[str, str] = {}
-    for source in program.sources:
-        path = Path(source.name).resolve()
-        texts[os.path.relpath(path, folder)] = source.text
-    return file.name, texts
+def program_sources(file: Path) -> dict[str, str]:
+    """Return the text of every file of the program at `file`, by its path relative to that file's folder.
+
+    A program reaches files in its own folder and below, so `use "./other.nsam"` finds them again in a copy. The
+    standard library is not among them: it comes with nsam.
+    """
+    folder = os.path.realpath(file.parent)
+    return {
+        os.path.relpath(key, folder): loaded.source.text
+        for key, loaded in load_file(file).files.items()
+        if os.path.isabs(key)
+    }

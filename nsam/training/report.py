@@ -24,7 +24,7 @@ SAMPLE_BYTES = 400
 
 def write_pictures(folder: RunFolder, train: Train) -> list[Path]:
     """Write the loss and level plots and the level graph (svg and png where Graphviz is installed, html always)."""
-    from nsam.backends import graphviz
+    from nsam.backends.graphviz.render import render
     from nsam.compiler.graph import build_graph
 
     metrics = read_metrics(folder.metrics)
@@ -34,7 +34,7 @@ def write_pictures(folder: RunFolder, train: Train) -> list[Path]:
     formats = ["html", *(["svg", "png"] if shutil.which("dot") else [])]
     for ending in formats:
         path = folder.path / f"graph.{ending}"
-        graphviz.render(graph, path)
+        render(graph, path)
         written.append(path)
     return written
 

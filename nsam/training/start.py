@@ -32,7 +32,6 @@ class Run:
 
 
 def new_run(
-    program: Program,
     file: Path,
     train: Train,
     overrides: Mapping[str, Any],
@@ -42,11 +41,10 @@ def new_run(
 ) -> Run:
     """Return a run that starts at step 0 in the new folder `path`."""
     corpus, context, batch = _prepare(train, data, settings)
-    main, sources = program_sources(program, file)
     description = RunDescription(
         train=train.name,
         overrides=dict(overrides),
-        main=main,
+        main=file.name,
         data=tuple(str(item.resolve()) for item in data),
         fingerprint=corpus.fingerprint,
         context=context,
@@ -55,7 +53,7 @@ def new_run(
         dtype=settings.dtype,
         version=version("nsam"),
     )
-    folder = create_run(path, description, sources)
+    folder = create_run(path, description, program_sources(file))
     return Run(folder, description, train, corpus, Trainer(train, corpus, settings, folder))
 
 

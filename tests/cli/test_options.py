@@ -1,0 +1,51 @@
+"""How `name=value` is read."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import typer
+
+from nsam.cli.options import MAX_VALUE_LENGTH, parse_pairs, parse_value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("64", 64),
+        ("-3", -3),
+        ("1e-3", 1e-3),
+        (".5", 0.5),
+        ("inf", math.inf),
+        ("true", True),
+        ("false", False),
+        ("gelu", "gelu"),
+        ('"64"', "64"),
+        ("[1, 4,16]", (1, 4, 16)),
+        ("[]", ()),
+        ("[1.5, true, x]", (1.5, True, "x")),
+    ],
+)
+def test_values(text: str, value: object) -> None:
+    found = parse_value(text)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_pairs() -> None:
+    assert parse_pairs(["dim=64", " lr = 1e-3 ", "name=a=b"], "-p") == {"dim": 64, "lr": 1e-3, "name": "a=b"}
+    assert parse_pairs(None, "-p") == {}
+
+
+@pytest.mark.parametrize(
+    "pair", ["dim", "=3", "dim=", "2x=3", "a b=1", "x=[[1]]", "x=nan", "x=" + "9" * 5000, "x=" + "a" * MAX_VALUE_LENGTH]
+)
+def test_what_is_not_a_pair_is_a_usage_error(pair: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        parse_pairs([pair], "-p")
+
+
+def test_a_name_said_twice_is_a_usage_error() -> None:
+    with pytest.raises(typer.BadParameter, match="twice"):
+        parse_pairs(["dim=1", "dim=2"], "-p")

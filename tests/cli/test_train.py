@@ -1,0 +1,169 @@
+"""train and generate from end to end: what a user types, what is on disk, what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+Run: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def curve(folder: Path) -> list[tuple[int, str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], name, line[name]) for line in lines for name in ("loss", "held_out") if name in line]
+
+
+def start(tmp_path: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "nsam", "train", *map(str, arguments)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (folder / "metrics.jsonl").exists() and any(s >= step for s, _, _ in curve_so_far(folder)):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def curve_so_far(folder: Path) -> list[tuple[int, str, float]]:
+    try:
+        return curve(folder)
+    except ValueError:  # a line that is being written
+        return []
+
+
+@pytest.fixture
+def train(run: Run, tiny: Path, text: Path) -> Run:
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return run("train", tiny, "--data", text, "--no-compile", *arguments)
+
+    return call
+
+
+def test_a_run_leaves_everything_and_generates(train: Run, run: Run, tmp_path: Path, tiny: Path) -> None:
+    found = train("--set", "steps=6")
+    assert found.returncode == 0, found.stdout + found.stderr
+    folder = tmp_path / "runs" / "tiny_bytes-1"
+    for name in ("run.json", "metrics.jsonl", "loss.png", "levels.png", "graph.html", "sample.txt", "summary.md"):
+        assert (folder / name).stat().st_size > 0, name
+    assert (folder / "checkpoints" / "step-000006" / "model.safetensors").exists()
+    assert (folder / "program" / "tiny.nsam").read_text() == tiny.read_text()
+    assert "held out" in found.stdout
+    tiny.unlink()  # the folder is all that generate needs
+    first = run("generate", folder, "--prompt", "línea ", "--tokens", 20, "--seed", 3)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("línea ")
+    assert len(first.stdout.encode()) >= len("línea ".encode()) + 20
+    again = run("generate", folder, "--prompt", "línea ", "--tokens", 20, "--seed", 3)
+    assert again.stdout == first.stdout
+
+
+def test_killed_and_resumed_is_the_same_curve(train: Run, run: Run, tmp_path: Path, tiny: Path, text: Path) -> None:
+    assert train("--out", "whole", "--set", "steps=40").returncode == 0
+    parts = tmp_path / "parts"
+    options = ("--no-compile", "--set", "steps=40", "--out", parts, "--checkpoint-steps", 1)
+    process = start(tmp_path, tiny, "--data", text, *options)
+    wait_for_step(parts, 5)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert curve_so_far(parts)[-1][0] < 40, "the kill came too late to show anything"
+    found = run("train", tiny, "--out", parts, "--resume", "--no-compile")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "continuing at step" in found.stdout
+    assert curve(parts) == curve(tmp_path / "whole")
+    names = ("model.safetensors", "state.safetensors")
+    for name in names:
+        a, b = (tmp_path / run_ / "checkpoints" / "step-000040" / name for run_ in ("whole", "parts"))
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(run: Run, tmp_path: Path, tiny: Path, text: Path) -> None:
+    folder = tmp_path / "stopped"
+    process = start(tmp_path, tiny, "--data", text, "--no-compile", "--set", "steps=100000", "--out", folder)
+    wait_for_step(folder, 3)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in output
+    assert "Traceback" not in errors
+    done = curve(folder)[-1][0]
+    assert (folder / "checkpoints" / f"step-{done:06d}").is_dir()
+    found = run("train", tiny, "--out", folder, "--resume", "--no-compile", "--set", f"steps={done + 2}")
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_a_run_is_not_overwritten_and_a_changed_one_not_resumed(
+    train: Run, run: Run, tmp_path: Path, tiny: Path, text: Path
+) -> None:
+    assert train("--out", "r", "--set", "steps=2").returncode == 0
+    again = train("--out", "r")
+    assert again.returncode == 1
+    assert "N0508" in again.stderr
+    context = run("train", tiny, "--out", "r", "--resume", "--no-compile", "--set", "context=8")
+    assert context.returncode == 1
+    assert "it was 16 and is 8" in context.stderr
+    program = tiny.read_text()
+    tiny.write_text(program.replace("tiny(dim = 8)", "tiny(dim = 6)"))
+    other = run("train", tiny, "--out", "r", "--resume", "--no-compile")
+    assert other.returncode == 1
+    assert "N0507" in other.stderr
+    assert "[256, 8] there and [256, 6]" in other.stderr
+    tiny.write_text(program)
+    text.write_text(text.read_text() + "more\n")
+    data = run("train", tiny, "--out", "r", "--resume", "--no-compile")
+    assert data.returncode == 1
+    assert "N0510" in data.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--set", "context=100000"], "N0503"),
+        (["--device", "nothing"], "N0512"),
+        (["nobody"], "N0515"),
+        (["--out", "text.txt"], "N0508"),
+        (["--out", "text.txt/below"], "N0514"),
+    ],
+)
+def test_wrong_requests_are_diagnostics(train: Run, arguments: list[str], code: str) -> None:
+    found = train(*arguments)
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert code in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_resumed_run_keeps_its_seed(train: Run) -> None:
+    assert train("--resume", "--seed", 3).returncode == 2
+
+
+def test_a_diverging_run_stops_with_the_last_good_checkpoint(train: Run, tmp_path: Path, tiny: Path) -> None:
+    tiny.write_text(tiny.read_text().replace("adamw(lr = 1e-2)", "gd(lr = 1e30)").replace("(dgd, adamw)", "(dgd, gd)"))
+    found = train("--out", "bad")
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert "N0506" in found.stderr
+    assert "last good checkpoint" in found.stderr
+    assert (tmp_path / "bad" / "checkpoints" / "step-000000").is_dir()
+
+
+def test_generate_refuses_what_is_not_a_run(run: Run, tmp_path: Path) -> None:
+    found = run("generate", tmp_path, "--prompt", "x")
+    assert found.returncode == 1
+    assert "N0509" in found.stderr
+    assert run("generate", tmp_path, "--prompt", "").returncode == 2
