@@ -89,7 +89,6 @@ def _dump(file: Path, program: Program, stage: Stage, name: str | None, params: 
         from nsam.cli.schedule import schedule_of
 
         return schedule_of(unit, train)
-    from nsam.cli.tree import tree_text
-    from nsam.compiler.schedule import plan
+    from nsam.cli.plan_text import plan_text
 
-    return tree_text(plan(unit))
+    return plan_text(unit)

@@ -22,7 +22,7 @@ def show(diagnostics: Sequence[Diagnostic], format: Format = Format.text) -> Non
         return
     color = wants_color(sys.stderr)
     for diagnostic in diagnostics:
-        typer.echo(rendering.render_terminal(diagnostic, color=color), err=True, color=color)
+        typer.echo(rendering.render_terminal(diagnostic, color=color) + "\n", err=True, color=color)
     if diagnostics:
         typer.echo(_count(diagnostics), err=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -112,16 +113,18 @@ def train(
         run = new_run(file, declaration, overrides, data or [], settings, out or next_run(RUNS, name))
     console = Console(highlight=False)
     _describe(console, run)
-    outcome = _loop(console, run, settings.compiled)
+    outcome = _loop(console, run, file, settings.compiled)
     _finish(console, run, outcome, file)
 
 
 def _describe(console: Console, run: Run) -> None:
-    corpus = run.corpus
-    console.print(f"[bold]{run.train.name}[/]  {run.trainer.parameters:,} parameters  [dim]→[/] {run.folder.path}")
+    from rich.markup import escape
+
+    corpus, path = run.corpus, escape(str(run.folder.path))
+    console.print(f"[bold]{run.train.name}[/]  {run.trainer.parameters:,} parameters  [dim]run folder[/] {path}")
     console.print(
-        f"[dim]data[/]  {corpus.source}: {len(corpus.training):,} bytes for training, {len(corpus.held_out):,} held "
-        f"out ({len(corpus.held_out_names)} of {corpus.documents} documents)",
+        f"[dim]data[/]  {escape(corpus.source)}: {len(corpus.training):,} bytes for training, "
+        f"{len(corpus.held_out):,} held out ({len(corpus.held_out_names)} of {corpus.documents} documents)",
         soft_wrap=True,
     )
     if corpus.skipped:
@@ -130,12 +133,23 @@ def _describe(console: Console, run: Run) -> None:
         console.print(f"continuing at step {run.trainer.step:,}")
 
 
-def _loop(console: Console, run: Run, compiled: bool) -> Outcome:
+def _loop(console: Console, run: Run, file: Path, compiled: bool) -> Outcome:
     from nsam.cli.train_display import LineWatcher, LiveWatcher
+    from nsam.runs.checkpoint import checkpoints
 
     watcher = LiveWatcher(console, compiled) if sys.stdout.isatty() else LineWatcher(console, compiled)
-    with watcher:
-        return run.trainer.run(watcher)
+    try:
+        with watcher:
+            return run.trainer.run(watcher)
+    except KeyboardInterrupt:
+        step = checkpoints(run.folder.checkpoints)[-1][0]
+        _say_how_to_go_on(console, run, file, f"Stopped at once; the last checkpoint is that of step {step:,}.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _say_how_to_go_on(console: Console, run: Run, file: Path, what: str) -> None:
+    command = shlex.join(["nsam", "train", str(file), run.train.name, "--out", str(run.folder.path), "--resume"])
+    console.print(f"{what} Continue with:\n  {command}", markup=False, soft_wrap=True)
 
 
 def _finish(console: Console, run: Run, outcome: Outcome, file: Path) -> None:
@@ -144,19 +158,17 @@ def _finish(console: Console, run: Run, outcome: Outcome, file: Path) -> None:
 
     folder = run.folder
     if outcome.interrupted:
-        console.print(
-            f"Stopped at step {outcome.step:,}; the checkpoint is saved. Continue with:\n"
-            f"  nsam train {file} {run.train.name} --out {folder.path} --resume",
-            soft_wrap=True,
-        )
+        _say_how_to_go_on(console, run, file, f"Stopped at step {outcome.step:,}; the checkpoint is saved.")
         raise typer.Exit(INTERRUPTED)
     pictures = write_pictures(folder, run.train)
     folder.write("summary.md", summary(run.description, run.corpus, outcome, run.trainer.parameters, pictures))
     text = sample(run.train, run.trainer.module, run.corpus, run.description.seed)
     folder.write("sample.txt", text)
+    written = [path.name for path in pictures] + ["sample.txt", "summary.md", "metrics.jsonl", "checkpoints"]
     if outcome.held_out is not None:
         console.print(f"held out: [bold]{bits(outcome.held_out):.3f}[/] bits per byte after {outcome.step:,} steps")
     console.print("[dim]a sample (the model continues after ⟩):[/]")
     console.print(text, markup=False, soft_wrap=True)
-    console.print(f"[dim]run folder[/] {folder.path}: summary.md, loss.png, levels.png, graph.html, sample.txt")
-    console.print(f"[dim]more text[/]  nsam generate {folder.path} --prompt 'The '", markup=True, soft_wrap=True)
+    console.print(f"{folder.path}: {', '.join(written)}", markup=False, soft_wrap=True)
+    more = shlex.join(["nsam", "generate", str(folder.path), "--prompt", "The "])
+    console.print(f"more text: {more}", markup=False, soft_wrap=True)

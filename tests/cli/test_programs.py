@@ -46,12 +46,12 @@ def test_check_json_has_codes_and_places(run: Run, wrong: Path, tiny: Path) -> N
     found = run("check", wrong, "--format", "json")
     assert found.returncode == 1
     assert found.stderr == ""
-    diagnostics = json.loads(found.stdout)
+    diagnostics = json.loads(found.stdout)["diagnostics"]
     assert len(diagnostics) == 2
     assert all(d["code"].startswith("N0") and d["severity"] == "error" for d in diagnostics)
     clean = run("check", tiny, "--format", "json")
     assert clean.returncode == 0
-    assert json.loads(clean.stdout) == []
+    assert json.loads(clean.stdout)["diagnostics"] == []
 
 
 @pytest.mark.parametrize(
