@@ -1,0 +1,48 @@
+"""What the reference does not interpret, said before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nsam.backends.reference.frame import is_parameter
+from nsam.backends.reference.scope import unsupported
+from nsam.dsl.checked import Call, Memory, RuleMemory, RuleUse, Unit
+
+STRUCTURES_THAT_LEARN = ("linear", "mlp", "vector", "rmsnorm", "layernorm")
+
+
+def check_supported(unit: Unit) -> None:
+    """Raise `ProgramError` (N0490) when the reference does not interpret the unit."""
+    for inside in units(unit):
+        for memory in inside.memories:
+            _check(memory)
+
+
+def units(unit: Unit) -> Iterator[Unit]:
+    """Yield a unit and every unit inside it."""
+    yield unit
+    for child in unit.children:
+        yield from units(child.unit if isinstance(child, Call) else child.body)
+
+
+def _check(memory: Memory) -> None:
+    structure, objective = memory.structure, memory.objective
+    stepped = memory.frequency is not None and memory.frequency.unit == "step"
+    if stepped and not is_parameter(memory):
+        raise unsupported("a memory of the step clock whose initial state is not its own", memory.span)
+    if not memory.fast or structure.kind == "attention":
+        return
+    if structure.kind not in STRUCTURES_THAT_LEARN:
+        raise unsupported(f"a {structure.kind} that learns on the token clock", memory.span)
+    if objective is not None and objective.expression is None:
+        raise unsupported(f"`minimize {objective.name}` on the token clock", objective.span)
+    if memory.rule is not None:
+        _check_rule(memory.rule)
+
+
+def _check_rule(use: RuleUse) -> None:
+    for statement in use.rule.statements:
+        if isinstance(statement, RuleMemory):
+            if statement.structure.kind not in ("like", "linear"):
+                raise unsupported(f"a {statement.structure.kind} inside a rule", statement.span)
+            _check_rule(statement.rule)

@@ -1,0 +1,75 @@
+"""A unit as a torch module, token by token in float64, and the same in NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nsam.backends.reference.checks import check_supported
+from nsam.backends.reference.numpy_arrays import NumpyArrays
+from nsam.backends.reference.parameters import initial_value, parameters
+from nsam.backends.reference.run import ReferenceState, run
+from nsam.backends.reference.torch_arrays import TorchArrays
+from nsam.dsl.checked import Unit
+
+
+class ReferenceModule(torch.nn.Module):
+    """A system interpreted straight from its declarations, one token at a time.
+
+    Inner gradients come from torch.autograd, and the outer gradient flows through every inner update. Parameters are
+    float64 and named as in the compiled module. Slow on purpose: this is what the compiled module is compared with.
+    """
+
+    def __init__(self, unit: Unit, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        check_supported(unit)
+        self.unit = unit
+        for parameter in parameters(unit):
+            *path, name = parameter.path.split(".")
+            owner: torch.nn.Module = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, torch.nn.Module())
+                owner = owner.get_submodule(part)
+            owner.register_parameter(name, torch.nn.Parameter(initial_value(parameter, generator)))
+
+    def forward(
+        self, *inputs: torch.Tensor, state: ReferenceState | None = None
+    ) -> tuple[torch.Tensor, ReferenceState]:
+        """Return (output [batch, time, …], state).
+
+        Inputs are [batch, time, …] (tokens: int64 [batch, time]; per sequence: [batch, …]); the state is a nested
+        structure of dicts, lists and tensors that a later call continues from. Raises ValueError on inputs that do
+        not fit.
+        """
+        if len(inputs) != len(self.unit.inputs):
+            raise ValueError(f"{self.unit.name} takes {len(self.unit.inputs)} inputs, found {len(inputs)}")
+        given = [
+            x if wanted.type.vocab is not None else x.to(torch.float64)
+            for wanted, x in zip(self.unit.inputs, inputs, strict=True)
+        ]
+        ops = TorchArrays(given[0].device)
+        return run(ops, self.unit, dict(self.named_parameters()), given, state)
+
+
+def values(
+    unit: Unit,
+    parameters: Mapping[str, NDArray[np.float64]],
+    inputs: Mapping[str, NDArray[Any]],
+    state: ReferenceState | None = None,
+) -> tuple[NDArray[np.float64], ReferenceState]:
+    """Return (output [batch, time, …], state) in NumPy alone; inner gradients come from a run-time tape.
+
+    `parameters` go by `state_dict` key, `inputs` by name, shapes as for `ReferenceModule`.
+    """
+    check_supported(unit)
+    weights = {name: np.asarray(value, dtype=np.float64) for name, value in parameters.items()}
+    ordered = [
+        np.asarray(inputs[given.name], dtype=np.float64 if given.type.vocab is None else np.int64)
+        for given in unit.inputs
+    ]
+    return run(NumpyArrays(), unit, weights, ordered, state)

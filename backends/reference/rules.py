@@ -1,0 +1,142 @@
+"""One application of a learning rule to one tensor: statements in order, nested memories of gradients included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from nsam.backends.reference import learning
+from nsam.backends.reference.arrays import Array, Arrays
+from nsam.backends.reference.functions import Identity
+from nsam.backends.reference.scope import InternalError, Scope
+from nsam.backends.reference.structures import Tensors, read_head, read_head_transposed
+from nsam.dsl.checked import Constant, Read, RuleLet, RuleMemory, RuleState, RuleUpdate, RuleUse
+
+RuleRecord: TypeAlias = dict[str, Any]
+"""What a rule remembers between updates: `count`, `states` by name, `memories` by name (see `learning.Record`)."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """The tensor a rule moves and what it may know: `key` and `err` are None on a context of gradients."""
+
+    self_: Array
+    grad: Array
+    key: Array | None = None
+    err: Array | None = None
+
+
+def new_rule_record() -> RuleRecord:
+    """Return what a rule remembers before its first update."""
+    return {"count": 0, "states": {}, "memories": {}}
+
+
+def apply_rule(
+    ops: Arrays, use: RuleUse, arguments: dict[str, Array], host: Host, record: RuleRecord
+) -> tuple[Array, RuleRecord]:
+    """Apply a rule once; returns the host's new tensor and the rule's new record (the old one is left as it was)."""
+    scope = _RuleScope(ops, dict(arguments), host, record)
+    for statement in use.rule.statements:
+        if isinstance(statement, RuleState):
+            scope.declare(statement)
+        elif isinstance(statement, RuleMemory):
+            scope.learn(statement)
+        elif isinstance(statement, RuleLet):
+            scope.names[statement.name] = scope.value(statement.value)
+        elif isinstance(statement, RuleUpdate):
+            scope.update(statement)
+    return scope.names["self"], scope.record()
+
+
+class _RuleScope(Scope):
+    def __init__(self, ops: Arrays, names: dict[str, Array], host: Host, record: RuleRecord) -> None:
+        self.ops = ops
+        self.host = host
+        self.before = record
+        self.names = names
+        names |= {"self": host.self_, "grad": host.grad}
+        if host.key is not None:
+            names["key"] = host.key
+        if host.err is not None:
+            names["err"] = host.err
+        self.states: list[str] = []
+        self.memories: dict[str, learning.Record] = {}
+        self.visible: dict[str, tuple[RuleMemory, Tensors]] = {}
+        self.declared: tuple[RuleMemory, Tensors] | None = None
+
+    def ref(self, name: str) -> Array:
+        if name == "self" and self.declared is not None:
+            return self.declared[1][0]["weight"]
+        if name in self.names:
+            return self.names[name]
+        if name == "identity":
+            return Identity(self.ops.array(1.0))
+        if name == "zeros":
+            return self.ops.array(0.0)
+        raise InternalError(f"{name} has no value in this rule")
+
+    def read(self, expr: Read) -> Array:
+        if expr.memory == "self":
+            if self.declared is None:
+                raise InternalError("self(…) outside of a memory of this rule")
+            memory, tensors = self.declared
+        else:
+            memory, tensors = self.visible[expr.memory]
+        if isinstance(expr.argument, Constant) and expr.argument.value == 1:
+            return tensors[0]["weight"]
+        x = self.value(expr.argument)
+        if expr.transposed:
+            return read_head_transposed(self.ops, tensors[0], x)
+        return read_head(self.ops, memory.structure, tensors[0], x)
+
+    def state(self, memory: str) -> Array:
+        if memory in self.visible:
+            return self.visible[memory][1][0]["weight"]
+        return self.ref(memory)
+
+    def clock(self, function: str) -> int:
+        return int(self.before["count"]) + 1
+
+    def declare(self, statement: RuleState) -> None:
+        """Bring a state into scope: as the last update left it, or its initial value in the host's shape."""
+        self.states.append(statement.name)
+        if statement.name in self.before["states"]:
+            self.names[statement.name] = self.before["states"][statement.name]
+        else:
+            self.names[statement.name] = self.fit(self.value(statement.initial))
+
+    def update(self, statement: RuleUpdate) -> None:
+        """Carry out `target <- value`."""
+        self.names[statement.target] = self.fit(self.value(statement.value))
+
+    def fit(self, value: Array) -> Array:
+        """Return a value in the host's shape, numbers filled in."""
+        if isinstance(value, Identity):
+            value = value.like(self.ops, self.host.self_)
+        return self.ops.add(value, self.ops.zeros(self.ops.shape(self.host.self_)))
+
+    def learn(self, memory: RuleMemory) -> None:
+        """Show the nested memory this update's context and let it move."""
+        ops = self.ops
+        learner = learning.Learner.of_rule_memory(memory)
+        record = self.before["memories"].get(memory.name)
+        if record is None:
+            shapes = memory.structure.tensors() or {"weight": ops.shape(self.host.self_)}
+            record = learning.new_record(learner, [{name: ops.zeros(tuple(s)) for name, s in shapes.items()}])
+        self.declared = (memory, record["boundary"])
+        key = None if memory.context.key is None else self.value(memory.context.key)
+        value = self.value(memory.context.value)
+        arguments = {name: self.value(expr) for name, expr in memory.rule.arguments}
+        self.declared = None
+        after = learning.advance(ops, learner, record, key, value, [arguments])
+        self.memories[memory.name] = after
+        shown = after["running"] if memory.reads == "running" else record["boundary"]
+        self.visible[memory.name] = (memory, shown)
+
+    def record(self) -> RuleRecord:
+        """Return what the rule remembers after this update."""
+        return {
+            "count": self.before["count"] + 1,
+            "states": {name: self.names[name] for name in self.states},
+            "memories": self.memories,
+        }
