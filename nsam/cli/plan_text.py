@@ -10,13 +10,15 @@ from nsam.dsl.checked import Repeat, Unit
 
 def plan_text(unit: Unit) -> str:
     """Return the plans of `unit` and of the units inside it, each once."""
-    units: dict[str, Unit] = {}
+    units: list[Unit] = []
     _gather(unit, units)
-    return "\n".join(line for found in units.values() for line in _unit(plan(found)))
+    return "\n".join(line for found in units for line in _unit(plan(found)))
 
 
-def _gather(unit: Unit, units: dict[str, Unit]) -> None:
-    units.setdefault(unit.name, unit)
+def _gather(unit: Unit, units: list[Unit]) -> None:
+    if unit in units:
+        return
+    units.append(unit)
     for child in unit.children:
         _gather(child.body if isinstance(child, Repeat) else child.unit, units)
 

@@ -67,7 +67,7 @@ def load_corpus(paths: Sequence[Path], context: int) -> Corpus:
     row = context + 1
     if total < 2 * row:
         raise _too_short(source, total, row)
-    training, held_out = _split(documents, max(int(total * HELD_OUT_SHARE), row))
+    training, held_out = _split(documents, max(int(total * HELD_OUT_SHARE), row), row)
     kept, dropped = _without_shared_paragraphs(training, held_out)
     training_text = _BETWEEN.join(document.content for document in kept)
     held_out_text = _BETWEEN.join(document.content for document in held_out)
@@ -146,25 +146,21 @@ def _first_fault(content: bytes) -> int | None:
     return zero if zero >= 0 else None
 
 
-def _split(documents: list[Document], wanted: int) -> tuple[list[Document], list[Document]]:
-    """Hold out whole documents until `wanted` bytes are reached; a single document is cut near its end.
+def _split(documents: list[Document], wanted: int, row: int) -> tuple[list[Document], list[Document]]:
+    """Hold out whole documents of about `wanted` bytes; where that does not come out, cut the largest near its end.
 
     Documents are taken in the order of a hash of their names: a fixed choice that alphabetical order and folder
-    structure do not bias. When the documents are too uneven for a split by documents, the largest is cut.
+    structure do not bias.
     """
-    documents = [document for document in documents if document.content]
-    total = sum(len(document.content) for document in documents)
     held_out: list[Document] = []
     reached = 0
     for document in sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).digest()):
-        if reached >= wanted:
-            break
-        if reached + len(document.content) <= max(2 * wanted, total // 4):
+        if reached < wanted and reached + len(document.content) <= 1.2 * wanted:
             held_out.append(document)
             reached += len(document.content)
     names = {document.name for document in held_out}
     training = [document for document in documents if document.name not in names]
-    if reached >= wanted and training:
+    if reached >= max(row, wanted // 2) and training:
         return training, sorted(held_out, key=lambda d: d.name)
     largest = max(documents, key=lambda d: len(d.content))
     head, tail = _cut(largest, min(wanted, len(largest.content) // 2))
