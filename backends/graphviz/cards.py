@@ -6,7 +6,8 @@ belongs to the picture: the graph keeps a node for each memory.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import re
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,7 +167,7 @@ def _rule_title(path: str, graph: nx.MultiDiGraph) -> str:
 def _weight_rows(names: list[str], nodes: list[dict[str, Any]]) -> list[tuple[str, str]]:
     alike: dict[str, list[str]] = {}
     for name, node in zip(names, nodes, strict=True):
-        alike.setdefault(node["structure_text"], []).append(name)
+        alike.setdefault(compact(node["structure_text"]), []).append(name)
     return [(", ".join(members), text) for text, members in alike.items()]
 
 
@@ -180,7 +181,7 @@ def _rule_rows(names: list[str], nodes: list[dict[str, Any]]) -> list[tuple[str,
 
 def _clauses(node: dict[str, Any]) -> list[tuple[str, str]]:
     clauses = [
-        ("", node["structure_text"]),
+        ("", compact(node["structure_text"])),
         ("learn" if node["role"] != "training" else "data", node["context"]),
         ("minimize", node["objective"]),
         ("by", node["rule"]),
@@ -191,10 +192,17 @@ def _clauses(node: dict[str, Any]) -> list[tuple[str, str]]:
     return [(word, text) for word, text in clauses if text]
 
 
+def compact(structure: str) -> str:
+    """Shorten a structure's text for a card: `mlp(64 -> 64, silu, 4 heads)`."""
+    return re.sub(r"(kv_)?heads = (\d+)", r"\2 \1heads", structure).replace("act = ", "")
+
+
 def _links(graph: nx.MultiDiGraph, home: dict[str, str]) -> Iterable[Link]:
     merged: dict[tuple[str, str, str], list[tuple[str, str, dict[str, Any]]]] = {}
+    drawn = _drawn_at(graph, home)
     for source, target, data in graph.edges(data=True):
-        merged.setdefault((home[source], home[target], data["kind"]), []).append((source, target, data))
+        ends = (drawn(source, target), drawn(target, source))
+        merged.setdefault((*ends, data["kind"]), []).append((source, target, data))
     for (source, target, kind), edges in merged.items():
         if source == target and kind in ("backprop", "direct") and graph.nodes[edges[0][0]]["role"] == "weight":
             continue  # plain parameters that feed each other: nothing a picture would add
@@ -207,6 +215,25 @@ def _links(graph: nx.MultiDiGraph, home: dict[str, str]) -> Iterable[Link]:
             tuple(dict.fromkeys(use for _, _, data in edges for use in data["uses"])),
             tuple((a, b) for a, b, _ in edges),
         )
+
+
+def _drawn_at(graph: nx.MultiDiGraph, home: dict[str, str]) -> Callable[[str, str], str]:
+    """Return where to draw an edge's end at `path` when the other end is `other`.
+
+    It is the card of `path`, but the training level's card when `other` is an optimizer's memory that serves several
+    cards: its gradients come from that level, and the card says how many memories it serves.
+    """
+    training = graph.graph["training"]
+    served: dict[str, set[str]] = {}
+    for path, node in graph.nodes(data=True):
+        if node["role"] in ("rule-memory", "rule-state") and node["system"] == training:
+            served.setdefault(home[path], set()).update(home[host] for host in node["hosts"])
+
+    def place(path: str, other: str) -> str:
+        wide = len(served.get(home[other], ())) > 1 and home[path] not in served
+        return home[training] if wide else home[path]
+
+    return place
 
 
 def _subtitle(graph: nx.MultiDiGraph) -> str:

@@ -1,15 +1,16 @@
-"""DOT text: one cluster a level, fastest on top; wide levels wrap; transfers styled by kind."""
+"""DOT text: a cluster for each level, fastest on top, transfers styled by kind.
+
+Positions from our own layout come along, in points: `dot` makes its own, `neato -n2` takes these. Images are drawn the
+second way, so that they look like the page.
+"""
 
 from __future__ import annotations
 
 from html import escape
 from itertools import pairwise
 
-from nsam.backends.graphviz.cards import KINDS, Band, Card, Link, Picture
-
-FONT = "Helvetica"
-ROW = 4
-"""Cards side by side before a level wraps."""
+from nsam.backends.graphviz.cards import KINDS, Card, Link, Picture
+from nsam.backends.graphviz.layout import GUTTER, BandBox, Item, Layout, Point, Route, layout, shown
 
 FILLS = {
     "memory": ("#E3F0FA", "#0072B2"),
@@ -19,109 +20,171 @@ FILLS = {
     "rule": ("#FDF1DC", "#B85C00"),
     "training": ("#FFFFFF", "#1F2933"),
 }
+HEAD_LENGTH = 8.0
+_TOP = 56.0
+_LEGEND = 18.0
+_MUTED = "#52606D"
 
 
 def dot_text(picture: Picture) -> str:
     """Return the picture as DOT. Deterministic: the same graph gives the same text."""
+    placed = layout(picture)
+    height = placed.height + _LEGEND * (1 + len(picture.kinds))
+    down = _Down(height)
     lines = [
         "digraph levels {",
-        f"  graph [rankdir=TB, newrank=true, compound=true, fontname={_quoted(FONT)}, fontsize=11, nodesep=0.3,",
-        "         ranksep=0.45, splines=true, labelloc=t, pad=0.2, bgcolor=white,",
-        f"         label=<{_heading(picture)}>];",
-        f"  node [shape=plain, fontname={_quoted(FONT)}, fontsize=10];",
-        f"  edge [fontname={_quoted(FONT)}, fontsize=8, arrowsize=0.7, penwidth=1.3];",
+        "  graph [rankdir=TB, newrank=true, fontname=Helvetica, nodesep=0.3, ranksep=0.45, bgcolor=white, pad=0.15,",
+        f'         labelloc=t, bb="0,0,{placed.width:.0f},{height + _TOP:.0f}",',
+        f'         lp="{placed.width / 2:.0f},{height + _TOP / 2:.0f}", label=<{_heading(picture)}>];',
+        "  node [shape=none, margin=0, fontname=Helvetica, fontsize=10];",
+        "  edge [fontname=Helvetica, fontsize=8, arrowsize=0.7];",
     ]
-    lines += [line for band in picture.bands for line in _band(band)]
-    lines += _stack(picture)
-    lines += [_edge(link, picture) for link in picture.links]
-    lines += [_legend(picture), "}"]
-    return "\n".join(line for line in lines if line) + "\n"
+    for band in placed.bands:
+        lines += _band(band, placed, down)
+    lines += _stack(placed)
+    rows = {item.card.id: item.row for item in placed.items if item.card is not None}
+    lines += [_edge(route, rows, down) for route in placed.routes]
+    return "\n".join([*lines, *_legend(picture, placed, down), "}"]) + "\n"
 
 
-def wrapped(cards: tuple[Card, ...]) -> list[tuple[Card, ...]]:
-    """Cut a level's cards into rows of nearly equal length, at most `ROW` each."""
-    rows = max(1, -(-len(cards) // ROW))
-    each = -(-len(cards) // rows)
-    return [cards[i : i + each] for i in range(0, len(cards), each)]
+class _Down:
+    """Turns page coordinates (y down) into Graphviz's (y up)."""
+
+    def __init__(self, height: float) -> None:
+        self.height = height
+
+    def at(self, point: Point) -> str:
+        return f"{point[0]:.1f},{self.height - point[1]:.1f}"
 
 
 def _heading(picture: Picture) -> str:
     return (
         f'<font point-size="18"><b>{_html(picture.title)}</b></font><br/>'
-        f'<font point-size="10" color="#52606D">{_html(picture.subtitle)}</font><br/> '
+        f'<font point-size="10" color="{_MUTED}">{_html(picture.subtitle)}</font>'
     )
 
 
-def _band(band: Band) -> list[str]:
-    label = f'<font point-size="11"><b>level {band.level}</b>   {_html(band.frequency)}</font>'
+def _band(band: BandBox, placed: Layout, down: _Down) -> list[str]:
+    label = (
+        f'<table border="0" cellborder="0" cellspacing="0" cellpadding="1"><tr><td align="left"><font point-size="11">'
+        f'<b>level {band.level}</b></font></td></tr><tr><td align="left"><font point-size="10" color="{_MUTED}">'
+        f"{_html(band.frequency)}</font></td></tr></table>"
+    )
+    bottom, top = down.at((4, band.y + band.height)), down.at((placed.width - 4, band.y))
     lines = [
         f"  subgraph cluster_level_{band.level} {{",
-        f'    label=<{label}>; labeljust=l; style="rounded,filled"; color="#D9DEE4"; fillcolor="#FBFCFD"; margin=10;',
+        f'    graph [style="rounded,filled", color="#D9DEE4", fillcolor="#F8F9FB", labeljust=l, bb="{bottom},{top}",',
+        f'           lp="{down.at((4 + GUTTER / 2 - 6, band.y + 22))}", label=<{label}>];',
     ]
-    for row in wrapped(band.cards):
-        lines += [f"    {card.id} [label=<{_table(card)}>, tooltip={_quoted(card.title)}];" for card in row]
-        lines.append(f"    {{ rank=same; {' '.join(card.id + ';' for card in row)} }}")
+    rows: dict[int, list[str]] = {}
+    for item in placed.items:
+        if item.card is not None and item.card.level == band.level:
+            lines.append(_node(item, item.card, down))
+            rows.setdefault(item.row, []).append(item.card.id)
+    lines += [f"    {{ rank=same; {'; '.join(row)}; }}" for row in rows.values()]
     return [*lines, "  }"]
 
 
-def _stack(picture: Picture) -> list[str]:
-    """Hold the rows of all levels one under the other with invisible edges between their first cards."""
-    rows = [row for band in picture.bands for row in wrapped(band.cards)]
-    return [f"  {above[0].id} -> {below[0].id} [style=invis, weight=1];" for above, below in pairwise(rows)]
+def _stack(placed: Layout) -> list[str]:
+    """Hold the rows of all levels one under the other, for `dot`, with invisible edges between their first cards."""
+    first: dict[int, str] = {}
+    for item in placed.items:
+        if item.card is not None:
+            first.setdefault(item.row, item.card.id)
+    cards = [first[row] for row in sorted(first)]
+    return [f"  {above} -> {below} [style=invis];" for above, below in pairwise(cards)]
 
 
-def _table(card: Card) -> str:
+def _node(item: Item, card: Card, down: _Down) -> str:
+    centre = down.at((item.x, item.y + item.height / 2))
+    size = f"width={item.width / 72:.3f}, height={item.height / 72:.3f}, fixedsize=true"
+    return f'    {card.id} [pos="{centre}", {size}, tooltip={_quoted(card.title)}, label=<{_table(card, item)}>];'
+
+
+def _table(card: Card, item: Item) -> str:
     fill, line = FILLS[card.style]
-    badge = f'  <font color="{line}">{_html(card.badge)}</font>' if card.badge else ""
-    caption = f'  <font point-size="8" color="#52606D">{_html(card.caption)}</font>' if card.caption else ""
+    badge = f'&#160;&#160;<font color="{line}">{_html(card.badge)}</font>' if card.badge else ""
+    caption = f'<font point-size="8.5" color="{_MUTED}">{_html(card.caption)}</font>'
+    head = (
+        f'<tr><td align="left"><font point-size="11"><b>{_html(shown(card.title))}</b></font>{badge}</td>'
+        f'<td align="right">{caption}</td></tr>'
+    )
+    size = f'width="{item.width:.0f}" height="{item.height:.0f}" fixedsize="true"'
+    return (
+        f'<table border="1" cellborder="0" cellspacing="0" cellpadding="5" bgcolor="{fill}" color="{line}" '
+        f'style="rounded" {size}><tr><td><table border="0" cellborder="0" cellspacing="0" cellpadding="1" '
+        f'width="{item.width - 14:.0f}">{head}</table></td></tr>{_rows(card, item)}</table>'
+    )
+
+
+def _rows(card: Card, item: Item) -> str:
+    if not card.rows:
+        return ""
     rows = "".join(_row(word, text) for word, text in card.rows)
     return (
-        f'<table border="1" cellborder="0" cellspacing="0" cellpadding="2" bgcolor="{fill}" color="{line}" '
-        'style="rounded">'
-        f'<tr><td colspan="2" align="left"><b>{_html(_cut(card.title, 40))}</b>{badge}{caption}</td></tr>{rows}</table>'
+        '<tr><td align="left"><table border="0" cellborder="0" cellspacing="0" cellpadding="2" '
+        f'width="{item.width - 14:.0f}">{rows}</table></td></tr>'
     )
 
 
 def _row(word: str, text: str) -> str:
-    shown = f'<font point-size="8">{_html(_cut(text, 46))}</font>'
+    said = f'<font point-size="9">{_html(shown(text))}</font>'
     if not word:
-        return f'<tr><td colspan="2" align="left">{shown}</td></tr>'
-    return (
-        f'<tr><td align="left"><font point-size="8" color="#52606D">{_html(_cut(word, 28))}</font></td>'
-        f'<td align="left">{shown}</td></tr>'
-    )
+        return f'<tr><td align="left" colspan="2">{said}</td></tr>'
+    name = f'<font point-size="9" color="{_MUTED}">{_html(shown(word))}&#160;&#160;</font>'
+    return f'<tr><td align="left">{name}</td><td align="left">{said}</td></tr>'
 
 
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def _edge(link: Link, picture: Picture) -> str:
+def _edge(route: Route, rows: dict[str, int], down: _Down) -> str:
+    link = route.link
     style = KINDS[link.kind]
-    width = 2.0 if link.same_time else 1.2
-    label = f"{link.kind}: {', '.join(link.uses)}" + (" (declared)" if link.declared else "")
-    attributes = (
-        f'color="{style.light}", style={style.dot}, arrowhead={style.head}, penwidth={width}, constraint=false, '
-        f"tooltip={_quoted(label)}"
+    upward = rows[link.source] > rows[link.target]
+    head = f"arrowtail={style.head}, dir=back" if upward else f"arrowhead={style.head}"
+    ends = f"{link.target} -> {link.source}" if upward else f"{link.source} -> {link.target}"
+    width = 2.2 if link.same_time else 1.2
+    # Graphviz ranks tails above heads: an arrow that points up is declared downwards and drawn backwards.
+    return (
+        f'  {ends} [color="{style.light}", style={style.dot}, {head}, penwidth={width}, '
+        f'tooltip={_quoted(_note(link))}, pos="{_spline(route.points, upward, down)}"];'
     )
-    return f"  {link.source} -> {link.target} [{attributes}];"
 
 
-def _legend(picture: Picture) -> str:
-    if not picture.kinds:
-        return ""
-    cells = "".join(
-        f'<tr><td align="left"><font color="{KINDS[kind].light}"><b>{_SAMPLE[KINDS[kind].dot]}</b></font></td>'
-        f'<td align="left"><font point-size="9"><b>{kind}</b></font></td>'
-        f'<td align="left"><font point-size="9" color="#52606D">{_html(KINDS[kind].meaning)}</font></td></tr>'
-        for kind in picture.kinds
-    )
-    last = picture.bands[-1].cards[0].id if picture.bands and picture.bands[-1].cards else ""
-    table = f'<table border="0" cellborder="0" cellspacing="2" cellpadding="1">{cells}</table>'
-    return f"  legend [label=<{table}>];" + (f"\n  {last} -> legend [style=invis];" if last else "")
+def _note(link: Link) -> str:
+    return f"{link.kind}: {', '.join(link.uses)}" + (" (declared)" if link.declared else "")
 
 
-_SAMPLE = {"solid": "━━━▶", "dotted": "·····&gt;", "dashed": "╍╍╍▷"}
+def _spline(points: tuple[Point, ...], upward: bool, down: _Down) -> str:
+    """Return a Graphviz spline; its last point stands back from the tip by the length of the head."""
+    tip, before = points[-1], points[-2]
+    length = max(1e-6, ((tip[0] - before[0]) ** 2 + (tip[1] - before[1]) ** 2) ** 0.5)
+    back = min(HEAD_LENGTH, 0.8 * length) / length
+    base = (tip[0] + (before[0] - tip[0]) * back, tip[1] + (before[1] - tip[1]) * back)
+    curve = (*points[:-1], base)
+    if upward:
+        return f"s,{down.at(tip)} " + " ".join(down.at(point) for point in reversed(curve))
+    return f"e,{down.at(tip)} " + " ".join(down.at(point) for point in curve)
+
+
+def _legend(picture: Picture, placed: Layout, down: _Down) -> list[str]:
+    """Return one small sample arrow with its meaning for each kind of transfer."""
+    lines: list[str] = []
+    above = picture.cards[-1].id
+    for index, kind in enumerate(picture.kinds):
+        style = KINDS[kind]
+        y = placed.height + _LEGEND * (index + 0.9)
+        text = f'<font point-size="10"><b>{kind}</b>&#160; <font color="{_MUTED}">{_html(style.meaning)}</font></font>'
+        route = ((20.0, y), (35.0, y), (50.0, y), (66.0, y))
+        lines += [
+            f'  legend_{kind}_a [label="", width=0.01, height=0.01, pos="{down.at((20, y))}"];',
+            f'  legend_{kind}_b [label=<<table border="0" width="300"><tr><td align="left" width="290">{text}</td></tr>'
+            f'</table>>, width=4.2, height=0.25, fixedsize=true, pos="{down.at((226, y))}"];',
+            f'  legend_{kind}_a -> legend_{kind}_b [color="{style.light}", style={style.dot}, arrowhead={style.head}, '
+            f'penwidth=1.5, pos="{_spline(route, False, down)}"];',
+            f"  {{ rank=same; legend_{kind}_a; legend_{kind}_b; }}",
+            f"  {above} -> legend_{kind}_a [style=invis];",
+        ]
+        above = f"legend_{kind}_a"
+    return lines
 
 
 def _html(text: str) -> str:

@@ -10,18 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeAlias
 
 from nsam.backends.graphviz.cards import Card, Link, Picture
 
 WIDEST = 1040
 GAP = 30
 LANE = 12
-ROW_GAP = 58
-BAND_HEAD = 26
-BAND_PAD = 16
+ROW_GAP = 46
+BAND_PAD = 14
+GUTTER = 118
 LINE = 16
 HEAD = 24
-CUT = 48
+CUT = 56
+
+Point: TypeAlias = "tuple[float, float]"
 
 
 @dataclass(slots=True)
@@ -39,10 +42,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One arrow: SVG path data from source to target."""
+    """One arrow, as the 3n + 1 points of n cubic Bézier curves from source to target (the tip of its head)."""
 
     link: Link
-    path: str
+    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +104,6 @@ def layout(picture: Picture) -> Layout:
     rows, starts = _rows(picture)
     items = {item.card.id: item for row in rows for item in row if item.card is not None}
     lanes = {id(link): _lanes(link, items, rows) for link in picture.links}
-    for row in rows:
-        for item in row:
-            item.near = item.near or []
     _order(rows)
     _across(rows)
     bands, height = _down(rows, starts, picture)
@@ -111,9 +111,9 @@ def layout(picture: Picture) -> Layout:
     right = max((item.x + item.width / 2 for row in rows for item in row), default=0.0)
     for row in rows:
         for item in row:
-            item.x += 28 - left
+            item.x += GUTTER - left
     routes = _routes(picture.links, items, lanes)
-    return Layout(right - left + 56, height, bands, tuple(items.values()), routes)
+    return Layout(GUTTER + right - left + 36, height, bands, tuple(items.values()), routes)
 
 
 def _rows(picture: Picture) -> tuple[list[list[Item]], list[int]]:
@@ -225,7 +225,7 @@ def _down(rows: list[list[Item]], starts: list[int], picture: Picture) -> tuple[
     y = 8.0
     for index, band in enumerate(picture.bands):
         top = y
-        y += BAND_HEAD
+        y += BAND_PAD
         mine = [row for row, start in zip(rows, starts, strict=True) if start == index]
         for number, row in enumerate(mine):
             height = max((item.height for item in row), default=0.0)
@@ -267,39 +267,37 @@ def _routes(links: Sequence[Link], items: dict[str, Item], lanes: dict[int, list
         for place, (_, index, start) in enumerate(sorted(found), 1):
             spots[index, start] = item.x - room / 2 + room * place / (len(found) + 1)
     return tuple(
-        Route(link, _path(link, index, items, lanes[id(link)], spots, sides)) for index, link in enumerate(links)
+        Route(link, _points(link, index, items, lanes[id(link)], spots, sides)) for index, link in enumerate(links)
     )
 
 
-def _path(
+def _points(
     link: Link,
     index: int,
     items: dict[str, Item],
     lanes: Sequence[Item],
     spots: dict[tuple[int, bool], float],
     sides: dict[tuple[int, bool], tuple[str, str]],
-) -> str:
+) -> tuple[Point, ...]:
     source, target = items[link.source], items[link.target]
     if source is target:
-        x, y = source.x + source.width / 2, source.y + HEAD
-        return f"M{x:.1f},{y:.1f} c26,-16 26,30 5,20"
+        x, y = source.x + source.width / 2, source.y + HEAD / 2
+        return ((x, y), (x + 30, y - 8), (x + 30, y + 32), (x + 2, y + 24))
     x0, x1 = spots[index, True], spots[index, False]
     y0 = source.y if sides[index, True][1] == "top" else source.y + source.height
-    y1 = target.y - 3 if sides[index, False][1] == "top" else target.y + target.height + 3
+    y1 = target.y - 2 if sides[index, False][1] == "top" else target.y + target.height + 2
     if source.row == target.row:
         lift = min(source.y, target.y) - min(34.0, 14 + abs(x1 - x0) / 14)
-        return f"M{x0:.1f},{y0:.1f} C{x0:.1f},{lift:.1f} {x1:.1f},{lift:.1f} {x1:.1f},{y1:.1f}"
-    parts = [f"M{x0:.1f},{y0:.1f}"]
-    x, y = x0, y0
-    down = target.row > source.row
+        return ((x0, y0), (x0, lift), (x1, lift), (x1, y1))
+    points: list[Point] = [(x0, y0)]
     for lane in lanes:
-        near, far = (lane.y, lane.y + lane.height) if down else (lane.y + lane.height, lane.y)
-        parts.append(_bend(x, y, lane.x, near))
-        parts.append(f"L{lane.x:.1f},{far:.1f}")
-        x, y = lane.x, far
-    return " ".join([*parts, _bend(x, y, x1, y1)])
+        bottom = lane.y + lane.height
+        near, far = (lane.y, bottom) if target.row > source.row else (bottom, lane.y)
+        points += _bend(points[-1], (lane.x, near))
+        points += [(lane.x, near + (far - near) / 3), (lane.x, far - (far - near) / 3), (lane.x, far)]
+    return (*points, *_bend(points[-1], (x1, y1)))
 
 
-def _bend(x0: float, y0: float, x1: float, y1: float) -> str:
-    middle = (y0 + y1) / 2
-    return f"C{x0:.1f},{middle:.1f} {x1:.1f},{middle:.1f} {x1:.1f},{y1:.1f}"
+def _bend(start: Point, end: Point) -> list[Point]:
+    middle = (start[1] + end[1]) / 2
+    return [(start[0], middle), (end[0], middle), end]

@@ -70,8 +70,8 @@ def svg(placed: Layout) -> str:
 def _band(band: BandBox, width: float) -> str:
     return (
         f'<g class="band"><rect x="4" y="{band.y:.1f}" width="{width - 8:.1f}" height="{band.height:.1f}" rx="10"/>'
-        f'<text x="16" y="{band.y + 18:.1f}"><tspan class="level">level {band.level}</tspan>'
-        f'<tspan class="rate" dx="10">{_safe(band.frequency)}</tspan></text></g>'
+        f'<text class="level" x="16" y="{band.y + 20:.1f}">level {band.level}</text>'
+        f'<text x="16" y="{band.y + 37:.1f}">{_safe(band.frequency)}</text></g>'
     )
 
 
@@ -93,11 +93,18 @@ def _arrow(route: Route) -> str:
     now = " now" if link.same_time else ""
     said = " (declared)" if link.declared else ""
     note = f"{link.kind}{said}: {', '.join(link.uses)}"
+    path = _path(route)
     return (
         f'<g class="link {link.kind}{now}" data-from="{link.source}" data-to="{link.target}" data-kind="{link.kind}" '
-        f'data-note="{_safe(note)}"><path class="reach" d="{route.path}"/>'
-        f'<path class="line" d="{route.path}" marker-end="url(#head-{link.kind})"/><title>{_safe(note)}</title></g>'
+        f'data-note="{_safe(note)}"><path class="reach" fill="none" d="{path}"/>'
+        f'<path class="line" fill="none" d="{path}" marker-end="url(#head-{link.kind})"/>'
+        f"<title>{_safe(note)}</title></g>"
     )
+
+
+def _path(route: Route) -> str:
+    start, *rest = [f"{x:.1f},{y:.1f}" for x, y in route.points]
+    return f"M{start} C{' '.join(rest)}"
 
 
 def _card(item: Item) -> str:

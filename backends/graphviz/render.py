@@ -59,8 +59,8 @@ def drawn(source: str, kind: str) -> bytes:
     import graphviz.backend
 
     try:
-        options = {"format": kind, "encoding": "utf-8"}
-        return bytes(graphviz.Source(source, **options).pipe())
+        drawing = graphviz.Source(source, format=kind, engine="neato")
+        return bytes(drawing.pipe(neato_no_op=2, quiet=True))
     except graphviz.backend.ExecutableNotFound as error:
         raise _missing(kind) from error
     except graphviz.backend.CalledProcessError as error:

@@ -108,8 +108,8 @@ TABLE: tuple[Code, ...] = (
         "same-time-cycle",
         "error",
         "Memories are ordered by which needs which state at time t itself (definition 2). A memory that `reads "
-        "running` shows its state after the current token; when the states of several such memories each need the next one's "
-        "state after that same token, none of them can be computed first. One of them has to show its last boundary.",
+        "running` shows its state after the current token; when the states of several such memories each need the next "
+        "one's state after that same token, none of them can be computed first. One must show its last boundary.",
         _CYCLE % "running",
         _CYCLE % "boundary",
         "definition 2",
