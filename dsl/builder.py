@@ -23,7 +23,6 @@ from nsam.dsl.words import (
     TARGETS,
     TRANSFERS,
     TYPES,
-    alternatives,
 )
 
 
@@ -275,7 +274,7 @@ class Builder(ExpressionBuilder):
                 end = parameter.span.start + len(parameter.name)
                 fix = Fix(Span(self.source, end, end), ": int")
                 span = Span(self.source, parameter.span.start, end)
-                self.report.add("N0110", message, span, f"expected `: {alternatives(TYPES)}`", fix=fix)
+                self.report.add("N0110", message, span, "expected `: int` or another type", fix=fix)
         self.check_body(body, in_rule=False)
         return s.SystemDeclaration(self.over(children), children[1], parameters, body)
 
@@ -293,7 +292,9 @@ class Builder(ExpressionBuilder):
         if isinstance(statement, s.Assign):
             name = statement.name
             message = f"a rule updates `{name.id}` with `<-`, not `=`"
-            help_text = f"write `{name.id} <- …` for a state, `let {name.id} = …` for a new name"
+            help_text = f"write `{name.id} <- …`"
+            if name.id != "self":
+                help_text += f" for a state, `let {name.id} = …` for a new name"
             self.report.add("N0107", message, name.span, help=help_text)
         elif isinstance(statement, s.InputDeclaration | s.Output | s.Repeat | s.TransferDeclaration):
             self.misplaced(statement, "a rule", "a rule has `state`, `memory`, `let` and `<-` updates")

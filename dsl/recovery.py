@@ -1,20 +1,176 @@
-"""temporary."""
+"""Many errors from one run: a file that the grammar refuses is split by brace depth and read piece by piece.
+
+A piece is a statement, clause or declaration; one with a block is read with its block emptied, and the block's pieces
+on their own. Pieces that the scanner has complained about already are skipped.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
 from nsam.dsl.diagnostics import Report
+from nsam.dsl.limits import MAX_ERRORS
+from nsam.dsl.mistakes import describe
+from nsam.dsl.parser import Start, parse_piece
 from nsam.dsl.scan import Scanned
 from nsam.dsl.spans import Source, Span
 
-
-def report_errors(source: Source, scanned: Scanned, report: Report) -> None:
-    """Report one error at the place where the grammar stopped."""
+if TYPE_CHECKING:
     from lark.exceptions import UnexpectedInput
 
-    from nsam.dsl.parser import grammar
 
-    try:
-        grammar().parse(scanned.text, start="file")
-    except UnexpectedInput as error:
-        position = error.pos_in_stream or 0
-        report.add("N0101", "unexpected text", Span(source, position, position + 1))
+@dataclass(slots=True)
+class _Piece:
+    """Text from `start` to `end`; `blocks` are the positions behind `{` and at `}`, with the pieces between them."""
+
+    start: int
+    end: int = -1
+    blocks: list[tuple[int, int, list[_Piece]]] = field(default_factory=list)
+
+
+def report_errors(source: Source, scanned: Scanned, report: Report) -> None:
+    """Add every syntax error of the file to `report`; there is at least one."""
+    recovery = _Recovery(source, scanned, report)
+    recovery.file()
+    if not report.failed:
+        recovery.whole()
+
+
+class _Recovery:
+    """Reads the pieces of one file."""
+
+    def __init__(self, source: Source, scanned: Scanned, report: Report) -> None:
+        self.source = source
+        self.text = scanned.text
+        self.problems = sorted(scanned.problems)
+        self.report = report
+        self.pieces = _split(scanned)
+
+    def file(self) -> None:
+        """Read the top-level pieces, the edition line and the docstring left out."""
+        for number, piece in enumerate(self.pieces):
+            head = self.text[piece.start : piece.end]
+            if (head.startswith("nsam") and number == 0) or head.startswith('"""'):
+                continue
+            self.read(piece, "item")
+
+    def whole(self) -> None:
+        """Report the error of the file as a whole: the pieces are right and only their order is not."""
+        error = self.attempt(self.text, "file", 0)
+        if error is None:
+            raise RuntimeError(f"internal error: {self.source.name} was refused without a reason; please report this")
+        describe(self.source, self.text, "file", 0, error, self.report)
+
+    def attempt(self, text: str, start: Start, offset: int) -> UnexpectedInput | None:
+        """Parse a piece; return what stopped the parser."""
+        from lark.exceptions import UnexpectedInput
+
+        try:
+            parse_piece(self.source, text, start, self.report, offset)
+        except UnexpectedInput as error:
+            return error
+        return None
+
+    def read(self, piece: _Piece, start: Start) -> None:
+        """Report what is wrong with one piece and, if it is wrong, with the pieces in its blocks."""
+        if len(self.report.diagnostics) >= MAX_ERRORS:
+            return
+        text = self.text[piece.start : piece.end]
+        if not self.complained(piece) and self.attempt(text, start, piece.start) is None:
+            return
+        head = self.emptied(piece)
+        before = len(self.report.diagnostics)
+        if not self.complained(piece, head_only=True):
+            error = self.attempt(head, start, piece.start)
+            if error is not None:
+                describe(self.source, head, start, piece.start, error, self.report)
+        inner = _inside(head)
+        if inner is None and len(self.report.diagnostics) > before:
+            return  # an unknown kind of block: no telling what its pieces are
+        for _, _, pieces in piece.blocks:
+            for child in pieces:
+                self.read(child, inner or start)
+
+    def complained(self, piece: _Piece, *, head_only: bool = False) -> bool:
+        """Whether the scanner found a problem in the piece (outside its blocks)."""
+        return any(
+            piece.start <= position < piece.end
+            and not (head_only and any(start <= position < end for start, end, _ in piece.blocks))
+            for position in self.problems
+        )
+
+    def emptied(self, piece: _Piece) -> str:
+        """Return the piece's text with blanks for what its blocks hold, and a `}` where one is missing."""
+        parts, last = [], piece.start
+        for start, end, _ in piece.blocks:
+            parts += [self.text[last:start], " " * (end - start)]
+            last = end
+            if self.text[end : end + 1] != "}":
+                parts.append("}")
+        return "".join([*parts, self.text[last : piece.end]])
+
+    def span(self, start: int, end: int) -> Span:
+        """Return a span of this file."""
+        return Span(self.source, start, end)
+
+
+def _inside(head: str) -> Start | None:
+    """Return what the block of a piece is made of, by the piece's first word."""
+    first = head.split(None, 1)[0] if head.split() else ""
+    if first in ("rule", "system", "repeat"):
+        return "statement"
+    return {"memory": "clause", "train": "field"}.get(first)  # type: ignore[return-value]
+
+
+def _split(scanned: Scanned) -> list[_Piece]:
+    """Return the top-level pieces of the text."""
+    splitter = _Splitter(scanned.text)
+    for kind, position in scanned.marks:
+        getattr(splitter, kind)(position)
+    while splitter.stack:
+        splitter.close(len(scanned.text))
+    splitter.separator(len(scanned.text))
+    return splitter.pieces
+
+
+class _Splitter:
+    """Turns the scanner's marks into nested pieces."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.pieces: list[_Piece] = []  # of the block that is being read
+        self.current: _Piece | None = None
+        self.position = 0  # behind the last separator or brace
+        self.stack: list[tuple[list[_Piece], _Piece, int]] = []
+
+    def begin(self, position: int) -> _Piece:
+        """Return the piece that the text up to `position` belongs to."""
+        if self.current is None:
+            start = self.position
+            while start < position and self.text[start].isspace():
+                start += 1
+            self.current = _Piece(start)
+        return self.current
+
+    def separator(self, position: int) -> None:
+        """End the current piece, if there is any text in it."""
+        piece = self.begin(position)
+        piece.end = position
+        if piece.start < position:
+            self.pieces.append(piece)
+        self.current = None
+        self.position = position + 1
+
+    def open(self, position: int) -> None:
+        """Start a block of the current piece."""
+        self.stack.append((self.pieces, self.begin(position), position + 1))
+        self.pieces, self.current, self.position = [], None, position + 1
+
+    def close(self, position: int) -> None:
+        """End a block and go on with the piece that it belongs to."""
+        self.separator(position)
+        inner = self.pieces
+        self.pieces, piece, start = self.stack.pop()
+        piece.blocks.append((start, position, inner))
+        self.current = piece

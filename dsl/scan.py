@@ -22,7 +22,8 @@ _LEXEME = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")
 _STATEMENT = re.compile(
-    r"[ \t]*(?:rule|system|train|input|memory|let|repeat|transfer|output|state|learn|minimize|by|every|reads|reset|init)"
+    r"[ \t]*(?:rule|system|train|input|memory|let|repeat|transfer|output|state"
+    r"|learn|minimize|by|every|reads|reset|init)"
     r"[ \t]+[A-Za-z_]"
 )
 _DECLARATION = re.compile(r"(?:rule|system|train)[ \t]+[A-Za-z_]")

@@ -80,7 +80,8 @@ TABLE: tuple[Code, ...] = (
         "N0107",
         "wrong-assignment",
         "error",
-        "`let name = …` binds a new name, `name = …` reassigns one in a `repeat`, and `name <- …` updates the state of a rule.",
+        "`let name = …` binds a new name, `name = …` reassigns one in a `repeat`, and `name <- …` updates the state of "
+        "a rule.",
         _rule("self = self - lr * grad"),
         _UPDATE,
     ),
@@ -120,8 +121,8 @@ TABLE: tuple[Code, ...] = (
         "N0112",
         "out-of-place",
         "error",
-        "Each statement and clause has its place: `state` in rules, `input` and `output` in systems, `learn` in memories, "
-        "`use` before the first declaration.",
+        "Each statement and clause has its place: `state` in rules, `input` and `output` in systems, `learn` in "
+        "memories, `use` before the first declaration.",
         _system("state s = zeros"),
         _system("memory s : vector(dim)"),
     ),
@@ -169,7 +170,8 @@ TABLE: tuple[Code, ...] = (
         "N0118",
         "misplaced-arrow",
         "error",
-        "`->` stands between the sizes of a structure, between key and value in `learn`, and in `transfer`; it is no operator.",
+        "`->` stands between the sizes of a structure, between key and value in `learn`, and in `transfer`; it is no "
+        "operator.",
         _system("let y = x -> x"),
         _system("let y = x - x"),
     ),
