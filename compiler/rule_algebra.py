@@ -245,16 +245,13 @@ class Algebra:
             return b
         if _is(b, "identity"):
             return a
-        for i, side in enumerate((a, b)):
-            other = (b, a)[i]
-            product: Callable[[Expr], Expr] = (
-                (lambda part, o=other: self._matmul(part, o))
-                if i == 0
-                else (lambda part, o=other: self._matmul(o, part))
-            )
-            rewritten = self._pulled(side, product)
-            if rewritten is not None:
-                return rewritten
+        if 0 in (_value(a), _value(b)):
+            return constant(0)
+        rewritten = self._pulled(a, lambda part: self._matmul(part, b))
+        if rewritten is None:
+            rewritten = self._pulled(b, lambda part: self._matmul(a, part))
+        if rewritten is not None:
+            return rewritten
         if _is(b, "matmul") and _is(_parts(b)[0], "transpose"):
             left, right = _parts(b)
             return self._matmul(self._matmul(a, left), right)

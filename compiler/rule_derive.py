@@ -8,6 +8,7 @@ value-less memory reads as T itself. Keys and values are constants in the inner 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nsam.compiler.rule_algebra import Algebra, call, constant, ref
@@ -177,7 +178,7 @@ def _unary(name: str, x: Expr, node: Expr, e: Expr, algebra: Algebra) -> Expr:
         return _whole(b("div", e, call("count_of", x)), x, algebra)
     if name == "norm":
         return b("mul", b("mul", e, call("inverse_or_zero", node)), x)
-    slopes = {
+    slopes: dict[str, Callable[[], Expr]] = {
         "sqrt": lambda: b("mul", constant(0.5), call("inverse_or_zero", node)),
         "exp": lambda: node,
         "log": lambda: b("div", one, x),

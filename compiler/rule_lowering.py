@@ -24,6 +24,7 @@ from nsam.dsl.checked import (
 from nsam.dsl.diagnostics import fail
 
 _FILLS = {"zeros": 0, "ones": 1}
+_WHOLE = frozenset({"matmul", "outer", "transpose", "sum", "mean", "norm", "root_mean_square", "dot", "orthogonalize"})
 
 
 class Lowering:
@@ -211,7 +212,18 @@ class Scope:
         arguments = [self.expression(argument, simplify) for argument in expr.arguments]
         if expr.function == "unbias":
             return self.unbias(*arguments)
+        if expr.function in _WHOLE:
+            arguments = [self.whole(argument, expr, arguments) for argument in arguments]
         return build(expr.function, *arguments, *(constant(v) for _, v in expr.options if isinstance(v, int | float)))
+
+    def whole(self, argument: Expr, expr: Apply, others: list[Expr]) -> Expr:
+        """Give `zeros` and `ones` among a function's arguments the shape of the other argument, or of the host."""
+        if not isinstance(argument, Constant):
+            return argument
+        if expr.function in ("matmul", "outer"):
+            raise fail("N0480", f"`{expr.function}` of a constant matrix is not supported", expr.span)
+        like = next((other for other in others if not isinstance(other, Constant)), ref("self"))
+        return self.build("mul", argument, call("ones_like", like))
 
     def name(self, expr: Ref) -> Expr:
         """Resolve one name."""

@@ -80,12 +80,13 @@ class RulePlan:
         """Return the plan for an update at which exactly the strides `due` close: the same without conditions."""
         from nsam.compiler.rule_passes import straighten
 
-        body = tuple(
-            Assign(a.target, a.value) if a.stride == 1 or a.stride in due else Assign(a.target, ref(a.otherwise))
-            for a in self.body
-            if a.stride == 1 or a.stride in due or a.otherwise is not None
-        )
-        return straighten(replace(self, body=body))
+        body = []
+        for a in self.body:
+            if a.stride == 1 or a.stride in due:
+                body.append(Assign(a.target, a.value))
+            elif a.otherwise is not None:
+                body.append(Assign(a.target, ref(a.otherwise)))
+        return straighten(replace(self, body=tuple(body)))
 
 
 def lower_rule(rule: Rule, fixed: Mapping[str, Expr] | None = None) -> RulePlan:

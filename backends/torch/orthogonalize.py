@@ -49,7 +49,7 @@ def sqrt(x: Scalar) -> Scalar:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return x.sqrt()
     zero = x == 0
-    return torch.where(zero, x, torch.where(zero, 1, x).sqrt())
+    return torch.where(zero, 0, torch.where(zero, 1, x).sqrt())
 
 
 def inverse_or_zero(x: Tensor) -> Tensor:

@@ -275,7 +275,7 @@ class _Source:
             written = f"-{self.text(expr.arguments[0], 3)}"
             return f"({written})" if tight > 2 else written
         if expr.function == "pow":
-            return self.power(*expr.arguments, tight)
+            return self.power(expr.arguments[0], expr.arguments[1], tight)
         return self.applied(expr)
 
     def literal(self, value: float, tight: int) -> str:

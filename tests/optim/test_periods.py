@@ -1,0 +1,91 @@
+"""Levels on the step clock: gradients add up over a parameter's own period, and it moves once a period (eq. 71)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from nsam.backends.torch.optim import optimizer
+
+PERIODS = {"fast": 1, "middle": 3, "slow": 4, "frozen": float("inf")}
+
+
+class Levels(torch.nn.Module):
+    """One weight a level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for i, name in enumerate(PERIODS):
+            setattr(self, name, torch.nn.Parameter(torch.full((2, 3), float(i + 1))))
+        self.nsam_periods = PERIODS
+        self.nsam_matrices = set(PERIODS)
+
+
+def feed(made: Any, module: Any, steps: Any, gradient: Any) -> None:
+    for t in steps:
+        for parameter in module.parameters():
+            parameter.grad = gradient(t)
+        made.step()
+
+
+@pytest.mark.parametrize("name", ["gd", "m3"])
+def test_each_level_moves_at_multiples_of_its_period_by_the_sum(name: str, std: Any) -> None:
+    torch.manual_seed(0)
+    gradients = {t: torch.randn(2, 3) for t in range(1, 13)}
+    module = Levels()
+    made = optimizer(std(name, lr=0.1), module)
+    for level, period in list(PERIODS.items())[:3]:
+        alone = torch.nn.Parameter(getattr(module, level).detach().clone())
+        reference = optimizer(std(name, lr=0.1), [alone])
+        setattr(module, f"_{level}", (alone, reference, period))
+    start = {level: getattr(module, level).detach().clone() for level in PERIODS}
+    for t in range(1, 13):
+        before = {level: getattr(module, level).detach().clone() for level in PERIODS}
+        feed(made, module, [t], lambda t: gradients[t].clone())
+        for level, period in list(PERIODS.items())[:3]:
+            now = getattr(module, level).detach()
+            if t % period:
+                assert torch.equal(now, before[level])
+                continue
+            alone, reference, _ = getattr(module, f"_{level}")
+            alone.grad = sum(gradients[s] for s in range(t - period + 1, t + 1))
+            reference.step()
+            torch.testing.assert_close(now, alone.detach())
+    assert torch.equal(module.frozen.detach(), start["frozen"])
+
+
+def test_a_partial_period_is_saved(std: Any) -> None:
+    whole, first, second = Levels(), Levels(), Levels()
+    gradient = lambda t: torch.full((2, 3), float(t))  # noqa: E731
+    feed(optimizer(std("momentum", lr=0.1), whole), whole, range(1, 13), gradient)
+    before = optimizer(std("momentum", lr=0.1), first)
+    feed(before, first, range(1, 7), gradient)
+    after = optimizer(std("momentum", lr=0.1), second)
+    after.load_state_dict(before.state_dict())
+    second.load_state_dict(first.state_dict())
+    feed(before, first, range(7, 8), gradient)
+    feed(after, second, range(7, 13), gradient)
+    for level in PERIODS:
+        assert torch.equal(getattr(second, level), getattr(whole, level))
+
+
+def test_a_gradient_missing_in_part_of_a_period_adds_nothing(std: Any) -> None:
+    weight = torch.nn.Parameter(torch.zeros(1, 2))
+    module = torch.nn.Module()
+    module.weight, module.nsam_periods = weight, {"weight": 3}
+    made = optimizer(std("gd", lr=1.0), module)
+    for gradient in (1.0, None, 2.0, None, None, None, 5.0):
+        weight.grad = None if gradient is None else torch.full((1, 2), gradient)
+        made.step()
+    assert weight.tolist() == [[-3.0, -3.0]]
+
+
+def test_a_memory_may_have_a_rule_of_its_own(std: Any) -> None:
+    module = Levels()
+    module.nsam_rules = {"slow": std("gd", lr=0.5), "fast": std("gd", lr=0.25)}
+    made = optimizer(std("gd", lr=0.125), module)
+    feed(made, module, range(1, 5), lambda t: torch.ones(2, 3))
+    moved = {level: getattr(module, level).tolist()[0][0] for level in PERIODS}
+    assert moved == {"fast": 1 - 4 * 0.25, "middle": 2 - 3 * 0.125, "slow": 3 - 4 * 0.5, "frozen": 4.0}
