@@ -61,12 +61,22 @@ class _Collector:
         for path, (scope, memory) in self.memories.items():
             self.inner_rule(path, scope, memory)
         self.outer_rules()
-        reaching = frozenset(
-            found.path for found in sources(self.scopes[0], [value for _, value in self.unit.outputs], through=True)
-        )
         return LevelGraph(
-            self.unit.name, self.problems, tuple(self.edges.values()), tuple(self.needs), reaching, self.training
+            self.unit.name, self.problems, tuple(self.edges.values()), tuple(self.needs), self.reaching(), self.training
         )
+
+    def reaching(self) -> frozenset[str]:
+        """Return the paths that have a say in the output: read on the way to it, or shaping what is."""
+        before: dict[str, list[str]] = {}
+        for edge in self.edges.values():
+            before.setdefault(edge.target, []).append(edge.source)
+        queue = [found.path for found in sources(self.scopes[0], [value for _, value in self.unit.outputs])]
+        found = set(queue)
+        while queue:
+            new = [source for source in before.get(queue.pop(), ()) if source not in found]
+            found.update(new)
+            queue += new
+        return frozenset(found)
 
     # --- nodes -----------------------------------------------------------------------------------
 

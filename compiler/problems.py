@@ -81,7 +81,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class LevelGraph:
-    """Problems by path, transfers, same-time needs, and the paths whose output reaches the system's output."""
+    """Problems by path, transfers, same-time needs, and the paths that have a say in the system's output."""
 
     name: str
     problems: dict[str, Problem]

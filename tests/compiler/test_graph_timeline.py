@@ -1,0 +1,88 @@
+"""Schedules: which memory moves when, and how stale transfers are."""
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from nsam.compiler.timeline import Delay, Timeline, timeline
+from nsam.compiler.timeline_text import scale
+from nsam.dsl.program import loads
+
+TEXT = """nsam 1
+use std.rules (gd)
+system s(dim: int, fast: int = 4, slow: int = 6, clear: int = 12) {
+  input x: [dim]
+  memory w : linear(dim -> dim)
+  memory b : linear(dim -> dim) { learn w(x) -> x; minimize l2; by gd(lr = 0.1); every slow tokens }
+  memory a : linear(dim -> dim) {
+    learn b(x) -> x; minimize l2; by gd(lr = 0.1); every fast tokens; reset every clear tokens; init b
+  }
+  memory r : linear(dim -> dim) { learn a(x) -> x; minimize l2; by gd(lr = 0.1); every 5 tokens; reads running }
+  memory p : linear(dim -> dim) { learn r(x) -> x; minimize l2; by gd(lr = 0.1); every 5 tokens summed; reads running }
+  output w(p(x))
+}
+"""
+
+
+def of(tokens: int = 24, **parameters: Any) -> Timeline:
+    return timeline(loads(TEXT).instantiate("s", {"dim": 4, **parameters}), tokens=tokens)
+
+
+def moves(schedule: Timeline, name: str) -> tuple[int, ...]:
+    return next(row.moves for row in schedule.rows if name in row.names)
+
+
+def delay(schedule: Timeline, source: str, target: str, kind: str = "backprop") -> Delay:
+    (found,) = [d for d in schedule.delays if (d.source, d.target, d.kind) == (source, target, kind)]
+    return found
+
+
+def test_moves_and_resets() -> None:
+    schedule = of()
+    assert moves(schedule, "a") == (4, 8, 12, 16, 20, 24)
+    assert moves(schedule, "b") == (6, 12, 18, 24)
+    assert moves(schedule, "r") == (5, 10, 15, 20)
+    assert next(row.resets for row in schedule.rows if "a" in row.names) == (12, 24)
+    assert [row.names for row in schedule.slow] == [("w",), ("training",)]
+
+
+def test_hyperperiod_is_the_least_common_multiple() -> None:
+    assert of().hyperperiod == 60
+    assert of(fast=8, slow=16, clear=32).hyperperiod == 160
+
+
+def test_staleness_by_brute_force() -> None:
+    schedule = of()
+    ages = [token - (token - 1) // 6 * 6 for token in range(1, 61)]
+    found = delay(schedule, "b", "a")
+    assert (found.most, found.mean) == (max(ages), Fraction(sum(ages), len(ages)))
+    assert (delay(schedule, "r", "p").most, delay(schedule, "r", "p").mean) == (0, 0)
+    ages = [token - token // 5 * 5 for token in range(1, 61)]
+    found = delay(schedule, "p", "w")
+    assert (found.most, found.mean) == (max(ages), Fraction(sum(ages), len(ages)))
+
+
+@pytest.mark.parametrize(("slow", "clear"), [(6, 12), (8, 12), (5, 12), (24, 4)])
+def test_staleness_at_resets_by_brute_force(slow: int, clear: int) -> None:
+    ages = [reset % slow for reset in range(clear, clear * slow + 1, clear)]
+    found = delay(of(slow=slow, clear=clear), "b", "a", "init")
+    assert (found.most, found.mean) == (max(ages), Fraction(sum(ages), len(ages)))
+
+
+@pytest.mark.parametrize("tokens", [1, 24, 128, 5000])
+def test_text_fits_and_marks_every_move(tokens: int) -> None:
+    schedule = of(tokens)
+    text = schedule.text()
+    assert max(len(line) for line in text.splitlines()) <= 100
+    line = next(line for line in text.splitlines() if " b " in line and "1/6 per token" in line)
+    each = scale(tokens, 100)
+    assert each >= 1
+    assert ("●" in line or "█" in line) == (tokens >= 6)
+
+
+def test_scale_is_the_smallest_that_fits() -> None:
+    assert scale(64, 64) == 1
+    assert scale(128, 64) == 2
+    assert scale(128, 60) == 4
+    assert scale(10_000_000, 60) == 166_667
