@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from nsam.compiler.rule_algebra import Algebra, Kind, call, constant, names, ref
 from nsam.compiler.rule_derive import READ, READ_TRANSPOSED, Expansion, NotDifferentiable, inner_gradient
-from nsam.compiler.rule_plan import INPUTS, Assign, PlanState, RulePlan
+from nsam.compiler.rule_plan import COUNT, INPUTS, Assign, PlanState, RulePlan
 from nsam.dsl.checked import (
     Apply,
     Constant,
@@ -33,7 +33,7 @@ class Lowering:
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.kinds: dict[str, Kind] = dict.fromkeys(rule.parameters, "scalar")
-        self.kinds["count"] = "scalar"
+        self.kinds[COUNT] = "scalar"
         self.algebra = Algebra(self.kinds)
         self.states: list[PlanState] = []
         self.body: list[Assign] = []
@@ -55,7 +55,7 @@ class Lowering:
             results,
             frozenset(INPUTS) & used,
             dict(self.kinds),
-            "count" in used,
+            COUNT in used,
         )
 
 
@@ -247,7 +247,7 @@ class Scope:
 
     def unbias(self, average: Expr, retain: Expr) -> Expr:
         """An average that started at zero, divided by its weights' sum 1 - retain ** updates."""
-        count: Expr = ref("count")
+        count: Expr = ref(COUNT)
         if self.stride > 1:
             count = call("floor_div", count, constant(self.stride))
         return self.build("div", average, self.build("sub", constant(1), self.build("pow", retain, count)))

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 from nsam.compiler.rule_algebra import Algebra, call, constant, functions, names, ref, substitute
-from nsam.compiler.rule_plan import Assign, PlanState, RulePlan
+from nsam.compiler.rule_plan import COUNT, Assign, PlanState, RulePlan
 from nsam.dsl.checked import Apply, Expr, Ref
 
 EXPENSIVE = frozenset({"orthogonalize", "matmul"})
@@ -86,7 +86,7 @@ def _used(plan: RulePlan) -> RulePlan:
     initial = {name for s in plan.states for name in names(s.initial)}
     parameters = tuple(name for name in plan.parameters if name in used | initial)
     inputs = frozenset(name for name in ("grad", "key", "err") if name in used)
-    return replace(plan, parameters=parameters, inputs=inputs, needs_count="count" in used)
+    return replace(plan, parameters=parameters, inputs=inputs, needs_count=COUNT in used)
 
 
 def _live(plan: RulePlan, wanted: set[str]) -> tuple[Assign, ...]:

@@ -18,6 +18,8 @@ from nsam.compiler.rule_algebra import Algebra, Kind, ref
 from nsam.dsl.checked import Apply, Constant, Expr, Ref, Rule
 
 INPUTS = ("grad", "key", "err")
+COUNT = "count."
+"""The number of updates, as a name of a plan; the dot keeps it apart from a user's `count`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class PlanState:
 class RulePlan:
     """A rule ready to be emitted.
 
-    Names: `self`, the inputs `grad`, `key`, `err`, `count` (updates since the reset, the current one included), the
+    Names: `self`, the inputs `grad`, `key`, `err`, `COUNT` (updates since the reset, the current one included), the
     parameters, the states as they are before the update, and the targets of `body`. `results` gives the name that holds
     the new value of `self` and of every state, in order. `kinds` names the scalars (all else are matrices). `inputs` is
     the subset of the inputs that is used, `strides` the periods greater than 1, ascending.
@@ -93,9 +95,10 @@ def lower_rule(rule: Rule, fixed: Mapping[str, Expr] | None = None) -> RulePlan:
     """Lower `rule`. Parameters in `fixed` are replaced by the given expressions; the others stay names."""
     from nsam.compiler.rule_lowering import Lowering
     from nsam.compiler.rule_passes import cache_slow, clean
+    from nsam.compiler.rule_sharing import share
 
     plan = Lowering(rule).lower(dict(fixed or {}))
-    return clean(cache_slow(clean(plan)))
+    return clean(share(clean(cache_slow(clean(plan)))))
 
 
 def number(expr: Expr) -> float | int:

@@ -26,7 +26,7 @@ import torch
 from nsam.backends.torch import orthogonalize as kernels
 from nsam.compiler.rule_algebra import Algebra, call, functions, names, ref
 from nsam.compiler.rule_passes import batched
-from nsam.compiler.rule_plan import Assign, RulePlan
+from nsam.compiler.rule_plan import COUNT, Assign, RulePlan
 from nsam.dsl.checked import Apply, Constant, Expr, Ref
 from nsam.dsl.diagnostics import fail
 
@@ -135,7 +135,7 @@ class _Source:
     def __init__(self, plan: RulePlan) -> None:
         self.plan = plan
         self.algebra: Algebra = plan.algebra
-        self.identifiers: dict[str, str] = {name: name for name in ("self", "grad", "key", "err", "count")}
+        self.identifiers: dict[str, str] = {name: name for name in ("self", "grad", "key", "err")} | {COUNT: "count"}
         self.identifiers |= {name: scalar_keyword(name) for name in plan.parameters}
         for state in plan.states:
             self.identifier(state.name)
