@@ -312,7 +312,7 @@ class Builder(ExpressionBuilder):
         """Report a statement in a body that cannot have it."""
         word = statement.span.text.split(None, 1)[0]
         span = Span(self.source, statement.span.start, statement.span.start + len(word))
-        self.report.add("N0112", f"`{word}` does not belong into {where}", span, help=help_text)
+        self.report.add("N0112", f"`{word}` does not belong in {where}", span, help=help_text)
 
     def train(self, children: Children) -> s.TrainDeclaration:
         fields: list[s.Node] = []

@@ -44,7 +44,7 @@ def tokens(children: Children, kind: str) -> list[Token]:
     return [child for child in children if isinstance(child, Token) and child.type == kind]
 
 
-class ExpressionBuilder(Transformer_NonRecursive):  # type: ignore[misc]
+class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
     """Builds the expressions of one piece of `source` that starts at character `offset`."""
 
     def __init__(self, source: Source, report: Report, offset: int = 0) -> None:
@@ -79,7 +79,7 @@ class ExpressionBuilder(Transformer_NonRecursive):  # type: ignore[misc]
         span: Span = node.span  # type: ignore[attr-defined]
         message = f"this expression is more than {MAX_DEPTH} operations deep"
         start = Span(self.source, span.start, min(span.end, span.start + 40))
-        help_text = "name parts of it with `let`; a long sum is `sum([a, b, c])` or a few shorter sums"
+        help_text = "split it: name parts of it with `let`"
         if all(found.code != "N0004" for found in self.report.diagnostics):
             self.report.add("N0004", message, start, "starts here", help=help_text)
         return s.Name(span, "x")

@@ -111,8 +111,14 @@ def _pieces(tree: Tree[Token], file: syntax.File, source: Source) -> list[_Piece
 
 def _tokens(tree: Tree[Token]) -> list[Token]:
     """Return the tokens below `tree` but line ends, in no order, without recursion."""
-    children = (child for node in tree.iter_subtrees() for child in node.children)
-    return [child for child in children if hasattr(child, "type") and child.type != "_NEWLINE"]
+    return [token for node in tree.iter_subtrees() for token in _own_tokens(node)]
+
+
+def _own_tokens(node: Tree[Token]) -> list[Token]:
+    """Return the tokens of a node itself, line ends left out."""
+    from lark import Token
+
+    return [child for child in node.children if isinstance(child, Token) and child.type != "_NEWLINE"]
 
 
 def _piece(source: Source, kind: str, start: int, end: int) -> _Piece:
@@ -128,8 +134,7 @@ def _mark(tree: Tree[Token], at: dict[int, _Piece]) -> None:
             for token in _tokens(node):
                 if token.type in ("STAR", "SLASH"):
                     at[token.start_pos or 0].tight = True
-        own = [child for child in node.children if hasattr(child, "type") and child.type != "_NEWLINE"]
-        tokens = {token.type: at[token.start_pos or 0] for token in own}
+        tokens = {token.type: at[token.start_pos or 0] for token in _own_tokens(node)}
         if node.data == "negative":
             tokens["MINUS"].kind = "NEGATIVE"
         elif node.data in ("memory", "transfer"):

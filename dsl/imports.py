@@ -60,7 +60,7 @@ def load_file(path: str | os.PathLike[str]) -> LoadedProgram:
 
 def load_text(text: str, name: str = "<text>") -> LoadedProgram:
     """Parse a program given as text, which has no folder and so can use the standard library only."""
-    return _Loader(None).program(name, Source(name, text), None)
+    return _Loader(None).program(name, Source(name, text.removeprefix("\ufeff")), None)
 
 
 def read_source(path: str | os.PathLike[str], *, shown_as: str | None = None) -> Source:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsam.dsl.diagnostics import Fix, Report
 from nsam.dsl.spans import Source, Span
+from nsam.dsl.stop import EXPRESSION, OPERATORS, WORD, Stop, find_stop
 from nsam.dsl.words import (
     CLAUSES,
     DECLARATIONS,
-    FIELDS,
+    FOREIGN,
+    HOMES,
+    PLACES,
     RESERVED,
     RULE_STATEMENTS,
-    SETTINGS,
     SYSTEM_STATEMENTS,
     UNITS,
     alternatives,
@@ -28,9 +29,6 @@ from nsam.dsl.words import (
 
 if TYPE_CHECKING:
     from lark.exceptions import UnexpectedInput
-
-_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|\w+|->|<-|:=|==|[-+*/]=|\*\*|\S')
-_WORD = re.compile(r"[A-Za-z_]\w*\Z", re.ASCII)
 
 _TERMINALS = {
     "ARROW": "`->`",
@@ -53,149 +51,14 @@ _TERMINALS = {
     "SEMICOLON": "a new line",
     "$END": "a new line",
 }
-_OPERATORS = {"PLUS", "MINUS", "STAR", "SLASH", "AT", "CARET", "TRANSPOSE"}
-_EXPRESSION = {"NUMBER", "INF", "STRING", "TRUE", "FALSE", "NAME", "MINUS", "LPAR", "LSQB"}
-_PLACES = {
-    "file": ("the top of a file", DECLARATIONS),
-    "item": ("the top of a file", DECLARATIONS),
-    "statement": ("the body of a system or rule", (*SYSTEM_STATEMENTS, "state")),
-    "clause": ("the clauses of a memory", CLAUSES),
-    "field": ("a `train` declaration", FIELDS),
-}
-_HOMES = {
-    **dict.fromkeys(SETTINGS, "a `train` declaration"),
-    **dict.fromkeys(SYSTEM_STATEMENTS, "the body of a system"),
-    **dict.fromkeys(RULE_STATEMENTS, "the body of a rule"),
-    **dict.fromkeys(("memory", "let"), "the body of a system or rule"),
-    **dict.fromkeys(CLAUSES, "the clauses of a memory"),
-    **dict.fromkeys(DECLARATIONS, "the top of a file"),
-}
-_FOREIGN = {
-    "def": "rule",
-    "fn": "rule",
-    "function": "rule",
-    "optimizer": "rule",
-    "class": "system",
-    "module": "system",
-    "model": "system",
-    "network": "system",
-    "import": "use",
-    "from": "use",
-    "include": "use",
-    "for": "repeat",
-    "while": "repeat",
-    "loop": "repeat",
-    "return": "output",
-    "yield": "output",
-    "var": "let",
-    "const": "let",
-    "val": "let",
-    "param": "memory",
-    "parameter": "memory",
-    "layer": "memory",
-    "maximize": "minimize",
-    "loss": "minimize",
-    "objective": "minimize",
-    "rule": "by",
-    "optimizer_": "by",
-    "context": "learn",
-    "initial": "init",
-    "read": "reads",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Where the parser stopped. `found` is empty at the end of the piece, `expected` holds names of terminals."""
-
-    source: Source
-    place: str
-    first: str
-    second: str
-    previous: str
-    found: str
-    after: str
-    start: int
-    previous_end: int
-    expected: frozenset[str]
-    report: Report
-
-    @property
-    def span(self) -> Span:
-        """The text that the parser could not use; at the end of a piece, the place behind its last word."""
-        if not self.found:
-            return Span(self.source, self.previous_end, self.previous_end)
-        return Span(self.source, self.start, self.start + len(self.found))
-
-    @property
-    def behind(self) -> Span:
-        """The empty place behind the previous word."""
-        return Span(self.source, self.previous_end, self.previous_end)
-
-    @property
-    def is_word(self) -> bool:
-        """Whether the found text could be a name."""
-        return bool(_WORD.match(self.found))
-
-    @property
-    def complete(self) -> bool:
-        """Whether the text before would have been a whole statement."""
-        return bool(self.expected & {"$END", "_NEWLINE", "SEMICOLON"})
-
-    @property
-    def wants_expression(self) -> bool:
-        """Whether an expression must come here."""
-        return self.expected >= _EXPRESSION
-
-    def add(self, code: str, message: str, label: str = "", **more: object) -> bool:
-        """Report at the found text; True."""
-        self.report.add(code, message, self.span, label, **more)  # type: ignore[arg-type]
-        return True
 
 
 def describe(source: Source, text: str, place: str, offset: int, error: UnexpectedInput, report: Report) -> None:
-    """Report the error of a piece: `text` at `offset`, read as a `place` (`item`, `statement`, `clause`, `field`)."""
-    stop = _stop(source, text, place, offset, error, report)
+    """Report the error of a piece: `text` at `offset`, read as a `place` (a key of `PLACES`)."""
+    stop = find_stop(source, text, place, offset, error, report)
     for rule in _RULES:
         if rule(stop):
             return
-
-
-def _stop(source: Source, text: str, place: str, offset: int, error: UnexpectedInput, report: Report) -> Stop:
-    position = error.pos_in_stream
-    token = getattr(error, "token", None)
-    if position is None or (token is not None and token.type == "$END"):
-        position = len(text)
-    while position < len(text) and text[position].isspace():
-        position += 1
-    before = list(_TOKEN.finditer(text, 0, position))
-    here = _TOKEN.match(text, position)
-    following = _TOKEN.search(text, here.end()) if here else None
-    words = [match[0] for match in before] + ([here[0]] if here else [])
-    previous_end = before[-1].end() if before else position
-    return Stop(
-        source,
-        place,
-        words[0] if words else "",
-        words[1] if len(words) > 1 else "",
-        before[-1][0] if before else "",
-        here[0] if here else "",
-        following[0] if following else "",
-        position + offset,
-        previous_end + offset,
-        _expected(error),
-        report,
-    )
-
-
-def _expected(error: UnexpectedInput) -> frozenset[str]:
-    """Return the terminals that could have come."""
-    parser = getattr(error, "interactive_parser", None)
-    if parser is None:
-        return frozenset()
-    found = set(parser.accepts())
-    choices = parser.choices()
-    return frozenset(found | ({"$END"} & set(choices)))
 
 
 # --- the rules, most telling first ---
@@ -204,14 +67,14 @@ def _expected(error: UnexpectedInput) -> frozenset[str]:
 def _walrus(stop: Stop) -> bool:
     if stop.found != ":=":
         return False
-    right = "<-" if stop.place == "statement" and stop.previous == "self" else "="
+    right = "<-" if stop.place == "rule" and stop.first == stop.previous else "="
     return stop.add("N0107", f"nsam writes `{right}`, not `:=`", f"expected `{right}`", fix=Fix(stop.span, right))
 
 
 def _compound(stop: Stop) -> bool:
-    if stop.found not in ("+=", "-=", "*=", "/=") or stop.place != "statement" or stop.second != stop.found:
+    if stop.found not in ("+=", "-=", "*=", "/=") or stop.second != stop.found:
         return False
-    name, sign = stop.first, "<-" if "LEFT_ARROW" in stop.expected and stop.first == "self" else "="
+    name, sign = stop.first, "<-" if stop.place == "rule" else "="
     help_text = f"write `{name} {sign} {name} {stop.found[0]} …`"
     return stop.add("N0107", f"there is no `{stop.found}`", help=help_text)
 
@@ -220,6 +83,12 @@ def _assignment(stop: Stop) -> bool:
     if stop.found == "<-" and "EQUAL" in stop.expected:
         word = f"`{stop.first}` binds" if stop.first in ("let", "state") else "this is written"
         return stop.add("N0107", f"{word} with `=`, not `<-`", "expected `=`", fix=Fix(stop.span, "="))
+    if stop.found == ":" and "EQUAL" in stop.expected and "COMMA" in stop.expected:
+        fix = Fix(stop.span, " =")
+        return stop.add("N0107", f"the argument `{stop.previous}` is given with `=`", "expected `=`", fix=fix)
+    if stop.found == "=" and "COLON" in stop.expected and stop.first == "memory":
+        message = "`:` stands between the name of a memory and its structure"
+        return stop.add("N0109", message, "expected `:`", fix=Fix(stop.span, ":"))
     if (stop.found == "=" and "EQUAL" not in stop.expected) or stop.found == "==":
         help_text = "`=` stands behind a new name, a parameter or an argument's name"
         if stop.first in CLAUSES and stop.place in ("clause", "field") and stop.previous == stop.first:
@@ -230,7 +99,9 @@ def _assignment(stop: Stop) -> bool:
             return stop.add(
                 "N0113", f"`{stop.first}` is a word of the language and cannot be assigned", "unexpected `=`"
             )
-        return stop.add("N0107", f"`{stop.found}` cannot stand here", "nothing can be assigned here", help=help_text)
+        removal = Fix(stop.span, "") if stop.found == "=" and help_text.startswith(("clauses", "fields")) else None
+        label = "nothing can be assigned here"
+        return stop.add("N0107", f"`{stop.found}` cannot stand here", label, help=help_text, fix=removal)
     return False
 
 
@@ -243,43 +114,42 @@ def _let_missing(stop: Stop) -> bool:
 
 def _unknown_statement(stop: Stop) -> bool:
     """A first word that starts nothing here: misspelt, from another language, or in the wrong block."""
-    where, words = _PLACES[stop.place]
+    where, words = PLACES[stop.place]
     word = stop.first
-    starts_here = stop.second == stop.found and stop.previous == word
-    if not (word == stop.found and not stop.previous) and not (starts_here and word not in words):
+    at_first, at_second = not stop.previous, stop.second == stop.found and stop.previous == word
+    if stop.place == "field":  # any word may start a field as far as the grammar knows
+        at_second = word in HOMES
+    if not (at_first or at_second) or word in words or not WORD.match(word):
         return False
-    if not _WORD.match(word):
-        return False
-    if stop.place == "statement" and stop.found in ("(", "=", "<-", "+=", ".") and starts_here:
-        return False
-    span = Span(stop.source, stop.previous_end - len(word), stop.previous_end)
-    if word == stop.found:
-        span = stop.span
-    if word in _HOMES and word not in words:
-        message = f"`{word}` does not belong into {where}"
-        help_text = f"it belongs into {_HOMES[word]}; here stand {_listed(words)}"
+    span = stop.span if at_first else Span(stop.source, stop.piece_start, stop.piece_start + len(word))
+    if word in HOMES:
+        message = f"`{word}` does not belong {where}"
+        help_text = f"it belongs {HOMES[word]}; what can stand here: {_listed(words)}"
         stop.report.add("N0112", message, span, help=help_text)
         return True
-    guess = _FOREIGN.get(word) if _FOREIGN.get(word) in words else nearest(word, words)
+    foreign = FOREIGN.get(word)
+    guess = foreign if foreign in words else nearest(word, words)
+    if stop.found in ("=", "<-", "+=", "-=", "*=", "/=", ":=") or (guess is None and not stop.is_word):
+        return False
     fix = None if guess is None else Fix(span, guess)
-    help_text = f"did you mean `{guess}`?" if guess else f"here stand {_listed(words)}"
-    if stop.place == "statement" and guess is None:
+    help_text = f"did you mean `{guess}`?" if guess else f"what can stand here: {_listed(words)}"
+    if stop.place in ("system", "rule") and guess is None:
         help_text += "; a name is bound with `let name = …`"
-    message = f"`{word}` starts nothing in {where}"
-    stop.report.add("N0108", message, span, "unknown", help=help_text, fix=fix)
+    stop.report.add("N0108", f"`{word}` starts nothing {where}", span, "unknown", help=help_text, fix=fix)
     return True
 
 
 def _bare_expression(stop: Stop) -> bool:
-    if (
-        stop.place != "statement"
-        or stop.first in RESERVED
-        or stop.previous != stop.first
-        or not _WORD.match(stop.first)
-    ):
+    """`f(x)` or `x + 1` as a statement."""
+    if stop.place not in ("system", "rule") or stop.previous != stop.first or not WORD.match(stop.first):
         return False
-    help_text = f"bind its value with `let name = {stop.first}…`, or end the system with `output {stop.first}…`"
-    return stop.add("N0108", "a value on its own does nothing", "expected `=` or `<-`", help=help_text)
+    if stop.first in RESERVED or stop.found in ("=", "<-"):
+        return False
+    span = Span(stop.source, stop.piece_start, stop.piece_start + len(stop.first))
+    ending = "update a state with `self <- …`" if stop.place == "rule" else "end the system with `output …`"
+    help_text = f"bind it with `let name = …`, or {ending}"
+    stop.report.add("N0108", "a value on its own does nothing", span, "not assigned", help=help_text)
+    return True
 
 
 def _listed(words: tuple[str, ...]) -> str:
@@ -305,7 +175,7 @@ def _missing_colon(stop: Stop) -> bool:
 
 
 def _misplaced_arrow(stop: Stop) -> bool:
-    if stop.found != "->":
+    if stop.found != "->" or stop.wants_expression:
         return False
     help_text = "`->` joins sizes in a structure, key and value in `learn`, and memories in `transfer`"
     return stop.add("N0118", "`->` cannot stand here", "no operator", help=help_text)
@@ -315,9 +185,12 @@ def _missing_word(stop: Stop) -> bool:
     """A period without its unit, `reads` without its mode."""
     if "WORD" not in stop.expected or stop.is_word:
         return False
-    if stop.first == "every" or stop.expected >= _OPERATORS:
+    if stop.first == "every" or stop.expected >= OPERATORS:
+        if stop.previous.removesuffix("s") in UNITS:
+            message = f"how many {stop.previous.removesuffix('s')}s? The number is missing"
+            return stop.add("N0101", message, f"expected `{stop.first} n {stop.previous}`")
         units = alternatives(unit + "s" for unit in UNITS)
-        fix = Fix(stop.behind, " tokens")
+        fix = Fix(stop.behind, " steps" if stop.place == "field" else " tokens")
         stop.report.add("N0111", "a period needs its unit", stop.behind, f"expected {units}", fix=fix)
         return True
     hints = {"reads": "`boundary` or `running`", "reset": "`every n tokens`, `per sequence` or `never`"}
@@ -328,9 +201,35 @@ def _missing_word(stop: Stop) -> bool:
     return True
 
 
+def _input_shape(stop: Stop) -> bool:
+    if stop.first != "input" or stop.expected != {"LPAR"}:
+        return False
+    word = stop.previous
+    span = Span(stop.source, stop.previous_end - len(word), stop.previous_end)
+    help_text = f"a vector per token is `[{word}]`, an integer token `token(vocab)`"
+    stop.report.add(
+        "N0101", f"`{word}` is no shape", span, "expected `[…]`", help=help_text, fix=Fix(span, f"[{word}]")
+    )
+    return True
+
+
+def _reset_word(stop: Stop) -> bool:
+    if stop.before.split() != ["reset", stop.previous] or not stop.complete or not WORD.match(stop.previous):
+        return False
+    span = Span(stop.source, stop.previous_end - len(stop.previous), stop.previous_end)
+    choices = ("every", "per", "never")
+    guess = nearest(stop.previous, choices)
+    hint = None if guess is None else f"did you mean `{guess}`?"
+    expected = "expected `every n tokens`, `per sequence` or `never`"
+    stop.report.add("N0111", f"`{stop.previous}` is no time to reset at", span, expected, help=hint)
+    return True
+
+
 def _two_statements(stop: Stop) -> bool:
     if not stop.complete or not stop.found:
         return False
+    if stop.found.startswith('"') and stop.place == "file":
+        return stop.add("N0112", "a text stands behind the edition line, once", "expected a declaration")
     starters = {*SYSTEM_STATEMENTS, *RULE_STATEMENTS, *CLAUSES, *DECLARATIONS}
     if stop.found in starters or stop.previous == "}":
         fix = Fix(stop.behind, ";")
@@ -380,8 +279,10 @@ def _character(stop: Stop) -> bool:
     if not stop.found:
         return False
     sign = stop.found
+    if sign in ("<-", "->"):
+        return False
     if re.match(r"[A-Za-z0-9_\"(){}\[\],:;=+\-*/@^.]", sign, re.ASCII) and sign not in ("==",):
-        if sign.isascii() or not _WORD.match(sign):
+        if sign.isascii():
             return False
         help_text = "names are made of a-z, A-Z, 0-9 and `_`"
         return stop.add("N0106", f"`{_short(sign)}` has letters that names cannot have", help=help_text)
@@ -420,7 +321,7 @@ def _parentheses(stop: Stop) -> bool:
     if stop.expected != {"LPAR"} or stop.place != "item":
         return False
     if stop.first == "use":
-        help_text = f"name what to bring in: `use {stop.previous} (a, b)`"
+        help_text = f"name what to bring in: `{stop.before} (a, b)`"
         return stop.add("N0101", "`use` lists the names that it brings in", "expected `(`", help=help_text)
     fix = Fix(stop.behind, "()")
     message = f"the parameters of `{stop.previous}` are missing"
@@ -447,22 +348,22 @@ def _orphan_block(stop: Stop) -> bool:
 
 
 def _anything(stop: Stop) -> bool:
-    found = f"`{_short(stop.found)}`" if stop.found else "the end of the statement"
     wanted = _wanted(stop.expected)
     after = f" after `{_short(stop.previous)}`" if stop.previous else ""
-    return stop.add("N0101", f"unexpected {found}{after}", f"expected {wanted}" if wanted else "")
+    message = f"unexpected `{_short(stop.found)}`{after}" if stop.found else f"the text ends too early{after}"
+    return stop.add("N0101", message, f"expected {wanted}" if wanted else "")
 
 
 def _wanted(expected: frozenset[str]) -> str:
     """Return the expected terminals in words, expressions and operators summed up."""
     rest = set(expected)
     words: list[str] = []
-    if rest >= _EXPRESSION:
+    if rest >= EXPRESSION:
         words.append("an expression")
-        rest -= _EXPRESSION
-    if rest >= _OPERATORS - {"TRANSPOSE", "CARET"}:
+        rest -= EXPRESSION
+    if rest >= OPERATORS - {"TRANSPOSE", "CARET"}:
         words.append("an operator")
-        rest -= _OPERATORS
+        rest -= OPERATORS | {"LPAR", "EQUAL"}
     words += sorted({_TERMINALS.get(name, f"`{name.lower()}`") for name in rest})
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" or {words[-1]}" if words else ""
 
@@ -486,6 +387,8 @@ _RULES: tuple[Callable[[Stop], bool], ...] = (
     _missing_colon,
     _misplaced_arrow,
     _missing_word,
+    _input_shape,
+    _reset_word,
     _two_statements,
     _parentheses,
     _brace_on_next_line,

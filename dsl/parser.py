@@ -104,6 +104,10 @@ def edition_is_known(source: Source, scanned: Scanned, report: Report) -> bool:
     if number == str(EDITION):
         return True
     fix = Fix(span, str(EDITION))
+    if not number:
+        fix = Fix(span, f" {EDITION}", safe=True)
+        report.add("N0005", "`nsam` needs the number of an edition", span, f"expected {EDITION}", fix=fix)
+        return False
     if number == "0":
         message = "edition 0 is deprecated and no longer read"
         report.add("N0007", message, span, "deprecated", help=f"rewrite the program for edition {EDITION}", fix=fix)

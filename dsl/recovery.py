@@ -14,7 +14,7 @@ from nsam.dsl.limits import MAX_ERRORS
 from nsam.dsl.mistakes import describe
 from nsam.dsl.parser import Start, parse_piece
 from nsam.dsl.scan import Scanned
-from nsam.dsl.spans import Source, Span
+from nsam.dsl.spans import Source
 
 if TYPE_CHECKING:
     from lark.exceptions import UnexpectedInput
@@ -53,7 +53,7 @@ class _Recovery:
             head = self.text[piece.start : piece.end]
             if (head.startswith("nsam") and number == 0) or head.startswith('"""'):
                 continue
-            self.read(piece, "item")
+            self.read(piece, "item", "item")
 
     def whole(self) -> None:
         """Report the error of the file as a whole: the pieces are right and only their order is not."""
@@ -72,7 +72,7 @@ class _Recovery:
             return error
         return None
 
-    def read(self, piece: _Piece, start: Start) -> None:
+    def read(self, piece: _Piece, start: Start, place: str) -> None:
         """Report what is wrong with one piece and, if it is wrong, with the pieces in its blocks."""
         if len(self.report.diagnostics) >= MAX_ERRORS:
             return
@@ -84,13 +84,13 @@ class _Recovery:
         if not self.complained(piece, head_only=True):
             error = self.attempt(head, start, piece.start)
             if error is not None:
-                describe(self.source, head, start, piece.start, error, self.report)
-        inner = _inside(head)
+                describe(self.source, head, place, piece.start, error, self.report)
+        inner = _inside(head, place)
         if inner is None and len(self.report.diagnostics) > before:
             return  # an unknown kind of block: no telling what its pieces are
         for _, _, pieces in piece.blocks:
             for child in pieces:
-                self.read(child, inner or start)
+                self.read(child, *(inner or (start, place)))
 
     def complained(self, piece: _Piece, *, head_only: bool = False) -> bool:
         """Whether the scanner found a problem in the piece (outside its blocks)."""
@@ -110,17 +110,15 @@ class _Recovery:
                 parts.append("}")
         return "".join([*parts, self.text[last : piece.end]])
 
-    def span(self, start: int, end: int) -> Span:
-        """Return a span of this file."""
-        return Span(self.source, start, end)
 
-
-def _inside(head: str) -> Start | None:
-    """Return what the block of a piece is made of, by the piece's first word."""
+def _inside(head: str, place: str) -> tuple[Start, str] | None:
+    """Return what the block of a piece is made of, by the piece's first word, and how messages call that place."""
     first = head.split(None, 1)[0] if head.split() else ""
-    if first in ("rule", "system", "repeat"):
-        return "statement"
-    return {"memory": "clause", "train": "field"}.get(first)  # type: ignore[return-value]
+    if first in ("rule", "system"):
+        return "statement", first
+    if first == "repeat" and place in ("rule", "system"):
+        return "statement", place
+    return {"memory": ("clause", "clause"), "train": ("field", "field")}.get(first)  # type: ignore[return-value]
 
 
 def _split(scanned: Scanned) -> list[_Piece]:

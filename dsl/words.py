@@ -20,6 +20,58 @@ EDITION = 1
 RESERVED = frozenset({*DECLARATIONS, *SYSTEM_STATEMENTS, *RULE_STATEMENTS, "true", "false", "inf"})
 """Words that cannot be declared or assigned: each starts a statement or is a constant."""
 
+PLACES = {
+    "file": ("at the top of a file", DECLARATIONS),
+    "item": ("at the top of a file", DECLARATIONS),
+    "system": ("in the body of a system", SYSTEM_STATEMENTS),
+    "rule": ("in the body of a rule", RULE_STATEMENTS),
+    "clause": ("among the clauses of a memory", CLAUSES),
+    "field": ("in a `train` declaration", FIELDS),
+}
+"""For each place of a piece of text: what messages call it, and the words that start something there."""
+
+HOMES = {
+    **dict.fromkeys(SETTINGS, "in a `train` declaration"),
+    **dict.fromkeys(SYSTEM_STATEMENTS, "in the body of a system"),
+    **dict.fromkeys(RULE_STATEMENTS, "in the body of a rule"),
+    **dict.fromkeys(("memory", "let"), "in the body of a system or rule"),
+    **dict.fromkeys(CLAUSES, "among the clauses of a memory"),
+    **dict.fromkeys(DECLARATIONS, "at the top of a file"),
+}
+"""Where each word belongs."""
+
+FOREIGN = {
+    "def": "rule",
+    "fn": "rule",
+    "function": "rule",
+    "optimizer": "rule",
+    "class": "system",
+    "module": "system",
+    "model": "system",
+    "network": "system",
+    "import": "use",
+    "from": "use",
+    "include": "use",
+    "for": "repeat",
+    "while": "repeat",
+    "loop": "repeat",
+    "return": "output",
+    "yield": "output",
+    "var": "let",
+    "const": "let",
+    "val": "let",
+    "param": "memory",
+    "parameter": "memory",
+    "layer": "memory",
+    "maximize": "minimize",
+    "loss": "minimize",
+    "objective": "minimize",
+    "context": "learn",
+    "initial": "init",
+    "read": "reads",
+}
+"""What a word of another language stands for here."""
+
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """Return the choice that `word` was most likely meant to be, or None when none is near."""
