@@ -11,12 +11,16 @@ from nsam.compiler.levels import find_cycles
 from nsam.compiler.problems import Edge, LevelGraph, Need, Problem
 from nsam.compiler.scopes import Scope, scopes
 from nsam.dsl.checked import Memory, Train, Transfer, Unit
-from nsam.dsl.diagnostics import Label, Report
+from nsam.dsl.diagnostics import Label, ProgramError, Report
 
 
 def check_unit(unit: Unit, train: Train | None = None, *, report: Report) -> None:
     """Add to `report` everything that is wrong with the levels of a system (codes N0301 to N0399)."""
-    graph = collect(unit, train)
+    try:
+        graph = collect(unit, train)
+    except ProgramError as error:
+        report.diagnostics.extend(error.diagnostics)
+        return
     places = scopes(unit)
     memories = {scope.place(m.name): (scope, m) for scope in places for m in scope.unit.memories}
     check_cycles(graph, report)
@@ -110,7 +114,6 @@ def check_transfers(
     for edge in graph.edges:
         uses.setdefault((edge.source, edge.target), []).append(edge)
     for scope in places:
-        said: dict[tuple[str, str], Transfer] = {}
         for transfer in scope.unit.transfers:
             sources = members(transfer.source, scope, memories)
             targets = members(transfer.target, scope, memories)
@@ -119,8 +122,6 @@ def check_transfers(
                 _check_kind(transfer, [edge for pair in pairs for edge in uses.get(pair, ())], report)
             else:
                 _report_unused(transfer, graph, targets, report)
-            for pair in pairs:
-                _check_repeated(transfer, said.setdefault(pair, transfer), report)
 
 
 def _check_kind(transfer: Transfer, edges: list[Edge], report: Report) -> None:
@@ -159,22 +160,9 @@ def _report_unused(transfer: Transfer, graph: LevelGraph, targets: list[str], re
     )
 
 
-def _check_repeated(transfer: Transfer, first: Transfer, report: Report) -> None:
-    if first is transfer or first.kind == transfer.kind or {first.kind, transfer.kind} != {"backprop", "direct"}:
-        return
-    report.add(
-        "N0306",
-        f"`{transfer.source}` -> `{transfer.target}` is declared both `{first.kind}` and `{transfer.kind}`",
-        transfer.span,
-        f"{transfer.kind} here",
-        secondary=[Label(first.span, f"{first.kind} here")],
-        help="keep one of the two",
-    )
-
-
 # --- parameters without a gradient ---------------------------------------------------------------
 
-_CODES = {"direct": "N0307", "rule": "N0308", "function": "N0308", "frozen": "N0309"}
+_CODES = {"direct": "N0306", "rule": "N0307", "function": "N0307", "frozen": "N0308"}
 
 
 def check_gradients(unit: Unit, graph: LevelGraph, report: Report) -> None:

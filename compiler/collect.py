@@ -16,6 +16,7 @@ from nsam.compiler.problems import Edge, Kind, LevelGraph, Need, Problem, Role
 from nsam.compiler.rates import Rate, rate_of
 from nsam.compiler.scopes import Scope, all_reads, scopes, sources
 from nsam.dsl.checked import Expr, Memory, RuleUse, Train, Transfer, Unit
+from nsam.dsl.diagnostics import fail
 
 
 def collect(unit: Unit, train: Train | None = None) -> LevelGraph:
@@ -36,6 +37,9 @@ def uses(memory: Memory) -> Iterator[tuple[str, Expr]]:
         yield from memory.rule.arguments
 
 
+MOST_EDGES = 200_000
+
+
 class _Collector:
     def __init__(self, unit: Unit, train: Train | None) -> None:
         self.unit = unit
@@ -47,11 +51,13 @@ class _Collector:
         self.problems: dict[str, Problem] = {}
         self.edges: dict[tuple[str, str, Kind], Edge] = {}
         self.needs: dict[Need, None] = {}
+        self.running: set[str] = set()
 
     def graph(self) -> LevelGraph:
         for path, (scope, memory) in self.memories.items():
             self.problems[path] = self.problem(path, scope, memory)
         self.problems[self.training] = self.training_problem()
+        self.running = {path for path, problem in self.problems.items() if problem.reads == "running"}
         direct = self.direct_transfers()
         for path, (scope, memory) in self.memories.items():
             self.clause_edges(path, scope, memory, direct)
@@ -139,21 +145,27 @@ class _Collector:
         for use, expr in uses(memory):
             for found in sources(scope, [expr]):
                 self.flow(found.path, path, use, expr, found.carried, direct)
-            if not in_sequence(memory):
+            if not self.running or not in_sequence(memory):
                 continue
             for found in sources(scope, [expr], through=True, passes=False):
-                if self.problems[found.path].reads == "running":
+                if found.path in self.running:
                     self.needs[Need(found.path, path, use, found.span)] = None
+            self.bound(memory)
+
+    def bound(self, memory: Memory) -> None:
+        if len(self.edges) + len(self.needs) > MOST_EDGES:
+            raise fail("N0309", f"the level graph has more than {MOST_EDGES:,} transfers", memory.span, "reached here")
 
     def read_edges(self, direct: set[tuple[str, str]]) -> None:
         for scope in self.scopes:
             for path, argument in all_reads(scope):
+                self.bound(self.memories[path][1])
                 for found in sources(scope, [argument]):
                     self.flow(found.path, path, "read", argument, found.carried, direct)
 
     def flow(self, source: str, target: str, use: str, expr: Expr, carried: bool, direct: set[tuple[str, str]]) -> None:
         kind: Kind = "direct" if (source, target) in direct else "backprop"
-        now = self.problems[source].reads == "running"
+        now = source in self.running
         self.edge(
             Edge(source, target, kind, (use,), "same-time" if now else "last boundary", expr.span, carried=carried)
         )

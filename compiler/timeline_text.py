@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from textwrap import wrap
+from typing import TypeAlias
 
 from nsam.compiler.timeline import Delay, Row, Timeline
 
@@ -98,27 +99,44 @@ def _delays(schedule: Timeline, width: int) -> Iterator[str]:
     if shown:
         yield "staleness of transfers, in tokens: the age of the source's state where the target sees it"
         yield f"{'max':>5} {'mean':>7}  {'kind':<9} transfer"
-        for (most, mean, kind, source), targets in _gathered(shown).items():
+        system = ""
+        for (most, mean, kind, place, source), targets in _gathered(shown, _systems(schedule)).items():
+            if place != system and place:
+                yield f"{'':25}{place}"
+            system = place
             head = f"{_number(most):>5} {_number(mean):>7}  {kind:<9} "
-            text = f"{source} -> {', '.join(targets)}"
+            parts = [f"{', '.join(names)} ({use})" for use, names in targets.items()]
+            text = f"{source} -> {'; '.join(parts)}"
             yield from wrap(text, width, initial_indent=head, subsequent_indent=" " * 27, break_on_hyphens=False)
         yield ""
-    steps = [delay for delay in schedule.delays if delay.unit == "step"]
-    for most in sorted({delay.most for delay in steps if delay.most is not None}):
-        chosen = [delay for delay in steps if delay.most == most]
-        means = _number(next(delay.mean for delay in chosen))
-        age = "no older than the last step" if most == 0 else f"up to {most} steps old, {means} on average"
-        yield from wrap(
-            f"{len(chosen)} transfers start from the step clock and are constant within a sequence, {age}", width
-        )
+    steps = [delay for delay in schedule.delays if delay.unit == "step" and delay.most is not None]
+    if steps:
+        yield "transfers from the step clock: constant within a sequence; their staleness in steps"
+        yield f"{'max':>5} {'mean':>7}  transfers"
+        for most, mean in sorted({(delay.most or 0, delay.mean or Fraction(0)) for delay in steps}):
+            count = sum(delay.most == most for delay in steps)
+            yield f"{_number(most):>5} {_number(mean):>7}  {count}"
 
 
-def _gathered(delays: Iterable[Delay]) -> dict[tuple[int | None, Fraction | None, str, str], list[str]]:
-    found: dict[tuple[int | None, Fraction | None, str, str], list[str]] = {}
+def _systems(schedule: Timeline) -> dict[str, str]:
+    """Return the unit of each memory, by path."""
+    rows = (*schedule.rows, *schedule.slow)
+    return {f"{row.system}.{name}" if row.system else name: row.system for row in rows for name in row.names}
+
+
+_Heading: TypeAlias = "tuple[int | None, Fraction | None, str, str, str]"
+
+
+def _gathered(delays: Iterable[Delay], systems: dict[str, str]) -> dict[_Heading, dict[str, list[str]]]:
+    """Group transfers by source and age; names are told from the source's unit where they lie in it."""
+    found: dict[_Heading, dict[str, list[str]]] = {}
     for delay in delays:
-        key = (delay.most, delay.mean, delay.kind, delay.source)
-        found.setdefault(key, []).append(f"{delay.target} ({', '.join(delay.uses)})")
-    return found
+        system = systems.get(delay.source, "")
+        prefix = f"{system}." if system else ""
+        key = (delay.most, delay.mean, delay.kind, system, delay.source.removeprefix(prefix))
+        uses = found.setdefault(key, {})
+        uses.setdefault(", ".join(delay.uses), []).append(delay.target.removeprefix(prefix))
+    return dict(sorted(found.items(), key=lambda item: item[0][3]))
 
 
 def _number(value: int | Fraction | None) -> str:

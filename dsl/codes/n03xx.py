@@ -150,20 +150,12 @@ TABLE: tuple[Code, ...] = (
         "The use decides what kinds a transfer can be: an output that feeds a context, a gate or a read is `backprop` "
         "(or `direct`, which stops the gradient); `init` with another memory's state is `init`; `init` with a memory's "
         "output is `generate`.",
-        _CHILD % "generate",
+        _CHILD % "backprop",
         _CHILD % "init",
         "section 3.3",
     ),
     Code(
         "N0306",
-        "transfer-declared-twice",
-        "error",
-        "One transfer cannot both carry a gradient (`backprop`) and stop it (`direct`).",
-        _TRANSFER % "transfer k -> m : direct; transfer k -> m : backprop",
-        _TRANSFER % "transfer k -> m : backprop",
-    ),
-    Code(
-        "N0307",
         "no-gradient-past-direct",
         "warning",
         "A `direct` transfer stops the gradient. A parameter whose every way to the output passes such a transfer "
@@ -173,7 +165,7 @@ TABLE: tuple[Code, ...] = (
         "equations 24-27",
     ),
     Code(
-        "N0308",
+        "N0307",
         "zero-derivative",
         "warning",
         "Some rules and functions (`sign` among them) have a derivative that is zero wherever it exists. The outer "
@@ -182,13 +174,19 @@ TABLE: tuple[Code, ...] = (
         _SIGN % "grad",
     ),
     Code(
-        "N0309",
+        "N0308",
         "frozen-context",
         "warning",
         "A memory whose period is `inf` has frequency 0: its state never moves, so what it is told to learn has no "
         "effect, and parameters that serve only its context or its gates get no gradient.",
         _FROZEN % "inf",
         _FROZEN % "16",
+    ),
+    Code(
+        "N0309",
+        "level-graph-too-large",
+        "error",
+        "A level graph may have at most 200,000 transfers and same-time needs together.",
     ),
     Code(
         "N0391",

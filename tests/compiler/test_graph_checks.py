@@ -72,7 +72,7 @@ system s(dim: int) {
 }
 """
     (found,) = findings(text)
-    assert found.code == "N0307"
+    assert found.code == "N0306"
     assert "`deep` and `k`" in found.message
 
 
@@ -90,7 +90,7 @@ system s(dim: int) {
 }
 """
     (found,) = findings(text)
-    assert found.code == "N0308"
+    assert found.code == "N0307"
     assert "`k` gets no gradient" in found.message
 
 
