@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.optim_rules import EVERY, RULE, OuterRule, Role, RuleOptimizer
+from nsam.backends.torch.optim_rules import EVERY, RULE, OuterRule, Role, RuleOptimizer, rule_for
 from nsam.compiler.rule_plan import lower_rule, number
 from nsam.dsl.checked import RuleUse
 from nsam.dsl.diagnostics import fail
@@ -96,16 +96,7 @@ def _for_module(pairs: Sequence[tuple[RuleUse, Role]], module: torch.nn.Module, 
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         matrix = parameter.ndim >= 2 if matrices is None else name in matrices
-        rule = outer[len(shared) + special.index(own[name])] if name in own else _shared(outer, matrix, name)
+        rule = outer[len(shared) + special.index(own[name])] if name in own else rule_for(outer, matrix, name)
         key = (rule.label, periods.get(name, 1))
         groups.setdefault(key, {"params": [], RULE: key[0], EVERY: key[1]})["params"].append(parameter)
     return RuleOptimizer(groups.values(), outer, compiled=compiled)
-
-
-def _shared(rules: Sequence[OuterRule], matrix: bool, name: str) -> OuterRule:
-    """Return the rule of a parameter that has none of its own."""
-    wanted = "matrices" if matrix else "others"
-    for rule in rules:
-        if rule.role in (wanted, "all"):
-            return rule
-    raise fail("N0480", f"no rule moves parameter `{name}`: give one `for {wanted}`")

@@ -13,6 +13,7 @@ from torch import Tensor
 from nsam.backends.torch.optim_batches import Layout, Signature, signature
 from nsam.backends.torch.optim_steps import COUNT, Steps
 from nsam.compiler.rule_plan import RulePlan
+from nsam.dsl.diagnostics import fail
 
 Role: TypeAlias = Literal["matrices", "others", "all", "named"]
 
@@ -82,8 +83,13 @@ class RuleOptimizer(torch.optim.Optimizer):
             return
         given = param_group["params"]
         parameters = [given] if isinstance(given, Tensor) else list(given)
+        if not parameters:
+            raise ValueError("a parameter group without parameters")
+        for parameter in parameters:
+            if not isinstance(parameter, Tensor):
+                raise TypeError(f"an optimizer moves tensors, found {type(parameter).__name__}")
         for rule in self.rules:
-            chosen = [p for p in parameters if self.rule_for(p.ndim >= 2) is rule]
+            chosen = [p for p in parameters if rule_for(self.rules, p.ndim >= 2) is rule]
             if chosen:
                 self._add_group(param_group | {"params": chosen}, rule)
 
@@ -97,14 +103,6 @@ class RuleOptimizer(torch.optim.Optimizer):
             if rule.label == label:
                 return rule
         raise ValueError(f"this optimizer has no rule {label!r}; it has {', '.join(rule.label for rule in self.rules)}")
-
-    def rule_for(self, matrix: bool) -> OuterRule:
-        """Return the rule for matrices, or for the others; ValueError when the optimizer has none."""
-        wanted = "matrices" if matrix else "others"
-        for rule in self.rules:
-            if rule.role in (wanted, "all"):
-                return rule
-        raise ValueError(f"this optimizer has no rule for {wanted}")
 
     def steps(self, label: str) -> Steps:
         """Return the functions of the rule called `label`."""
@@ -221,3 +219,13 @@ class RuleOptimizer(torch.optim.Optimizer):
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
+
+
+def rule_for(rules: Sequence[OuterRule], matrix: bool, name: str | None = None) -> OuterRule:
+    """Return the rule for matrices, or for the others; ProgramError, naming the parameter, when there is none."""
+    wanted = "matrices" if matrix else "others"
+    for rule in rules:
+        if rule.role in (wanted, "all"):
+            return rule
+    what = "one of the tensors" if name is None else f"parameter `{name}`"
+    raise fail("N0480", f"no rule moves {what}", help=f"give a rule `for {wanted}`")

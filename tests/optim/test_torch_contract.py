@@ -204,6 +204,17 @@ def test_a_parameter_without_a_rule_is_named(std: Any) -> None:
         optimizer([(std("muon", lr=0.1), "matrices")], torch.nn.Linear(2, 2))
 
 
+def test_a_tensor_without_a_rule_is_refused(std: Any) -> None:
+    with pytest.raises(ProgramError, match="no rule"):
+        optimizer([(std("muon", lr=0.1), "matrices")], [torch.nn.Parameter(torch.ones(2))])
+
+
+@pytest.mark.parametrize(("given", "error"), [([], ValueError), ([1.0], TypeError)])
+def test_nothing_to_move_is_refused(given: Any, error: Any, std: Any) -> None:
+    with pytest.raises(error):
+        optimizer(std("gd", lr=0.1), given)
+
+
 def test_cleared_state_starts_again(problem_of: Any, std: Any) -> None:
     problem = problem_of([(3, 5), (3, 5)], torch.float64, 4)
     parameters = problem.parameters()
