@@ -238,9 +238,10 @@ class Frame:
             if memory.name not in self._slow:
                 self._slow[memory.name] = self.weights.of(self.ops, memory)
             return self._slow[memory.name]
-        if memory.reads == "running" and memory.fast:
-            return (self.record(memory) if resting else self.updated(memory))["running"]
-        return self.record(memory)["boundary"]
+        moving = memory.reads == "running" and memory.fast
+        record = self.updated(memory) if moving and not resting else self.record(memory)
+        state: Tensors = record["running" if moving else "boundary"]
+        return state
 
     def cut(self, memory: Memory) -> frozenset[str]:
         """Return the names whose gradient stops where their values enter this memory's clauses."""

@@ -143,7 +143,7 @@ class NumpyArrays:
         return record(x.sum(axis=-1, keepdims=True), (a, lambda g: np.broadcast_to(g, x.shape)))
 
     def largest_last(self, a: Any) -> Values:
-        return plain(a).max(axis=-1, keepdims=True)
+        return np.asarray(np.max(plain(a), axis=-1, keepdims=True), dtype=np.float64)
 
     def transpose(self, a: Any) -> Any:
         return record(plain(a).T, (a, lambda g: g.T))
