@@ -1,0 +1,519 @@
+"""The body of a system or of a repeat: which name means what at which line, in which order things are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from nsam.dsl import syntax
+from nsam.dsl.checked import Binding, Call, Child, Expr, Input, Memory, Output, Ref, Unit, ValueType
+from nsam.dsl.clauses import build_memory
+from nsam.dsl.constants import Evaluator, Value
+from nsam.dsl.diagnostics import Label
+from nsam.dsl.findings import Findings, Skip, attempt_all
+from nsam.dsl.memories import Info, Named, declare_memories
+from nsam.dsl.names import (
+    Module,
+    all_statements,
+    assigned_names,
+    declared_names,
+    free_names,
+    inside,
+    memory_values,
+    statement_values,
+)
+from nsam.dsl.order import ordered
+from nsam.dsl.reads import SystemExpressions
+from nsam.dsl.repeats import build_repeat
+from nsam.dsl.spans import Span
+from nsam.dsl.transfers import build_transfers
+from nsam.dsl.types import same_size, shape_text
+
+if TYPE_CHECKING:
+    from nsam.dsl.instantiate import Checker
+
+NodeId: TypeAlias = "int | str"
+"""A statement's position, or a memory's path."""
+
+_START = -1
+_END = 1 << 60
+
+
+class Body:
+    """Checks one body and builds its `Unit`.
+
+    A name has versions: its declaration, then one for each statement that reassigns it. What a name means at a line
+    is the last version above that line, or the first one where all are below (a `let` may be used before its line).
+    """
+
+    def __init__(
+        self,
+        checker: Checker,
+        module: Module,
+        name: str,
+        statements: Sequence[syntax.Statement],
+        parameters: dict[str, Value],
+        span: Span,
+        outer: Body | None = None,
+    ) -> None:
+        self.checker = checker
+        self.findings: Findings = checker.findings
+        self.module = module
+        self.name = name
+        self.statements = statements
+        self.parameters = parameters
+        self.span = span
+        self.outer = outer
+        self.failed = False
+        self.evaluator = Evaluator(self.findings, parameters, self._why_not_constant)
+        self.inputs: list[Input] = []
+        self.versions: dict[str, list[int]] = {}
+        self.results: dict[tuple[str, int], Expr] = {}
+        self.steps: dict[NodeId, list[Binding | Child]] = {}
+        self.current: list[Binding | Child] = []
+        self.binding_names: set[str] = set()
+        self.child_names: dict[tuple[int, str], str] = {}
+        self.units: dict[tuple[int, str], Unit] = {}
+        self.inner = {
+            name: identifier
+            for node in statements
+            if isinstance(node, syntax.Repeat)
+            for name, identifier in _declared_inside(node).items()
+        }
+        self.memories: dict[str, Named] = {}
+        self.built: dict[str, Memory] = {}
+
+    # --- building ---
+
+    def unit(self, inputs: Sequence[Input] = (), outputs: Sequence[syntax.Identifier] | None = None) -> Unit:
+        """Return the checked unit. `inputs` and `outputs` (names) are given for the body of a repeat only.
+
+        Raises Skip when anything in it was reported as an error.
+        """
+        self._declare(inputs, repeated=outputs is not None)
+        self.memories = declare_memories(self)
+        infos = [info for named in self.memories.values() for info in named.members]
+        self._prepare_children(infos)
+        by_path = {info.path: info for info in infos}
+        nodes: list[NodeId] = [*range(len(self.statements)), *by_path]
+        hard = {node: self._needs(node, by_path, soft=False) for node in nodes}
+        order, cycles = ordered(nodes, lambda node: hard[node])
+        for cycle in cycles:
+            self._report_cycle(cycle)
+        for node in order:
+            self._evaluate(node, by_path)
+        for info in infos:
+            self._build_memory(info)
+        results = self._outputs(outputs)
+        transfers = build_transfers(self)
+        if self.failed:
+            raise Skip
+        soft = {node: [*hard[node], *self._needs(node, by_path, soft=True)] for node in nodes}
+        final, tangled = ordered(nodes, lambda node: soft[node])
+        steps = [step for node in (order if tangled else final) for step in self.steps.get(node, ())]
+        memories = tuple(self.built[info.path] for info in infos)
+        return Unit(
+            self.name, dict(self.parameters), tuple(self.inputs), memories, tuple(steps), results, transfers, self.span
+        )
+
+    def _declare(self, inputs: Sequence[Input], repeated: bool) -> None:
+        for given in inputs:
+            self._add_input(given)
+        self._declare_names(repeated)
+        for position, node in enumerate(self.statements):
+            if isinstance(node, syntax.Let):
+                self.versions.setdefault(node.name.id, []).append(position)
+            elif isinstance(node, syntax.Assign):
+                self._declare_assign(node, position, repeated)
+            elif isinstance(node, syntax.Repeat):
+                for name in assigned_names(node.body):
+                    if name in self.versions:
+                        self.versions[name].append(position)
+
+    def _declare_names(self, repeated: bool) -> None:
+        """Take the body's inputs, and report names that are taken and statements that do not belong here."""
+        first: dict[str, Span] = {}
+        for node in self.statements:
+            names = list(node.names) if isinstance(node, syntax.MemoryDeclaration) else []
+            if isinstance(node, syntax.Let | syntax.InputDeclaration):
+                names = [node.name]
+            for name in names:
+                self._declare_once(name, first)
+            if repeated and isinstance(node, syntax.InputDeclaration | syntax.Output | syntax.TransferDeclaration):
+                word = {"InputDeclaration": "input", "Output": "output"}.get(type(node).__name__, "transfer")
+                if word != "transfer":
+                    self.error(
+                        "N0236", f"`{word}` belongs to the system, not into a repeat", node.span, "inside a repeat"
+                    )
+            elif isinstance(node, syntax.InputDeclaration):
+                self._take_input(node)
+
+    def _declare_once(self, name: syntax.Identifier, first: dict[str, Span]) -> None:
+        taken = first.get(name.id)
+        what = "declared first here"
+        outer = self.outer
+        while taken is None and outer is not None:
+            taken = outer.declaration(name.id)
+            outer, what = outer.outer, "declared outside the repeat"
+        if taken is not None:
+            help_text = f"to change it, write `{name.id} = …` without `let`" if "outside" in what else None
+            self.error(
+                "N0202", f"`{name.id}` is declared twice", name.span, "again here", [Label(taken, what)], help_text
+            )
+        elif name.id in self.parameters:
+            self.error("N0202", f"`{name.id}` is a parameter of this system", name.span, "declared again here")
+        first.setdefault(name.id, name.span)
+
+    def declaration(self, name: str) -> Span | None:
+        """Return where this body declares `name`, or None."""
+        found = declared_names(self.statements).get(name)
+        return None if found is None else found.span
+
+    def _declare_assign(self, node: syntax.Assign, position: int, repeated: bool) -> None:
+        name = node.name
+        if not repeated:
+            self.error(
+                "N0207",
+                f"`{name.id}` is reassigned outside a repeat",
+                name.span,
+                "assigned here",
+                help_text=f"a new value needs a new name: `let {name.id}_2 = …`; only a `repeat` reassigns",
+            )
+        elif name.id in self.versions:
+            self.versions[name.id].append(position)
+        else:
+            self.error(
+                "N0201",
+                f"`{name.id}` is reassigned, but there is no such value",
+                name.span,
+                "not declared before this line",
+                help_text=f"declare it first, outside the repeat: `let {name.id} = …`",
+            )
+
+    def _take_input(self, node: syntax.InputDeclaration) -> None:
+        from nsam.dsl.structures import Structures
+
+        structures = Structures(self.evaluator)
+        try:
+            vocab = None if node.type.vocab is None else structures.size(node.type.vocab, "the number of tokens")
+            shape = tuple(structures.size(size, f"a size of `{node.name.id}`") for size in node.type.sizes)
+        except Skip:
+            self.failed = True
+            self.versions.setdefault(node.name.id, [_START])
+            return
+        type_ = ValueType(shape, "sequence" if node.per_sequence else "token", vocab)
+        self._add_input(Input(node.name.id, type_, node.span))
+
+    def _add_input(self, given: Input) -> None:
+        self.inputs.append(given)
+        self.versions.setdefault(given.name, [_START])
+        self.binding_names.add(given.name)
+        self.results[given.name, _START] = Ref(given.type, given.span, given.name)
+
+    # --- children ---
+
+    def _prepare_children(self, infos: Iterable[Info]) -> None:
+        """Name every call and repeat in the order of the text, and instantiate the systems that are called."""
+        taken = set(self.memories)
+        by_position: dict[int, list[Info]] = {}
+        for info in infos:
+            by_position.setdefault(info.position, []).append(info)
+        for position, node in enumerate(self.statements):
+            if isinstance(node, syntax.Repeat):
+                self.child_names[id(node), ""] = _unique("repeat", taken)
+            elif isinstance(node, syntax.MemoryDeclaration):
+                for info in by_position.get(position, ()):
+                    self._prepare_calls(memory_values(node), info.evaluator, info.path, taken)
+            else:
+                self._prepare_calls(statement_values(node), self.evaluator, "", taken)
+
+    def _prepare_calls(
+        self, expressions: Iterable[syntax.Expression], evaluator: Evaluator, owner: str, taken: set[str]
+    ) -> None:
+        for node in inside(expressions):
+            if not isinstance(node, syntax.Call) or node.function not in self.module.systems:
+                continue
+            if node.function in self.memories or self.outer_memory(node.function) is not None:
+                continue
+            self.child_names[id(node), owner] = _unique(node.function, taken)
+            try:
+                unit = self.checker.called(self.module.systems[node.function], node, evaluator)
+                self.units[id(node), owner] = unit
+            except Skip:
+                self.failed = True
+
+    def call(self, node: syntax.Call, builder: SystemExpressions) -> Expr:
+        """Return what the system called by `node` returns; its arguments are checked against its inputs."""
+        key = (id(node), "" if builder.own is None else builder.own.path)
+        unit = self.units.get(key)
+        if node.transposed:
+            raise self.findings.error("N0234", "a system has no transpose", node.function_span, "`.T` here")
+        if unit is None:
+            raise Skip
+        given = self.checker.inputs_of(self.module.systems[node.function], node)
+        values = attempt_all([lambda value=value: builder.build(value) for value in given])  # type: ignore[misc]
+        attempt_all(
+            [lambda a=a, i=i: self._check_input(a, i) for a, i in zip(values, unit.inputs, strict=True)]  # type: ignore[misc]
+        )
+        name = self.child_names[key]
+        self.current.append(Call(name, unit, tuple(values), node.span))
+        return Output(unit.outputs[0][1].type, node.span, name)
+
+    def _check_input(self, argument: Expr, expected: Input) -> None:
+        found, wanted = argument.type, expected.type
+        declared = [Label(expected.span, f"`{expected.name}` is {shape_text(wanted)}: declared here")]
+        fits = len(found.shape) == len(wanted.shape) and (found.vocab is None) == (wanted.vocab is None)
+        sizes = zip((*found.shape, found.vocab or 1), (*wanted.shape, wanted.vocab or 1), strict=False)
+        if not fits or not all(same_size(a, b) for a, b in sizes):
+            message = f"input `{expected.name}` is {shape_text(wanted)}, this is {shape_text(found)}"
+            raise self.findings.error(
+                "N0214", message, argument.span, f"this is {shape_text(found)}", secondary=declared
+            )
+        if wanted.per == "sequence" and found.per == "token":
+            raise self.findings.error(
+                "N0246",
+                f"input `{expected.name}` has one value a sequence",
+                argument.span,
+                "this varies with the token",
+                secondary=declared,
+            )
+
+    # --- order ---
+
+    def _needs(self, node: NodeId, infos: dict[str, Info], soft: bool) -> list[NodeId]:
+        """Return what must be computed before `node`.
+
+        Hard needs are what its type depends on. Soft ones also count what the memories that it reads need within the
+        token: running reads see the current token's key and value, a generated initial state sees its generator.
+        """
+        if isinstance(node, int):
+            statement = self.statements[node]
+            if isinstance(statement, syntax.Repeat):
+                names = [*assigned_names(statement.body), *free_names(statement.body)]
+                return [need for name in names for need in self._version_node(name, node)]
+            return self._mentioned(statement_values(statement), node, infos, soft)
+        info = infos[node]
+        if info.structure.kind == "attention":
+            return self._mentioned(memory_values(info.node), info.position, infos, soft)
+        if not soft:
+            return []
+        made = [clause.expression for clause in info.node.clauses if isinstance(clause, syntax.Init)]
+        values = memory_values(info.node) if info.running else [value for value in made if value is not None]
+        return self._mentioned(values, info.position, infos, soft)
+
+    def _mentioned(
+        self, values: Iterable[syntax.Expression], position: int, infos: dict[str, Info], soft: bool
+    ) -> list[NodeId]:
+        found: list[NodeId] = []
+        for node in inside(values):
+            name = node.id if isinstance(node, syntax.Name) else node.function if isinstance(node, syntax.Call) else ""
+            if isinstance(node, syntax.Name):
+                found.extend(self._version_node(name, position))
+            if name in self.memories:
+                members = self.memories[name].members
+                found.extend(info.path for info in members if soft or info.structure.kind == "attention")
+        return found
+
+    def _version_node(self, name: str, position: int) -> list[NodeId]:
+        version = self._version(name, position)
+        return [] if version is None or version == _START else [version]
+
+    def _version(self, name: str, position: int) -> int | None:
+        versions = self.versions.get(name)
+        if not versions:
+            return None
+        before = [version for version in versions if version < position]
+        return before[-1] if before else versions[0]
+
+    def _report_cycle(self, cycle: list[NodeId]) -> None:
+        self.failed = True
+        places = [(self._title(node), self._place(node)) for node in reversed(cycle)]
+        start = min(range(len(places)), key=lambda index: places[index][1].start)
+        places = places[start:] + places[:start]
+        text = " -> ".join([title for title, _ in [*places, places[0]]])
+        self.findings.error(
+            "N0208",
+            f"these values need each other within one token: {text}",
+            places[0][1],
+            f"`{places[0][0]}` is needed for itself",
+            secondary=[Label(place, f"`{title}`") for title, place in places[1:]],
+            help="a memory that is read at its boundary breaks a cycle: it shows what it learnt before this token",
+        )
+
+    def _title(self, node: NodeId) -> str:
+        if isinstance(node, str):
+            return node
+        statement = self.statements[node]
+        return statement.name.id if isinstance(statement, syntax.Let | syntax.Assign) else "repeat"
+
+    def _place(self, node: NodeId) -> Span:
+        if isinstance(node, str):
+            return next(info.span for named in self.memories.values() for info in named.members if info.path == node)
+        statement = self.statements[node]
+        return statement.name.span if isinstance(statement, syntax.Let | syntax.Assign) else statement.span
+
+    # --- evaluation ---
+
+    def _evaluate(self, node: NodeId, infos: dict[str, Info]) -> None:
+        self.current = self.steps.setdefault(node, [])
+        if isinstance(node, str):
+            if infos[node].structure.kind == "attention":
+                self._build_memory(infos[node])
+            return
+        statement = self.statements[node]
+        try:
+            if isinstance(statement, syntax.Let | syntax.Assign):
+                builder = SystemExpressions(self, node, self.evaluator)
+                self._bind_as(statement, node, builder.build(statement.value))
+            elif isinstance(statement, syntax.Repeat):
+                self.results.update(build_repeat(self, node, statement))
+        except Skip:
+            self.failed = True
+
+    def _bind_as(self, statement: syntax.Let | syntax.Assign, position: int, value: Expr) -> None:
+        source = statement.name.id
+        name = _unique(source, self.binding_names)
+        self.current.append(Binding(name, source, value, statement.span))
+        self.results[source, position] = Ref(value.type, statement.span, name)
+
+    def bind(self, name: str, value: Expr) -> Expr:
+        """Give an intermediate value a name of its own, computed before the statement at hand."""
+        unique = _unique(name, self.binding_names | set(self.versions))
+        self.binding_names.add(unique)
+        self.current.append(Binding(unique, name, value, value.span))
+        return Ref(value.type, value.span, unique)
+
+    def _build_memory(self, info: Info) -> None:
+        if info.path in self.built:
+            return
+        self.current = self.steps.setdefault(info.path, [])
+        try:
+            self.built[info.path] = build_memory(self, info)
+        except Skip:
+            self.failed = True
+
+    def _outputs(self, names: Sequence[syntax.Identifier] | None) -> tuple[tuple[str, Expr], ...]:
+        if names is not None:
+            return tuple((name.id, value) for name in names if (value := self._final(name.id)) is not None)
+        found = [(position, node) for position, node in enumerate(self.statements) if isinstance(node, syntax.Output)]
+        if not found:
+            self.error(
+                "N0235", f"system `{self.name}` has no output", self.span, "nothing comes out", help_text="`output …`"
+            )
+            return ()
+        for _, second in found[1:]:
+            first = [Label(found[0][1].span, "the first one")]
+            self.error("N0235", f"system `{self.name}` has two outputs", second.span, "a second output", first)
+        position, node = found[0]
+        self.current = self.steps.setdefault(position, [])
+        try:
+            return (("output", SystemExpressions(self, position, self.evaluator).build(node.value)),)
+        except Skip:
+            self.failed = True
+            return ()
+
+    def _final(self, name: str) -> Expr | None:
+        try:
+            return self.value(name, _END)
+        except Skip:
+            self.failed = True
+            return None
+
+    def inside_repeat(self, node: syntax.Repeat, name: str) -> Body:
+        """Return a new body for the statements of a repeat in this one."""
+        return Body(self.checker, self.module, f"{self.name}.{name}", node.body, self.parameters, node.span, self)
+
+    # --- what names mean ---
+
+    def value(self, name: str, position: int) -> Expr | None:
+        """Return the value that `name` has at `position`, or None when it is no value; Skip when it is a wrong one."""
+        version = self._version(name, position)
+        if version is None:
+            return None
+        if (name, version) not in self.results:
+            raise Skip
+        return self.results[name, version]
+
+    def visible_values(self) -> list[str]:
+        """Return the names of the values here."""
+        return list(self.versions)
+
+    def single(self, name: str, span: Span) -> Info:
+        """Return the one memory called `name`; N0206 when it is a list."""
+        named = self.memories[name]
+        if named.listed:
+            raise self.findings.error(
+                "N0206",
+                f"`{name}` is a list of memories",
+                span,
+                "used as one memory",
+                secondary=[Label(named.name.span, "declared here")],
+                help=f"read all of them: `chain({name}, x)` or `mix(weights, {name}, x)`",
+            )
+        if not named.members:
+            raise Skip
+        return named.members[0]
+
+    def list_length(self, node: syntax.Expression, evaluator: Evaluator) -> Value:
+        """Return how many memories `node` (a memory list, or a list of memories) stands for."""
+        items = node.items if isinstance(node, syntax.ListOf) else (node,)
+        total: Value = 0
+        for item in items:
+            if isinstance(item, syntax.Name):
+                total = total + self.memories[item.id].length  # type: ignore[operator]
+        return total
+
+    def outer_memory(self, name: str) -> Span | None:
+        """Return where a body around this one declares memory `name`, or None."""
+        outer = self.outer
+        while outer is not None:
+            if name in outer.memories and name not in self.memories:
+                return outer.memories[name].name.span
+            outer = outer.outer
+        return None
+
+    def refuse_outer(self, name: str, declared: Span, span: Span) -> Skip:
+        """Report a memory declared outside a repeat and used inside."""
+        return self.findings.error(
+            "N0237",
+            f"memory `{name}` is declared outside the repeat",
+            span,
+            "used inside the repeat",
+            secondary=[Label(declared, "declared here")],
+            help="declare it inside the repeat (each pass then has its own), or read it before the repeat with `let`",
+        )
+
+    def _why_not_constant(self, name: str) -> str | None:
+        if name in declared_names(self.statements) or name in self.versions:
+            return "a value or memory of the system; only parameters are known then"
+        return None
+
+    def error(
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        label: str,
+        secondary: Sequence[Label] = (),
+        help_text: str | None = None,
+    ) -> None:
+        """Report an error of this body and go on."""
+        self.failed = True
+        self.findings.error(code, message, span, label, secondary=secondary, help=help_text)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """Return `name`, or `name_2`, `name_3`, … when it is taken; the result is taken from then on."""
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name}_{number}"
+    taken.add(found)
+    return found
+
+
+def _declared_inside(node: syntax.Repeat) -> dict[str, syntax.Identifier]:
+    names: dict[str, syntax.Identifier] = {}
+    for statement in all_statements(node.body):
+        names.update(declared_names([statement]))
+    return names

@@ -1,0 +1,94 @@
+"""`init`: learned, zeros, a copy of another memory, or a generator's output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nsam.dsl import syntax
+from nsam.dsl.checked import Expr, Initial, Read, walk
+from nsam.dsl.constants import Unknown, is_symbolic, show
+from nsam.dsl.diagnostics import Label
+from nsam.dsl.memories import Info
+from nsam.dsl.reads import SystemExpressions
+from nsam.dsl.sizes import equal, product
+from nsam.dsl.structures import state_size
+from nsam.dsl.types import shape_text
+
+if TYPE_CHECKING:
+    from nsam.dsl.bodies import Body
+
+
+def build_initial(body: Body, info: Info, node: syntax.Init) -> Initial:
+    """Return the initial state that an `init` clause describes."""
+    if node.kind == "zeros":
+        return Initial("zeros")
+    if node.kind == "learned" or node.expression is None:
+        return Initial("learned", None if node.deviation is None else _deviation(info, node.deviation))
+    expression = node.expression
+    if isinstance(expression, syntax.Name) and expression.id in body.memories:
+        return Initial("memory", memory=_copied(body, info, expression))
+    return Initial("expression", expression=_generated(body, info, node, expression))
+
+
+def _deviation(info: Info, node: syntax.Expression) -> float:
+    value = info.evaluator.number(node)
+    if is_symbolic(value):
+        return Unknown("float")  # type: ignore[return-value]
+    if not 0 <= value < float("inf"):
+        raise info.evaluator.findings.error(
+            "N0211", f"a standard deviation of {show(value)}", node.span, "a number from 0 is needed"
+        )
+    return float(value)
+
+
+def _copied(body: Body, info: Info, node: syntax.Name) -> str:
+    other = body.single(node.id, node.span)
+    if other is info:
+        raise body.findings.error("N0232", "a memory cannot start from itself", node.span, "the same memory")
+    ours, theirs = info.structure, other.structure
+    same = (ours.kind, ours.act, ours.residual, ours.gated, ours.bias) == (
+        theirs.kind,
+        theirs.act,
+        theirs.residual,
+        theirs.gated,
+        theirs.bias,
+    )
+    pairs = zip((*ours.sizes, ours.heads or 0), (*theirs.sizes, theirs.heads or 0), strict=False)
+    if not same or len(ours.sizes) != len(theirs.sizes) or any(equal(a, b) is False for a, b in pairs):
+        raise body.findings.error(
+            "N0232",
+            f"`{info.path}` starts from `{other.path}`, which has another structure",
+            node.span,
+            f"`{other.node.structure.span.text}`",
+            secondary=[
+                Label(info.node.structure.span, "this structure"),
+                Label(other.node.structure.span, "the other one"),
+            ],
+            help=f"declare it alike: `like({other.path})`",
+        )
+    return other.path
+
+
+def _generated(body: Body, info: Info, node: syntax.Init, expression: syntax.Expression) -> Expr:
+    value = SystemExpressions(body, info.position, info.evaluator, info).build(expression)
+    if any(isinstance(part, Read) and part.memory == "self" for part in walk(value)):
+        raise body.findings.error("N0232", "a memory cannot start from itself", node.span, "`self` in here")
+    if value.type.per == "token":
+        raise body.findings.error(
+            "N0231",
+            "an initial state sees only what is there before the first token",
+            value.span,
+            "this varies with the token",
+            help="make it from memories and from inputs that are `per sequence`",
+        )
+    wanted, found = state_size(info.structure), product(value.type.shape)
+    if value.type.vocab is not None or equal(wanted, found) is False:
+        raise body.findings.error(
+            "N0230",
+            f"`{info.path}` has {wanted} numbers, its generator writes {found}",
+            value.span,
+            f"this is {shape_text(value.type)}",
+            secondary=[Label(info.node.structure.span, f"{wanted} numbers")],
+            help="the generator writes every number of the state, row by row, layer by layer",
+        )
+    return value
