@@ -1,0 +1,70 @@
+"""From a checked unit to a running module: write the source, load it, make an instance."""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+import sys
+from types import ModuleType
+from typing import Any
+
+from nsam.backends.torch.emit.module import ModuleSource
+from nsam.backends.torch.runtime.system import System
+from nsam.dsl import checked as c
+
+
+def write_source(unit: c.Unit) -> tuple[str, str]:
+    """Return the Python source for `unit` and the name of its class. Raises `ProgramError` if it has no compiled form."""
+    module = ModuleSource()
+    text = module.write(unit)
+    return text, module.class_name(unit)
+
+
+def load_source(text: str) -> ModuleType:
+    """Load generated source as a module; tracebacks show its lines. The same text is loaded once."""
+    name = f"nsam_generated_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = ModuleType(name)
+    module.__file__ = f"<{name}>"
+    linecache.cache[module.__file__] = (len(text), None, text.splitlines(keepends=True), module.__file__)
+    sys.modules[name] = module
+    exec(compile(text, module.__file__, "exec"), module.__dict__)
+    return module
+
+
+def build(unit: c.Unit, *, compiled: bool = True) -> System:
+    """Compile `unit` to a module. With `compiled` False its functions run as plain PyTorch.
+
+    The module takes the unit's inputs and `state=None`, and returns `(output, state)`.
+    """
+    text, name = write_source(unit)
+    kind: Any = getattr(load_source(text), name)
+    module: System = kind()
+    set_compiled(module, compiled)
+    module.__dict__["nsam_unit"] = unit
+    module.__dict__["nsam_source"] = text
+    module.__dict__["nsam_rules"] = step_rules(unit)
+    return module
+
+
+def set_compiled(module: System, compiled: bool) -> None:
+    """Switch torch.compile on or off for a module and all that it calls."""
+    for part in module.modules():
+        if isinstance(part, System):
+            part.compiled = compiled
+
+
+def step_rules(unit: c.Unit, path: str = "") -> dict[str, c.RuleUse]:
+    """Rules of memories on the step clock that have one of their own, by parameter name."""
+    found: dict[str, c.RuleUse] = {}
+    for memory in unit.memories:
+        if memory.rule is not None and memory.frequency is not None and memory.frequency.unit == "step":
+            found |= {f"{path}{memory.name}.{tensor}": memory.rule for tensor in memory.structure.tensors()}
+    for step in unit.children:
+        if isinstance(step, c.Call):
+            found |= step_rules(step.unit, f"{path}{step.name}.")
+        else:
+            for index in range(int(step.count)):
+                found |= step_rules(step.body, f"{path}{step.name}.{index}.")
+    return found

@@ -1,0 +1,129 @@
+"""Prints the folds of fast memories, and the rules that they apply as functions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+from nsam.backends.torch.emit.names import identifier
+from nsam.backends.torch.emit.printer import Printer, gate_sign
+from nsam.backends.torch.rule_source import emit_initial, emit_step, scalar_keyword
+from nsam.compiler.expressions import Node
+from nsam.compiler.folds import FastMemory
+
+
+@dataclass(frozen=True)
+class FoldSource:
+    """Writes the folds of one unit; `prefix` names its functions."""
+
+    prefix: str
+    memories: dict[str, FastMemory]
+
+    def fold(self, node: Node, printer: Printer) -> str:
+        """The expression that builds a fold."""
+        fast = self.memories[str(node.attr("memory"))]
+        return {
+            "rank_one": self.rank_one,
+            "momentum": self.momentum,
+            "summed": self.applied,
+            "generic": self.applied,
+        }[node.op](node, fast, printer)
+
+    def head(self, node: Node) -> str:
+        return f's, "{node.attr("memory")}.{node.attr("tensor")}"'
+
+    def pairs(self, node: Node, printer: Printer) -> tuple[str, list[Node]]:
+        """The (input, error) pairs, and the arguments after them."""
+        count = int(str(node.attr("pairs")))
+        flat = node.args[1 : 1 + 2 * count]
+        text = ", ".join(f"({printer.of(u)}, {printer.of(g)})" for u, g in zip(flat[::2], flat[1::2], strict=True))
+        return f"[{text}]", list(node.args[1 + 2 * count :])
+
+    def rank_one(self, node: Node, fast: FastMemory, p: Printer) -> str:
+        pairs, (keep, erase, write, *key) = self.pairs(node, p)
+        text = f"{self.head(node)}, {pairs}, {p.of(keep)}, {p.of(erase)}, {p.of(write)}"
+        erases = not (erase.op == "number" and erase.value == 0)
+        if key and (erases or pairs == "[]"):
+            text += f", {p.of(key[0])}"
+            forward = None if node.attr("exact") else self.forward(node, key[0], p)
+            text += f", forward={forward}" if forward else ""
+        return f"rt.RankOne({text}{gate_sign([keep])})"
+
+    def forward(self, node: Node, key: Node, p: Printer) -> str | None:
+        """The layer's output at its key if this function has already computed it."""
+        made = p.names.builder.linear(key, node.args[0])
+        return p.of(made) if made.id in p.text else None
+
+    def momentum(self, node: Node, fast: FastMemory, p: Printer) -> str:
+        pairs, (keep, theta, write, *_) = self.pairs(node, p)
+        gates = f"{p.of(keep)}, {p.of(theta)}, {p.of(write)}{gate_sign([keep, theta])}"
+        return f'rt.Momentum({self.head(node)}, "{node.attr("trace")}", {pairs}, {gates})'
+
+    def applied(self, node: Node, fast: FastMemory, p: Printer) -> str:
+        """Folds that apply the rule as it stands."""
+        assert fast.plan is not None
+        pairs, rest = self.pairs(node, p)
+        named = node.attr("arguments")
+        assert isinstance(named, tuple)
+        gates = dict(zip([str(n) for n in named], rest, strict=False))
+        tail = rest[len(gates) :]
+        inputs = ", ".join(f'"{scalar_keyword(n)}": {p.of(g)}' for n, g in gates.items() if n in fast.plan.parameters)
+        states = "".join(f'"{s.name}", ' for s in fast.plan.states)
+        text = f"{self.head(node)}, {pairs}, {self.step_name(fast)}, ({states}), {{{inputs}}}"
+        never = fast.memory.reset.kind == "never"
+        if node.op == "summed":
+            clock = ", never=True" if never else ""
+            text += f", closes=at.closes({fast.period}{clock}), count={self.count(fast, summed=True)}"
+        else:
+            text += f", count={self.count(fast, summed=False)}"
+            for flag in ("key", "err"):
+                if node.attr(flag):
+                    text += f", {flag}={p.of(tail.pop(0))}"
+        if fast.window > 1:
+            text += f", window={fast.window}"
+        return f"rt.{node.op.capitalize()}({text})"
+
+    def count(self, fast: FastMemory, *, summed: bool) -> str:
+        """The update's number since the reset, where the rule depends on it (from 1; 0 where it does not)."""
+        assert fast.plan is not None
+        never = fast.memory.reset.kind == "never"
+        reset = int(fast.memory.reset.period or 0) if fast.memory.reset.kind == "every" else 0
+        if fast.plan.strides:
+            offset = "at.never" if never else "at.offset"
+            return f"at.updates({fast.period}{', never=True' if never else ''})" if summed else f"{offset} + 1"
+        if not fast.plan.needs_count:
+            return "0"
+        clock = 's["clock.never"]' if never else 's["clock"]'
+        clock = f"{clock} % {reset}" if reset else clock
+        return f"({clock} + at.length) // {fast.period}" if summed else f"{clock} + 1"
+
+    def step_name(self, fast: FastMemory) -> str:
+        return identifier(f"{self.prefix}_{fast.memory.name}_step")
+
+    def functions(self) -> list[str]:
+        """The rules' steps and initial states, as source."""
+        found = []
+        for fast in self.memories.values():
+            if fast.plan is not None:
+                found.append(emit_step(fast.plan, function=self.step_name(fast)))
+                if fast.plan.states:
+                    found.append(emit_initial(fast.plan, function=self.step_name(fast).replace("_step", "_initial")))
+        return found
+
+    def uncompiled(self, fast: FastMemory) -> str | None:
+        """Why blocks with this memory cannot go through torch.compile, or None."""
+        if fast.plan is not None and fast.plan.strides and fast.plan.needs_count:
+            return f"rule `{fast.plan.name}` needs both its update count and periods of its own"
+        return None
+
+
+def rule_alignment(fast: FastMemory) -> int:
+    """Updates after which a rule with periods of its own repeats (1 without any)."""
+    return math.lcm(1, *(fast.plan.strides if fast.plan is not None else ()))
+
+
+def chunks(periods: tuple[int, ...], within: int) -> int:
+    """How many pieces a block of `within` tokens is cut into."""
+    marks = set(itertools.chain.from_iterable(range(0, within, p) for p in periods))
+    return len(marks)

@@ -1,0 +1,361 @@
+"""Writes the functions of one unit: what runs before, inside and after the loops over blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import lcm
+
+from nsam.backends.torch.emit.folds import FoldSource, chunks, rule_alignment
+from nsam.backends.torch.emit.names import Names, identifier
+from nsam.backends.torch.emit.printer import Printer, state_bindings
+from nsam.compiler.expressions import Node, postorder
+from nsam.compiler.folds import FastMemory
+from nsam.compiler.schedule import SEGMENT_TOKENS, UNROLLED_CHUNKS, Level, UnitPlan
+
+INDENT = "    "
+TIMELESS = frozenset({"sequence", "constant", "number", "weight", "state"})
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How a level is run: its function's name, alignment, cuts, and the block of tokens that is compiled, if any."""
+
+    function: str
+    period: int
+    cuts: tuple[tuple[int, bool], ...]
+    compiled: int | None
+    level: Level | None
+
+
+@dataclass
+class UnitSource:
+    """Everything that is written for one unit."""
+
+    plan: UnitPlan
+    prefix: str
+    names: Names = field(init=False)
+    folds: FoldSource = field(init=False)
+    loops: list[Loop] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = Names(self.plan.lowered.builder)
+        for item in self.plan.lowered.inputs:
+            self.names.of(item)
+        for node in postorder(n for st in self.plan.stages for n in (*st.nodes, *([st.event] if st.event else []))):
+            if node.op == "output":
+                child, name = str(node.args[0].attr("name")), str(node.attr("name"))
+                self.plan.lowered.builder.name(node, f"{child}_y" if name == "output" else name)
+        self.folds = FoldSource(self.prefix, {f.memory.name: f for f in self.plan.lowered.fast})
+        self.loops = self.plan_loops()
+
+    # --- loops ---------------------------------------------------------------------------------------
+
+    def alignment(self, level: Level) -> int:
+        """Tokens after which the level's pattern of boundaries, resets and rule periods repeats."""
+        fasts = [self.folds.memories[m] for m in level.memories]
+        return lcm(level.period, *(f.period * rule_alignment(f) for f in fasts))
+
+    def clock(self, period: int) -> tuple[tuple[int, bool], ...]:
+        """The clocks on which a cut at `period` falls."""
+        users = [f for f in self.folds.memories.values() if f.block == period]
+        nevers = {f.memory.reset.kind == "never" for f in users} or {False}
+        return tuple((period, never) for never in sorted(nevers))
+
+    def plan_loops(self) -> list[Loop]:
+        """The nest of loops, with the one whose blocks are compiled, and a segment of several short blocks if needed."""
+        levels = list(self.plan.levels)
+        if not levels:
+            return []
+        compiled = self.compiled_level(levels)
+        loops: list[Loop] = []
+        outer = None
+        for index, level in enumerate(levels):
+            cuts = tuple(c for period in level.cuts for c in self.clock(period))
+            period = self.alignment(level)
+            name = identifier(f"{self.prefix}_every_{'_'.join(map(str, level.cuts))}")
+            if index == compiled:
+                size = self.segment(period, level, outer)
+                if size > period or len(level.cuts) > 1:
+                    segment = identifier(f"{self.prefix}_segment_{size}")
+                    loops.append(Loop(segment, size, ((size, cuts[0][1]),), size, None))
+                    loops.append(Loop(name, period, cuts, None, level))
+                    continue
+            loops.append(Loop(name, period, cuts, period if index == compiled else None, level))
+            outer = period
+        return loops
+
+    def compiled_level(self, levels: Sequence[Level]) -> int | None:
+        """The outermost level whose block unrolls few enough inner blocks; None when a rule cannot be compiled."""
+        if any(self.folds.uncompiled(f) for f in self.folds.memories.values()):
+            return None
+        mixed = {f.memory.reset.kind == "never" for f in self.folds.memories.values()}
+        if len(mixed) > 1:
+            return None
+        for index, level in enumerate(levels):
+            if chunks(levels[-1].cuts, self.alignment(level)) <= 2 * UNROLLED_CHUNKS:
+                return index
+        return None
+
+    def segment(self, period: int, level: Level, outer: int | None) -> int:
+        """Tokens of a compiled call: several blocks where one is short, never more than an outer block."""
+        inner = self.plan.levels[-1]
+        size = period
+        while size < SEGMENT_TOKENS and chunks(inner.cuts, 2 * size) <= UNROLLED_CHUNKS:
+            if outer is not None and outer % (2 * size):
+                break
+            size *= 2
+        return size
+
+    # --- what crosses the borders of functions -------------------------------------------------------
+
+    def inside(self, level: int) -> list[Node]:
+        """All nodes that run in level `level` or deeper."""
+        return [n for lv in self.plan.levels if lv.index >= level for n in (*lv.before, *lv.after)]
+
+    def inputs(self, level: int) -> list[Node]:
+        """Values from outside that level `level` and deeper ones need, in a fixed order."""
+        inside = self.inside(level)
+        here = {n.id for n in inside}
+        fast = [f for f in self.folds.memories.values() if self.level_of(f) >= level]
+        losses = [n for f in fast for n in postorder([f.loss])]
+        found: dict[int, Node] = {}
+        for node in [*inside, *losses]:
+            for a in self.given(node.args):
+                if a.id not in here and not self.is_local(a, level) and self.passed(a):
+                    found.setdefault(a.id, a)
+        return list(found.values())
+
+    def is_local(self, node: Node, level: int) -> bool:
+        """Whether a node that is only needed for a loss is computed inside."""
+        place = self.plan.places[node.id]
+        return place.level >= level
+
+    def given(self, nodes: Iterable[Node]) -> list[Node]:
+        """Look through nodes that have no value of their own."""
+        found = []
+        for node in nodes:
+            while node.op in ("given", "shown"):
+                node = node.args[0]
+            found.append(node)
+        return found
+
+    def passed(self, node: Node) -> bool:
+        return node.op not in ("number", "weight", "state", "child") and node.layout != "fold"
+
+    def outputs(self, level: int) -> list[Node]:
+        """Values computed in level `level` or deeper that something outside needs."""
+        here = {n.id for n in self.inside(level)}
+        wanted: dict[int, Node] = {}
+        outside = [n for lv in self.plan.levels if lv.index < level for n in (*lv.before, *lv.after)]
+        outside += [n for stage in self.plan.stages for n in (*stage.nodes, *([stage.event] if stage.event else []))]
+        roots = [n for _, n in self.plan.lowered.outputs]
+        for node in [*(a for o in outside for a in self.given(o.args)), *self.given(roots)]:
+            if node.id in here:
+                wanted.setdefault(node.id, node)
+        return list(wanted.values())
+
+    def level_of(self, fast: FastMemory) -> int:
+        """The level in which a memory folds."""
+        return next(lv.index for lv in self.plan.levels if fast.memory.name in lv.memories)
+
+    # --- functions -----------------------------------------------------------------------------------
+
+    def loop_functions(self) -> list[str]:
+        """Functions of all loops, innermost first."""
+        return [self.loop_function(i) for i in reversed(range(len(self.loops)))]
+
+    def level_index(self, position: int) -> int:
+        """The level that loop `position` stands for or encloses."""
+        return next(lp.level.index for lp in self.loops[position:] if lp.level is not None)
+
+    def loop_function(self, position: int) -> str:
+        loop = self.loops[position]
+        level = self.level_index(position)
+        inputs, outputs = self.inputs(level), self.outputs(level)
+        if loop.level is None:
+            body = ["new: dict[str, Tensor] = {}", *self.run_loop(position + 1, inputs), *self.results(outputs)]
+            return self.function(loop.function, inputs, f"{loop.period} tokens, compiled as one.", body, loop.compiled)
+        printer = Printer(self.names, self.folds.fold, inputs, clock="clock")
+        inner_outputs: list[Node] = []
+        inner_inputs: list[Node] = []
+        deeper = position + 1 < len(self.loops)
+        if deeper:
+            inner_outputs, inner_inputs = self.outputs(level + 1), self.inputs(level + 1)
+        keep = [*outputs, *inner_inputs, *self.loss_inputs(loop.level)]
+        printer.statements(loop.level.before, [*keep, *self.given(a for n in loop.level.after for a in n.args)])
+        lines = list(printer.lines)
+        printer.lines = []
+        if deeper:
+            lines += self.run_loop(position + 1, inner_inputs)
+            printer.text |= {n.id: (self.names.of(n), 9) for n in inner_outputs}
+        printer.statements(loop.level.after, outputs)
+        lines += printer.lines
+        lines += self.losses(loop.level, printer)
+        lines += self.advances(loop.level, printer)
+        opening = [*state_bindings(printer, printer.weights, "w"), *state_bindings(printer, printer.states, "s")]
+        opening.append("new: dict[str, Tensor] = {}")
+        what = self.describe(loop.level)
+        if self.needs_clock and position == len(self.loops) - 1:
+            lines += [f'new["{c}"] = s["{c}"] + at.length' for c in ("clock", "clock.never")]
+        return self.function(loop.function, inputs, what, [*opening, *lines, *self.results(outputs)], loop.compiled)
+
+    @property
+    def needs_clock(self) -> bool:
+        """Whether something in the unit depends on the token's number."""
+        ropes = any(n.op == "rope" for lv in self.plan.levels for n in (*lv.before, *lv.after))
+        ropes = ropes or any(n.op == "rope" for stage in self.plan.stages for n in stage.nodes)
+        return ropes or any(f.plan is not None and f.plan.needs_count for f in self.folds.memories.values())
+
+    def describe(self, level: Level) -> str:
+        if not level.memories:
+            return "Tokens up to the next reset."
+        names = ", ".join(level.memories)
+        verb = "moves" if len(level.memories) == 1 else "move"
+        exact = [m for m in level.memories if self.folds.memories[m].exact]
+        if exact:
+            return f"{names} {verb} every token; this block folds the exact recurrence in parallel."
+        if len(level.cuts) == 1:
+            every = "token" if level.cuts[0] == 1 else f"{level.cuts[0]} tokens"
+            return f"{names} {verb} every {every}; gradients are taken at the last boundary (eq. 90)."
+        return f"{names} {verb} at their own boundaries; this piece of a chunk lies between two of them."
+
+    def function(
+        self,
+        name: str,
+        inputs: Sequence[Node],
+        what: str,
+        body: Sequence[str],
+        compiled: int | None,
+        stage: bool = False,
+    ) -> str:
+        arguments = "".join(f", {self.names.of(n)}: Tensor" for n in inputs)
+        head = [f"@rt.block({compiled})"] if compiled else ["@rt.stage"] if stage else []
+        if len(arguments) > 70:
+            arguments = "".join(f"\n{INDENT}{self.names.of(n)}: Tensor," for n in inputs)
+            signature = (
+                f"def {name}(\n{INDENT}w: Weights,\n{INDENT}s: Weights,\n{INDENT}at: rt.At,{arguments}\n) -> Result:"
+            )
+        else:
+            signature = f"def {name}(w: Weights, s: Weights, at: rt.At{arguments}) -> Result:"
+        return "\n".join([*head, signature, f'{INDENT}"""{what}"""', *(INDENT + line for line in body)]) + "\n"
+
+    def results(self, outputs: Sequence[Node]) -> list[str]:
+        listed = ", ".join(self.names.of(n) for n in outputs)
+        return [f"return new, ({listed}{',' if len(outputs) == 1 else ''})"]
+
+    def run_loop(self, position: int, inputs: Sequence[Node]) -> list[str]:
+        """Statements that run loop `position` over the current block, block by block."""
+        loop = self.loops[position]
+        outputs = self.outputs(self.level_index(position))
+        timed = [n for n in inputs if n.layout not in TIMELESS]
+        fixed = [n for n in inputs if n.layout in TIMELESS]
+        cuts = "".join(f"({p}, {never}), " for p, never in loop.cuts)
+        lists = [self.names.of(n) + "_parts" for n in outputs]
+        lines = [f"{x}: list[Tensor] = []" for x in lists]
+        names = [self.names.of(n) for n in timed]
+        unpack = f"({', '.join(n + '_' for n in names)}{',' if len(names) == 1 else ''})"
+        listed = "".join(f", {n}" for n in names)
+        lines.append(f"for inner, {unpack} in rt.pieces(at, {loop.period}, ({cuts.strip()}){listed}):")
+        passed = "".join(f", {self.names.of(n)}{'_' if n in timed else ''}" for n in [*timed, *fixed])
+        order = {self.names.of(n): n for n in inputs}
+        passed = "".join(f", {name}{'_' if n in timed else ''}" for name, n in order.items())
+        del fixed
+        targets = ", ".join(f"{self.names.of(n)}_" for n in outputs)
+        lines.append(f"{INDENT}part, ({targets}{',' if outputs else ''}) = {loop.function}(w, s, inner{passed})")
+        if not outputs:
+            lines[-1] = f"{INDENT}part, _ = {loop.function}(w, s, inner{passed})"
+        lines.append(f"{INDENT}s, new = rt.update(s, part), rt.update(new, part)")
+        lines += [f"{INDENT}{x}.append({self.names.of(n)}_)" for x, n in zip(lists, outputs, strict=True)]
+        lines += [f"{self.names.of(n)} = rt.join({x})" for x, n in zip(lists, outputs, strict=True)]
+        return lines
+
+    # --- memories --------------------------------------------------------------------------------------
+
+    def loss_inputs(self, level: Level) -> list[Node]:
+        """Values of this level that its memories' losses start from, so that they have names."""
+        here = {n.id for n in (*level.before, *level.after)}
+        return [
+            n
+            for m in level.memories
+            for n in self.given(postorder([self.folds.memories[m].loss]))
+            if n.id in here and n.op not in ("number", "state", "weight")
+        ][:0]
+
+    def losses(self, level: Level, printer: Printer) -> list[str]:
+        """Inner losses, recorded only when somebody looks."""
+        lines: list[str] = []
+        for name in level.memories:
+            fast = self.folds.memories[name]
+            inside = Printer(self.names, self.folds.fold, clock="clock")
+            inside.text = dict(printer.text)
+            inside.weights, inside.states = printer.weights, printer.states
+            inside.statements(postorder([fast.loss]), [fast.loss])
+            lines += [INDENT + line for line in inside.lines]
+            rows = f"{inside.of(fast.loss, 9)}[:, :, -at.length :]"
+            lines.append(f'{INDENT}new["{name}.loss"] = s.get("{name}.loss", 0.0) + {rows}.detach().sum(2).mean()')
+        return ["if at.observe:", *lines] if lines else []
+
+    def advances(self, level: Level, printer: Printer) -> list[str]:
+        """Move the states: folds become the new state, slow memories before fast, then resets."""
+        lines = []
+        for name in sorted(level.memories, key=lambda m: -self.folds.memories[m].period):
+            fast = self.folds.memories[name]
+            never = fast.memory.reset.kind == "never"
+            folds = ", ".join(f'"{f.tensor}": {printer.of(f.node)}' for f in fast.folds)
+            period = 1 if fast.exact else fast.period
+            lines.append(f'new = rt.update(new, rt.advance(at, "{name}", {period}, {never}, {{{folds}}}))')
+        for name in sorted(level.resets, key=lambda m: -self.folds.memories[m].period):
+            period = int(self.folds.memories[name].memory.reset.period or 0)
+            lines.append(f"if at.closes({period}):")
+            reset = identifier(f"{self.prefix}_reset_{name}")
+            lines.append(f"{INDENT}new = rt.update(new, {reset}(w, rt.update(s, new), at))")
+        return lines
+
+    # --- stages ----------------------------------------------------------------------------------------
+
+    def stage_border(self, index: int) -> tuple[list[Node], list[Node]]:
+        """What stage `index` takes from outside and what later work needs of it."""
+        stage = self.plan.stages[index]
+        here = {n.id for n in stage.nodes}
+        inputs: dict[int, Node] = {}
+        for node in stage.nodes:
+            for a in self.given(node.args):
+                if a.id not in here and self.passed(a):
+                    inputs.setdefault(a.id, a)
+        users: list[Node] = [n for _, n in self.plan.lowered.outputs]
+        for later in self.plan.stages[index + 1 :]:
+            users += [a for n in later.nodes for a in n.args]
+        users += [a for st in self.plan.stages[index:] if st.event for a in st.event.args]
+        users += self.inputs(0) if self.loops else []
+        outputs: dict[int, Node] = {}
+        for node in self.given(users):
+            if node.id in here:
+                outputs.setdefault(node.id, node)
+        return list(inputs.values()), list(outputs.values())
+
+    def stage_function(self, index: int) -> str:
+        """The function of one stage over the whole sequence."""
+        stage = self.plan.stages[index]
+        inputs, outputs = self.stage_border(index)
+        printer = Printer(self.names, self.folds.fold, inputs)
+        printer.statements(stage.nodes, outputs)
+        opening = [*state_bindings(printer, printer.weights, "w"), *state_bindings(printer, printer.states, "s")]
+        body = [*opening, "new: dict[str, Tensor] = {}", *printer.lines, *self.results(outputs)]
+        return self.function(self.stage_name(index), inputs, self.stage_title(index), body, None, stage=True)
+
+    def stage_name(self, index: int) -> str:
+        """`titans_before`, `titans_after`, or a number where there are more."""
+        loop_at = next((i for i, st in enumerate(self.plan.stages) if st.loop), None)
+        used = [i for i, st in enumerate(self.plan.stages) if st.nodes]
+        if loop_at is not None and len(used) <= 2:
+            return f"{self.prefix}_{'before' if index <= loop_at else 'after'}"
+        return f"{self.prefix}_stage" if len(used) == 1 else f"{self.prefix}_stage_{used.index(index) + 1}"
+
+    def stage_title(self, index: int) -> str:
+        loop_at = next((i for i, st in enumerate(self.plan.stages) if st.loop), None)
+        if loop_at is None:
+            return "All tokens at once: nothing here moves during the sequence."
+        if index <= loop_at:
+            return "All tokens at once: what depends on no fast memory, hoisted out of the loop."
+        return "All tokens at once: what no memory's update needs, after the loop."

@@ -1,0 +1,420 @@
+"""Writes the whole file: one class a system, children before parents, each with the functions of its loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nsam.backends.torch.emit.functions import INDENT, UnitSource
+from nsam.backends.torch.emit.names import identifier
+from nsam.backends.torch.emit.printer import Printer, state_bindings
+from nsam.backends.torch.rule_source import IMPORTS as RULE_IMPORTS
+from nsam.compiler.expressions import Node, postorder
+from nsam.compiler.lower import held, memory_heads, state_shape
+from nsam.compiler.schedule import UnitPlan, plan
+from nsam.dsl import checked as c
+
+HEADER = '''"""{title}
+
+Written by nsam {version}. Parameters and states are named by memory path, as in the program.
+Shapes: B sequences, T tokens, H heads; rows are tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nsam.backends.torch import runtime as rt
+
+Weights = dict[str, Tensor]
+Result = tuple[dict[str, Tensor], tuple[Tensor, ...]]
+'''
+
+
+@dataclass
+class ModuleSource:
+    """The source of a unit and of everything it calls."""
+
+    version: str = "0.1.0"
+    units: list[tuple[c.Unit, str]] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    plans: dict[str, UnitPlan] = field(default_factory=dict)
+    rules: bool = False
+
+    def write(self, unit: c.Unit) -> str:
+        """Return the file. The class of `unit` is the last one; `class_name` gives its name."""
+        name = self.add(unit)
+        title = f"{name}: {signature(unit)}"
+        rules = RULE_IMPORTS.replace("import math\n\nimport torch\n\n", "") if self.rules else ""
+        return "\n\n".join([HEADER.format(title=title, version=self.version) + rules, *self.parts])
+
+    def class_name(self, unit: c.Unit) -> str:
+        """The class that was written for `unit`."""
+        return next(name for known, name in self.units if known == unit)
+
+    def add(self, unit: c.Unit) -> str:
+        """Write `unit` unless an equal one has been written; returns its class name."""
+        for known, name in self.units:
+            if known == unit:
+                return name
+        children = {step.name: self.add(step.unit if isinstance(step, c.Call) else step.body) for step in unit.children}
+        name = self.fresh_class(unit.name)
+        self.units.append((unit, name))
+        planned = plan(unit)
+        self.plans[name] = planned
+        source = UnitSource(planned, identifier(name_to_prefix(name)))
+        self.parts += [*self.functions(source), ClassSource(source, name, children).write()]
+        return name
+
+    def functions(self, source: UnitSource) -> list[str]:
+        steps = source.folds.functions()
+        self.rules = self.rules or bool(steps)
+        resets = Resets(source).functions()
+        stages = [source.stage_function(i) for i, st in enumerate(source.plan.stages) if st.nodes]
+        return [*steps, *resets, *source.loop_functions(), *stages]
+
+    def fresh_class(self, path: str) -> str:
+        base = "".join(word.capitalize() for part in path.split(".") for word in part.split("_"))
+        name, number = base, 2
+        while any(name == taken for _, taken in self.units):
+            name, number = f"{base}{number}", number + 1
+        return name
+
+
+def name_to_prefix(name: str) -> str:
+    """`HopeRepeat` → `hope_repeat`."""
+    return "".join(f"_{ch.lower()}" if ch.isupper() else ch for ch in name).lstrip("_")
+
+
+def signature(unit: c.Unit) -> str:
+    """`titans(dim=128, heads=4)`."""
+    given = ", ".join(f"{k}={list(v) if isinstance(v, tuple) else v}" for k, v in unit.parameters.items())
+    return f"{unit.name}({given})"
+
+
+@dataclass
+class Resets:
+    """Functions that give fast memories their initial states."""
+
+    source: UnitSource
+
+    @property
+    def unit(self) -> c.Unit:
+        """The unit that is written."""
+        return self.source.plan.unit
+
+    def memories(self) -> list[c.Memory]:
+        """Memories with a state of their own, sources of initial states first."""
+        stateful = {m.name: m for m in self.unit.memories if m.fast or held(m)}
+        order: list[c.Memory] = []
+
+        def visit(memory: c.Memory) -> None:
+            if memory in order:
+                return
+            if memory.initial.memory in stateful:
+                visit(stateful[str(memory.initial.memory)])
+            order.append(memory)
+
+        for memory in stateful.values():
+            visit(memory)
+        return order
+
+    def functions(self) -> list[str]:
+        found = [self.reset(m) for m in self.memories()]
+        if found or self.buffers():
+            found.append(self.initial())
+        return found
+
+    def name(self, memory: c.Memory) -> str:
+        return identifier(f"{self.source.prefix}_reset_{memory.name}")
+
+    def reset(self, memory: c.Memory) -> str:
+        """The state of one memory after a reset."""
+        tensors = list(memory.structure.tensors())
+        listed = "".join(f'"{t}", ' for t in tensors).strip()
+        heads = memory.structure.heads is not None
+        kind = memory.initial.kind
+        lines: list[str] = []
+        if kind == "learned":
+            lines.append(f'new = rt.learned(w, at.batch, "{memory.name}", ({listed}), heads={heads})')
+            what = "meta-learned by the level below"
+        elif kind == "zeros":
+            shapes = ", ".join(f'"{t}": {state_shape(memory, t)}' for t in tensors)
+            lines.append(f'new = rt.empty_memory(w, at.batch, "{memory.name}", {memory_heads(memory)}, {{{shapes}}})')
+            what = "zeros"
+        elif kind == "memory":
+            lines += self.from_memory(memory, listed, heads)
+            what = f"what {memory.initial.memory} has learnt (transfer by initialization, eq. 28)"
+        else:
+            lines += self.generated(memory, tensors)
+            what = "written by another memory (transfer by generation)"
+        lines += self.rule_states(memory)
+        head = f"def {self.name(memory)}(w: Weights, s: Weights, at: rt.At) -> dict[str, Tensor]:"
+        body = [f'"""Initial state of {memory.name}: {what}."""', *lines, "return new"]
+        return "\n".join([head, *(INDENT + line for line in body)]) + "\n"
+
+    def from_memory(self, memory: c.Memory, listed: str, heads: bool) -> list[str]:
+        origin = self.unit.memory(str(memory.initial.memory))
+        if origin.fast or held(origin):
+            return [f'new = rt.copied(s, "{origin.name}", "{memory.name}", ({listed}))']
+        return [f'new = rt.learned(w, at.batch, "{origin.name}", ({listed}), heads={heads}, to="{memory.name}")']
+
+    def generated(self, memory: c.Memory, tensors: list[str]) -> list[str]:
+        node = next(n for name, n in self.source.plan.lowered.initial if name == memory.name)
+        inputs = [n for n in postorder([node]) if n.op == "input"]
+        printer = Printer(self.source.names, self.source.folds.fold, inputs)
+        printer.statements(postorder([node]), [node])
+        lines = [f'{printer.names.of(n)} = s["input.{n.attr("name")}"]' for n in inputs]
+        lines += [*state_bindings(printer, printer.weights, "w"), *printer.lines]
+        heads = memory_heads(memory)
+        shapes = ", ".join(
+            f'("{memory.name}.{t}", {tuple(int(n) for n in shape[1 if memory.structure.heads else 0 :])})'
+            for t, shape in memory.structure.tensors().items()
+        )
+        lines.append(f"new = rt.cut({printer.of(node)}, ({shapes},), heads={heads})")
+        return lines
+
+    def rule_states(self, memory: c.Memory) -> list[str]:
+        """States that the memory's rule keeps."""
+        if not memory.fast:
+            return []
+        fast = self.source.folds.memories[memory.name]
+        lines: list[str] = []
+        for fold in fast.folds:
+            path = f"{memory.name}.{fold.tensor}"
+            if fold.algorithm == "momentum":
+                lines.append(f'new["{path}.{fold.node.attr("trace")}"] = rt.nothing(new["{path}"])')
+            if fold.algorithm == "summed":
+                lines.append(f'new["{path}.sum"] = rt.nothing(new["{path}"])')
+            if fold.algorithm in ("summed", "generic") and fast.plan is not None and fast.plan.states:
+                listed = "".join(f'"{st.name}", ' for st in fast.plan.states).strip()
+                function = self.source.folds.step_name(fast).replace("_step", "_initial")
+                lines.append(f'new |= rt.rule_states({function}, new["{path}"], "{path}", ({listed}))')
+        if fast.window > 1:
+            lines += [f"new |= {self.buffer(n)}" for n in self.carries(memory)]
+        return lines
+
+    def carries(self, memory: c.Memory) -> list[Node]:
+        return [n for n in self.all_nodes() if n.op == "carry" and n.attr("memory") == memory.name]
+
+    def all_nodes(self) -> list[Node]:
+        plan_ = self.source.plan
+        found = [n for lv in plan_.levels for n in (*lv.before, *lv.after)]
+        return found + [n for st in plan_.stages for n in st.nodes]
+
+    def buffers(self) -> list[Node]:
+        """Convolutions and attention: what they keep of earlier tokens."""
+        return [n for n in self.all_nodes() if n.op in ("conv", "attention")]
+
+    def buffer(self, node: Node) -> str:
+        memory = node.attr("memory")
+        if node.op == "conv":
+            width = node.args[1].shape[1] - 1
+            return f'{{"{memory}.site{node.attr("site")}": rt.blank(w, at.batch, {width}, {node.shape[-1]})}}'
+        if node.op == "carry":
+            heads = memory_heads(self.unit.memory(str(memory)))
+            rows = int(str(node.attr("window"))) - 1
+            return f'{{"{memory}.{node.attr("slot")}": rt.blank(w, at.batch, {heads}, {rows}, {node.shape[-1]})}}'
+        key, value = node.args[1:]
+        heads = int(
+            self.unit.memory(str(memory)).structure.kv_heads or self.unit.memory(str(memory)).structure.heads or 1
+        )
+        return (
+            f'{{"{memory}.keys": rt.blank(w, at.batch, {heads}, 0, {key.shape[-1]}), '
+            f'"{memory}.values": rt.blank(w, at.batch, {heads}, 0, {value.shape[-1]})}}'
+        )
+
+    def initial(self) -> str:
+        lines = ['"""States at the start of a sequence."""', "new: dict[str, Tensor] = {}"]
+        lines += [f"new |= {self.buffer(n)}" for n in self.buffers()]
+        for memory in self.memories():
+            first = next(iter(memory.structure.tensors()))
+            lines.append(f'if "{memory.name}.{first}" not in s:')
+            lines.append(f"{INDENT}new |= {self.name(memory)}(w, {{**new, **s}}, at)")
+        head = f"def {self.source.prefix}_initial(w: Weights, s: Weights, at: rt.At) -> dict[str, Tensor]:"
+        return "\n".join([head, *(INDENT + line for line in [*lines, "return new"])]) + "\n"
+
+
+@dataclass
+class ClassSource:
+    """The class of one unit."""
+
+    source: UnitSource
+    name: str
+    children: dict[str, str]
+
+    @property
+    def unit(self) -> c.Unit:
+        """The unit that is written."""
+        return self.source.plan.unit
+
+    def write(self) -> str:
+        lines = [f"class {self.name}(rt.System):", f'{INDENT}"""{signature(self.unit)}"""', ""]
+        lines += [INDENT + line if line else "" for line in self.attributes()]
+        lines += [INDENT + line if line else "" for line in self.init()]
+        lines.append("")
+        lines += [INDENT + line if line else "" for line in self.forward()]
+        return "\n".join(lines) + "\n"
+
+    def attributes(self) -> list[str]:
+        lines = []
+        kept = [m.name for m in self.unit.memories if m.fast and m.reset.kind == "never"]
+        if kept:
+            lines.append(f"kept_memories = frozenset({{{', '.join(repr(k) for k in kept)}}})".replace("'", '"'))
+        matrices = [
+            f"{m.name}.{t}"
+            for m in self.unit.memories
+            if m.structure.kind in ("linear", "mlp") and owns(m)
+            for t in m.structure.tensors()
+            if not t.startswith("b")
+        ]
+        if matrices:
+            lines.append("matrices = frozenset({" + ", ".join(f'"{x}"' for x in matrices) + "})")
+        periods = [
+            (f"{m.name}.{t}", m.frequency.period)
+            for m in self.unit.memories
+            if m.frequency is not None and m.frequency.unit == "step" and owns(m) and m.frequency.period != 1
+            for t in m.structure.tensors()
+        ]
+        if periods:
+            text = ", ".join(f'"{k}": {"math.inf" if p == math.inf else p}' for k, p in periods)
+            lines.append(f"step_periods = {{{text}}}")
+        return [*lines, ""] if lines else []
+
+    def init(self) -> list[str]:
+        lines = ["def __init__(self) -> None:", f"{INDENT}super().__init__()"]
+        lists: dict[str, list[str]] = {}
+        for memory in self.unit.memories:
+            if not owns(memory):
+                continue
+            built = f"rt.Memory({', '.join(f'{t}={v}' for t, v in initial_values(memory))})"
+            head, _, index = memory.name.partition(".")
+            if index:
+                lists.setdefault(head, []).append(built)
+            else:
+                lines.append(f"{INDENT}self.{head} = {built}")
+        for head, items in lists.items():
+            lines.append(f"{INDENT}self.{head} = nn.ModuleList([")
+            lines += [f"{INDENT * 2}{item}," for item in items] + [f"{INDENT}])"]
+        for step in self.unit.children:
+            kind = self.children[step.name]
+            if isinstance(step, c.Call):
+                lines.append(f"{INDENT}self.{step.name} = {kind}()")
+            else:
+                lines.append(f"{INDENT}self.{step.name} = nn.ModuleList({kind}() for _ in range({int(step.count)}))")
+        return lines
+
+    def forward(self) -> list[str]:
+        lowered, names = self.source.plan.lowered, self.source.names
+        inputs = [names.of(n) for n in lowered.inputs]
+        listed = "".join(f", {x}: Tensor" for x in inputs)
+        several = len(lowered.outputs) > 1
+        result = "tuple[Tensor, ...]" if several else "Tensor"
+        lines = [f"def forward(self{listed}, state: rt.State | None = None) -> tuple[{result}, rt.State]:"]
+        lines.append(f'{INDENT}"""{self.shapes()}"""')
+        body: list[str] = []
+        for item, node in zip(self.unit.inputs, lowered.inputs, strict=True):
+            if item.type.per == "sequence":
+                body.append(f"{names.of(node)} = {names.of(node)}.unsqueeze(1)")
+            elif item.type.vocab is None and not item.type.shape:
+                body.append(f"{names.of(node)} = rt.column({names.of(node)})")
+        resets = Resets(self.source)
+        first = next((n for n in lowered.inputs if n.layout == "flat"), lowered.inputs[0])
+        initial = f", {self.source.prefix}_initial" if resets.memories() or resets.buffers() else ""
+        clock = ", clock=True" if self.source.needs_clock else ""
+        kept = "".join(
+            f", {n.attr('name')}={names.of(n)}" for n in lowered.inputs if n.layout == "sequence" and lowered.initial
+        )
+        body.append(f"w, s, at, children = self.begin(state, {names.of(first)}{initial}{clock}{kept})")
+        uses_new = any(loop for loop in self.source.loops)
+        if uses_new:
+            body.append("new: dict[str, Tensor] = {}")
+        for index, stage in enumerate(self.source.plan.stages):
+            body += self.stage(index)
+            if stage.loop:
+                body += self.source.run_loop(0, self.source.inputs(0))
+            elif stage.event is not None:
+                body += self.event(stage.event)
+        outputs = ", ".join(self.final(n) for _, n in lowered.outputs)
+        body.append(f"return {f'({outputs})' if several else outputs}, self.end(s, at, children)")
+        return [*lines, *(INDENT + line for line in body)]
+
+    def shapes(self) -> str:
+        """One line on what goes in and comes out."""
+        text = []
+        for item in self.unit.inputs:
+            lead = {"token": "B, T", "sequence": "B", "constant": ""}[item.type.per]
+            text.append(f"{item.name} [{', '.join([lead, *(str(n) for n in item.type.shape)])}]")
+        return f"Inputs {', '.join(text)}; returns the output and the state to carry on."
+
+    def stage(self, index: int) -> list[str]:
+        if not self.source.plan.stages[index].nodes:
+            return []
+        inputs, outputs = self.source.stage_border(index)
+        passed = "".join(f", {self.final(n)}" for n in inputs)
+        targets = ", ".join(self.source.names.of(n) for n in outputs)
+        call = f"{self.source.stage_name(index)}(w, s, at{passed})"
+        update = "s = rt.update(s, part)"
+        return [f"part, ({targets}{',' if outputs else ''}) = {call}", update] if outputs else []
+
+    def event(self, event: Node) -> list[str]:
+        step = next(st for st in self.unit.children if st.name == event.attr("name"))
+        names = self.source.names
+        results = self.results(event)
+        args = [self.final(n) for n in event.args]
+        if isinstance(step, c.Call):
+            targets = results.get("output", "_")
+            return [f'{targets} = self.call("{step.name}", children, {", ".join(args)})']
+        count = len(step.carried)
+        carried = ", ".join(args[:count]) + ("," if count == 1 else "")
+        captured = "".join(f", {a}" for a in args[count:])
+        targets = ", ".join(results.get(name, names.fresh("unused")) for name, _ in step.carried)
+        return [f'{targets} = self.run_repeat("{step.name}", children, ({carried}){captured})']
+
+    def results(self, event: Node) -> dict[str, str]:
+        """Variables for the outputs of a call or repeat that somebody reads."""
+        found: dict[str, str] = {}
+        plan_ = self.source.plan
+        roots: list[Node] = [n for _, n in plan_.lowered.outputs]
+        roots += [n for st in plan_.stages for n in (*st.nodes, *([st.event] if st.event else []))]
+        roots += [n for lv in plan_.levels for n in (*lv.before, *lv.after)]
+        for node in postorder(roots):
+            if node.op == "output" and node.args[0] is event:
+                name = str(node.attr("name"))
+                found[name] = self.source.names.of(node)
+        return found
+
+    def final(self, node: Node) -> str:
+        """A value in the class's forward."""
+        while node.op == "given":
+            node = node.args[0]
+        if node.op == "number":
+            return f"torch.tensor({node.value})"
+        if node.op == "weight":
+            return f'w["{node.attr("memory")}.{node.attr("tensor")}"]'
+        return self.source.names.of(node)
+
+
+def owns(memory: c.Memory) -> bool:
+    """Whether the memory has parameters: slow weights, or a learnt initial state."""
+    return memory.initial.kind == "learned" and bool(memory.structure.tensors())
+
+
+def initial_values(memory: c.Memory) -> Iterable[tuple[str, str]]:
+    """Default initial values: variance 1/fan-in, 0.02 for tables, 0.5 for taps, gains 1, vectors 0."""
+    for tensor, shape in memory.structure.tensors().items():
+        listed = ", ".join(str(int(n)) for n in shape)
+        kind, std = memory.structure.kind, memory.initial.deviation
+        bias = tensor.startswith("b")
+        if std is None and kind in ("rmsnorm", "layernorm") and not bias:
+            yield tensor, f"rt.ones({listed})"
+        elif bias or (std is None and kind == "vector"):
+            yield tensor, f"rt.zeros({listed})"
+        else:
+            default = {"table": "0.02", "conv": "0.5"}.get(kind, f"{int(shape[-1])} ** -0.5")
+            yield tensor, f"rt.normal({listed}, std={default if std is None else repr(float(std))})"

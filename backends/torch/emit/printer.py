@@ -1,0 +1,257 @@
+"""Prints plan nodes as statements of a Python function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+from nsam.backends.torch.emit.names import Names
+from nsam.compiler.expressions import Node
+from nsam.compiler.signs import positive
+
+WIDTH = 108
+_INFIX = {"add": ("+", 4), "sub": ("-", 4), "mul": ("*", 5), "div": ("/", 5)}
+_CALLS = {
+    "exp": "torch.exp", "log": "torch.log", "abs": "torch.abs", "sign": "torch.sign", "sin": "torch.sin",
+    "cos": "torch.cos", "tanh": "torch.tanh", "sigmoid": "torch.sigmoid", "silu": "F.silu", "gelu": "F.gelu",
+    "relu": "F.relu", "softplus": "F.softplus", "max": "rt.maximum", "min": "rt.minimum", "clip": "torch.clamp",
+    "sqrt": "rt.sqrt", "sqrt_slope": "rt.sqrt_slope", "silu_slope": "rt.silu_slope", "gelu_slope": "rt.gelu_slope",
+    "step_at": "rt.step_at", "inside": "rt.inside", "norm": "rt.norm", "dot": "rt.dot", "normalize": "rt.normalize",
+    "normalize_pullback": "rt.normalize_pullback", "root_mean_square": "rt.root_mean_square", "merge": "rt.merge",
+    "gate": "rt.gate", "embedding": "F.embedding", "carry": "rt.carry",
+}  # fmt: skip
+INLINE = frozenset(
+    {*_INFIX, *_CALLS, "neg", "pow", "sum", "mean", "linear", "linear_t", "split", "row", "lp", "huber", "pseudo_huber",
+     "length", "softmax", "index", "slice", "expand_like", "ones", "rmsnorm", "layernorm", "detach", "concat"}
+) - {"carry"}  # fmt: skip
+ATOM = 9
+
+
+def number(value: float | int) -> str:
+    """A Python literal."""
+    if isinstance(value, float) and math.isinf(value):
+        return "math.inf" if value > 0 else "-math.inf"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e6:
+        return str(value)
+    return repr(value)
+
+
+class Printer:
+    """Prints one function's nodes. `known` names what exists before; statements go to `lines`."""
+
+    def __init__(
+        self, names: Names, fold: Callable[[Node, Printer], str], outside: Iterable[Node] = (), clock: str = "start"
+    ) -> None:
+        self.clock = clock
+        self.names = names
+        self.fold = fold
+        self.text: dict[int, tuple[str, int]] = {n.id: (names.of(n), ATOM) for n in outside}
+        self.lines: list[str] = []
+        self.weights: dict[int, Node] = {}
+        self.states: dict[int, Node] = {}
+        self.updates: list[str] = []
+
+    def statements(self, nodes: Iterable[Node], keep: Iterable[Node]) -> None:
+        """Print `nodes` in order; those in `keep` get a variable of their own."""
+        todo = [n for n in nodes if n.id not in self.text]
+        uses: dict[int, int] = {}
+        for node in todo:
+            for argument in node.args:
+                uses[argument.id] = uses.get(argument.id, 0) + 1
+        kept = {n.id for n in keep}
+        for node in todo:
+            if node.op in ("number", "weight", "state", "given", "shown", "child", "input"):
+                continue
+            self.statement(node, uses.get(node.id, 0) <= 1 and node.id not in kept)
+
+    def statement(self, node: Node, inline: bool) -> None:
+        name = self.names.builder.names.get(node.id)
+        if node.op in ("conv", "attention", "carry"):
+            self.stateful(node)
+            return
+        text, level = self.expression(node)
+        if inline and name is None and node.op in INLINE and len(text) < 72:
+            self.text[node.id] = (text, level)
+            return
+        self.assign(node, text)
+
+    def assign(self, node: Node, text: str) -> None:
+        name = self.names.of(node)
+        self.lines.append(f"{name} = {text}" + self.shape_comment(node, len(name) + len(text)))
+        self.text[node.id] = (name, ATOM)
+
+    def shape_comment(self, node: Node, used: int) -> str:
+        """The shape, where there is room for it."""
+        lead = {"flat": "B, T", "heads": "B, H, T", "sequence": "B, 1", "constant": ""}.get(node.layout)
+        if lead is None or used > WIDTH - 24:
+            return ""
+        inside = ", ".join([*([lead] if lead else []), *(str(n) for n in node.shape)])
+        return f"  # [{inside}]"
+
+    def of(self, node: Node, level: int = 0) -> str:
+        """`node` as an expression that binds at least as tightly as `level`."""
+        if node.id not in self.text:
+            self.text[node.id] = self.leaf(node)
+        text, own = self.text[node.id]
+        return text if own >= level else f"({text})"
+
+    def leaf(self, node: Node) -> tuple[str, int]:
+        if node.op == "number":
+            text = number(node.value)
+            return text, ATOM if node.value >= 0 else 6
+        if node.op == "weight":
+            self.weights[node.id] = node
+            return self.names.of(node), ATOM
+        if node.op == "state":
+            self.states[node.id] = node
+            return self.names.of(node), ATOM
+        if node.op in ("given",):
+            return self.of(node.args[0], ATOM), ATOM
+        return self.expression(node)
+
+    def expression(self, node: Node) -> tuple[str, int]:
+        """A node's Python expression and how tightly it binds."""
+        op, args = node.op, node.args
+        if op in _INFIX:
+            sign, level = _INFIX[op]
+            right = level + 1 if op in ("sub", "div") else level
+            return f"{self.of(args[0], level)} {sign} {self.of(args[1], right)}", level
+        if op == "neg":
+            return f"-{self.of(args[0], 7)}", 6
+        if op == "pow":
+            return f"{self.of(args[0], 8)} ** {self.of(args[1], 8)}", 7
+        if op in _CALLS:
+            return f"{_CALLS[op]}({', '.join(self.of(a) for a in args)})", ATOM
+        special = getattr(self, f"_{op}", None)
+        if special is not None:
+            return special(node), 5 if op in ("linear", "linear_t") and " @ " in special(node) else ATOM
+        if node.layout == "fold":
+            return self.fold(node, self), ATOM
+        raise AssertionError(f"no Python form for {node}")
+
+    def _linear(self, node: Node) -> str:
+        x, weight = node.args
+        if weight.layout == "weight" and len(weight.shape) == 2:
+            return f"F.linear({self.of(x)}, {self.of(weight)})"
+        return f"{self.of(x, 6)} @ {self.of(weight, ATOM)}.mT"
+
+    def _linear_t(self, node: Node) -> str:
+        x, weight = node.args
+        return f"{self.of(x, 6)} @ {self.of(weight, ATOM)}"
+
+    def _split(self, node: Node) -> str:
+        return f"rt.split({self.of(node.args[0])}, {node.attr('heads')})"
+
+    def _sum(self, node: Node) -> str:
+        return f"{self.of(node.args[0], ATOM)}.sum(-1, keepdim=True)"
+
+    def _mean(self, node: Node) -> str:
+        return f"{self.of(node.args[0], ATOM)}.mean(-1, keepdim=True)"
+
+    def _softmax(self, node: Node) -> str:
+        return f"torch.softmax({self.of(node.args[0])}, -1)"
+
+    def _lp(self, node: Node) -> str:
+        return f"rt.lp({self.of(node.args[0])}, {node.attr('p')})"
+
+    def _huber(self, node: Node) -> str:
+        return f"rt.huber({self.of(node.args[0])}, {node.attr('delta')})"
+
+    def _pseudo_huber(self, node: Node) -> str:
+        return f"rt.pseudo_huber({self.of(node.args[0])}, {node.attr('delta')})"
+
+    def _length(self, node: Node) -> str:
+        return f"rt.length({self.of(node.args[0])}, {node.attr('floor', 1e-6)})"
+
+    def _index(self, node: Node) -> str:
+        i = node.attr("i")
+        return f"{self.of(node.args[0], ATOM)}[..., {i} : {int(str(i)) + 1}]"
+
+    def _slice(self, node: Node) -> str:
+        return f"{self.of(node.args[0], ATOM)}[..., {node.attr('start')} : {node.attr('stop')}]"
+
+    def _concat(self, node: Node) -> str:
+        return f"torch.cat([{', '.join(self.of(a) for a in node.args)}], -1)"
+
+    def _detach(self, node: Node) -> str:
+        return f"{self.of(node.args[0], ATOM)}.detach()"
+
+    def _row(self, node: Node) -> str:
+        source = node.args[0]
+        return f"{self.of(source, ATOM)}.{'unsqueeze(-2)' if source.layout == 'weight' else 'mT'}"
+
+    def _ones(self, node: Node) -> str:
+        return f"torch.ones_like({self.of(node.args[0], ATOM)}[..., :1])"
+
+    def _expand_like(self, node: Node) -> str:
+        value, like = node.args
+        if value.op == "number":
+            return f"torch.full_like({self.of(like)}, {self.of(value)})"
+        return f"{self.of(value, ATOM)}.expand_as({self.of(like)})"
+
+    def _expand_heads(self, node: Node) -> str:
+        return f"torch.as_tensor({self.of(node.args[0])})"
+
+    def _expand_tokens(self, node: Node) -> str:
+        return f"{self.of(node.args[0], ATOM)}.expand(at.batch, at.length, -1)"
+
+    def _rmsnorm(self, node: Node) -> str:
+        x, weight = node.args
+        return f"F.rms_norm({self.of(x)}, ({node.shape[-1]},), {self.of(weight)}, 1e-6)"
+
+    def _layernorm(self, node: Node) -> str:
+        x, weight, bias = node.args
+        return f"F.layer_norm({self.of(x)}, ({node.shape[-1]},), {self.of(weight)}, {self.of(bias)}, 1e-6)"
+
+    def _rope(self, node: Node) -> str:
+        return f'rt.rope({self.of(node.args[0])}, s["{self.clock}"])'
+
+    def _fold_read(self, node: Node) -> str:
+        shown, x = node.args
+        return f"{self.of(shown.args[0], ATOM)}.read({self.of(x)}, strict={shown.attr('strict')})"
+
+    def _fold_read_t(self, node: Node) -> str:
+        shown, x = node.args
+        return f"{self.of(shown.args[0], ATOM)}.read_t({self.of(x)}, strict={shown.attr('strict')})"
+
+    def _fold_row(self, node: Node) -> str:
+        shown = node.args[0]
+        return f"{self.of(shown.args[0], ATOM)}.row(strict={shown.attr('strict')})"
+
+    # --- operations that carry something between blocks ---------------------------------------------
+
+    def stateful(self, node: Node) -> None:
+        """Operations with a second result that is stored for the next block."""
+        name = self.names.of(node)
+        memory = node.attr("memory")
+        if node.op == "conv":
+            key = f"{memory}.site{node.attr('site')}"
+            x, weight = node.args
+            self.lines.append(f'{name}, new["{key}"] = rt.conv({self.of(x)}, {self.of(weight)}, s["{key}"])')
+        elif node.op == "carry":
+            key = f"{memory}.{node.attr('slot')}"
+            self.lines.append(f'{name}, new["{key}"] = rt.carry({self.of(node.args[0])}, s["{key}"])')
+        else:
+            q, k, v = (self.of(a) for a in node.args)
+            left = f'{name}, new["{memory}.keys"], new["{memory}.values"] = rt.attention('
+            self.lines += [
+                left,
+                f'    {q}, {k}, {v}, s["{memory}.keys"], s["{memory}.values"], window={node.attr("window")}',
+                ")",
+            ]
+        self.text[node.id] = (name, ATOM)
+
+
+def gate_sign(nodes: Iterable[Node]) -> str:
+    """The `positive=` argument of a fold: whether all of its decays are known to be above 0."""
+    return ", positive=True" if all(positive(n) for n in nodes) else ""
+
+
+def state_bindings(printer: Printer, kind: Mapping[int, Node], source: str) -> list[str]:
+    """`mem_w1 = s["mem.w1"]  # [B, H, 128, 32]` for every state or weight that a function uses."""
+    found = []
+    for node in sorted(kind.values(), key=lambda n: (str(n.attr("memory")), str(n.attr("tensor")))):
+        lead = ["B", "H"] if source == "s" else []
+        shape = ", ".join([*lead, *(str(n) for n in node.shape)])
+        found.append(f'{printer.names.of(node)} = {source}["{node.attr("memory")}.{node.attr("tensor")}"]  # [{shape}]')
+    return found

@@ -1,0 +1,126 @@
+"""Cutting time into blocks, and running the blocks' functions compiled or as they are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class At(NamedTuple):
+    """Where a block stands. Static: a block's function is compiled once for each value of it.
+
+    `offset` is the number of tokens since the last boundary of the loop that the block belongs to (the clock of memories
+    that are reset for each sequence), `never` the same on the clock of memories that are never reset.
+    """
+
+    offset: int
+    never: int
+    length: int
+    batch: int
+    compiled: bool = False
+    observe: bool = False
+
+    def closes(self, period: int, never: bool = False) -> bool:
+        """Whether a boundary of this period lies at the block's end."""
+        return ((self.never if never else self.offset) + self.length) % period == 0
+
+    def updates(self, period: int, never: bool = False) -> int:
+        """Boundaries of this period up to the block's end, counted like `offset`."""
+        return ((self.never if never else self.offset) + self.length) // period
+
+
+def time_axis(x: Tensor) -> int:
+    """Flat [B, T, n] and tokens [B, T] have time second, heads [B, H, T, n] third."""
+    return 2 if x.dim() == 4 else 1
+
+
+def lengths(at: At, cuts: Sequence[tuple[int, bool]]) -> list[int]:
+    """Lengths of the pieces of a block, cut at every multiple of each period in `cuts` on its clock."""
+    marks = {0, at.length}
+    for period, never in cuts:
+        first = -(at.never if never else at.offset) % period
+        marks.update(range(first, at.length, period))
+    edges = sorted(marks)
+    return [b - a for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def pieces(
+    at: At, period: int, cuts: Sequence[tuple[int, bool]], *values: Tensor
+) -> list[tuple[At, tuple[Tensor, ...]]]:
+    """The pieces of a block, each with its slices of `values` along time.
+
+    Offsets of the pieces are taken modulo `period`, so that equal pieces share one compiled function. Slices come from one
+    split (whose backward is one concatenation).
+    """
+    sizes = lengths(at, cuts)
+    if len(sizes) == 1:
+        return [(at._replace(offset=at.offset % period, never=at.never % period), values)]
+    found: list[tuple[At, tuple[Tensor, ...]]] = []
+    split = [torch.split(v, sizes, time_axis(v)) for v in values]
+    offset, never = at.offset, at.never
+    for i, size in enumerate(sizes):
+        inside = at._replace(offset=offset % period, never=never % period, length=size)
+        found.append((inside, tuple([s[i] for s in split])))
+        offset, never = offset + size, never + size
+    return found
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Put the pieces' results back together along time."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), time_axis(parts[0]))
+
+
+Function = Callable[..., Any]
+
+
+def block(period: int) -> Callable[[Function], Function]:
+    """Compile a block's function for blocks of exactly `period` tokens that start at a boundary.
+
+    Other pieces (the tail of a sequence, a token at a time) run as plain PyTorch, so that lengths do not cause
+    recompilation.
+    """
+
+    def decorate(function: Function) -> Function:
+        compiled = _compile(function)
+
+        @functools.wraps(function)
+        def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
+            whole = at.compiled and at.length == period and at.offset == 0 and at.never == 0
+            return (compiled if whole else function)(w, s, at, *values)
+
+        return run
+
+    return decorate
+
+
+def stage(function: Function) -> Function:
+    """Compile a function over the whole sequence; short pieces (streaming) run as plain PyTorch."""
+    compiled = _compile(function)
+
+    @functools.wraps(function)
+    def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
+        whole = at.compiled and at.length >= SHORTEST_COMPILED
+        return (compiled if whole else function)(w, s, at._replace(offset=0, never=0), *values)
+
+    return run
+
+
+SHORTEST_COMPILED = 32
+"""Shortest sequence, in tokens, that is worth compiling for."""
+RECOMPILE_LIMIT = 64
+
+
+def _compile(function: Function) -> Function:
+    """torch.compile in one graph with static shapes; a graph break is an error, not a slow program."""
+    ready = torch.compile(function, fullgraph=True, dynamic=False)
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, accumulated_recompile_limit=4096):
+            return ready(*args)
+
+    return run

@@ -1,0 +1,337 @@
+"""Folds: how one fast weight moves over the tokens of a chunk, and how it is read on the way.
+
+Rows are tokens. W [B, H, out, in] is the weight before the chunk, X [B, H, T, in] inputs of the layer and
+G [B, H, T, out] errors at its output, taken at the last boundary; gates are numbers or [B, H, T, 1]. Gates, decays,
+triangle and states stay in float32 or wider whatever the precision of the operands.
+
+Every fold offers `final()` (the new tensors, by suffix of their name), `read(q, strict)` (M_t q, or M_{t-1} q when
+strict), `read_t` (the same transposed) and `row` (the state itself, for vectors kept as columns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nsam.backends.torch.runtime.triangular import decays, shifted, unit_lower_inverse
+
+Gate = Tensor | float
+State = Mapping[str, Tensor]
+Pair = tuple[Tensor, Tensor]
+
+
+def running(s: State, name: str) -> Tensor:
+    """The state after the latest token; the same tensor as the boundary state between chunks."""
+    return s.get(f"{name}.run", s[name])
+
+
+class Fold:
+    """What all folds share: reading at ones."""
+
+    def read(self, q: Tensor, strict: bool) -> Tensor:
+        """M_t q for each token, [B, H, T, out]; M_{t-1} q when `strict`."""
+        raise AssertionError("each fold reads in its own way")
+
+    def row(self, strict: bool) -> Tensor:
+        """A vector kept as a column [n, 1], after each token: [B, H, T, n]."""
+        return self.read(self.ones(), strict)
+
+    def ones(self) -> Tensor:
+        """A layer input of 1 for every token."""
+        raise AssertionError("each fold knows its tokens")
+
+
+class RankOne(Fold):
+    """M_t = M_{t-1}(α_t I − η_t x_t x_tᵀ) − w_t Σ g_t u_tᵀ over a chunk: gd, dgd and their relatives (eq. 57, 88).
+
+        (I + diag(η)(A ⊙ D₋)) P = diag(η γ₋) X Wᵀ + diag(w) G,      A = X Xᵀ
+        M_T = γ_T W − (D[T] ⊙ P)ᵀ X
+
+    `pairs` are (u, g); with erasure there may be one more pair, (x, p − w g), or x is the u of the first pair.
+    """
+
+    def __init__(
+        self,
+        s: State,
+        name: str,
+        pairs: Sequence[Pair],
+        keep: Gate,
+        erase: Gate,
+        write: Gate,
+        key: Tensor | None = None,
+        *,
+        forward: Tensor | None = None,
+        positive: bool = False,
+    ) -> None:
+        self.start = running(s, name)
+        lead = key if key is not None else pairs[0][0]
+        self.batch, self.time = lead.shape[:3], lead.shape[2]
+        wide = self.start.dtype
+        if isinstance(keep, float | int) and keep == 1:
+            self.gamma: Gate = 1.0
+            self.decay = torch.ones(self.time, self.time, dtype=wide, device=lead.device).tril()
+        else:
+            self.gamma, self.decay = decays(keep, self.time, self.start, positive)
+        written = [(u, write * g) for u, g in pairs]
+        if isinstance(erase, Tensor) or erase != 0:
+            assert key is not None
+            written = self.erased(key, erase, written, None if f"{name}.run" in s else forward)
+        self.written = written
+
+    def erased(self, key: Tensor, erase: Gate, written: list[Pair], forward: Tensor | None) -> list[Pair]:
+        """Solve for what each token really writes along its key."""
+        before = shifted(self.decay, 0.0)
+        along = forward if forward is not None else key @ self.start.mT
+        gamma = self.gamma if isinstance(self.gamma, float) else shifted(self.gamma, 1.0)
+        right = erase * (gamma * along)
+        others = []
+        for u, g in written:
+            if u is key:
+                right = right + g
+            else:
+                others.append((u, g))
+        for u, g in others:
+            right = right - erase * ((key @ u.mT * before) @ g)
+        inverse = unit_lower_inverse(erase * (key @ key.mT * before))
+        return [(key, inverse.to(right.dtype) @ right), *others]
+
+    def ones(self) -> Tensor:
+        """A layer input of 1 for every token."""
+        return self.start.new_ones(*self.batch, 1)
+
+    def final(self) -> dict[str, Tensor]:
+        """The weight after the chunk."""
+        last = self.gamma if isinstance(self.gamma, float) else self.gamma[..., -1:, :]
+        state = last * self.start
+        weight = self.decay[..., -1, :, None]
+        for u, p in self.written:
+            state = state - (weight * p).mT @ u
+        return {"": state.to(self.start.dtype)}
+
+    def read(self, q: Tensor, strict: bool) -> Tensor:
+        """M_t q = γ_t W q − Σ_{s≤t} D[t, s] p_s (u_s · q)."""
+        gamma, decay = self.view(strict)
+        y = gamma * (q @ self.start.mT)
+        for u, p in self.written:
+            y = y - (q @ u.mT * decay) @ p
+        return y
+
+    def read_t(self, q: Tensor, strict: bool) -> Tensor:
+        """M_tᵀ q."""
+        gamma, decay = self.view(strict)
+        y = gamma * (q @ self.start)
+        for u, p in self.written:
+            y = y - (q @ p.mT * decay) @ u
+        return y
+
+    def view(self, strict: bool) -> tuple[Gate, Tensor]:
+        """Decays as seen after (`strict`: before) each token."""
+        if not strict:
+            return self.gamma, self.decay
+        gamma = self.gamma if isinstance(self.gamma, float) else shifted(self.gamma, 1.0)
+        return gamma, shifted(self.decay, 0.0)
+
+
+class Momentum(Fold):
+    """S_t = θ_t S_{t-1} − w_t Σ g_t u_tᵀ, M_t = α_t M_{t-1} + S_t (eq. 33; Titans' surprise and forgetting).
+
+    With D from α and H from θ, token s reaches M_t by K = D H and S_0 by c = D h:
+    M_T = γ_T W + c_T S − (K[T] ⊙ P)ᵀ U. The trace is stored multiplied by its factor in the update.
+    """
+
+    def __init__(
+        self,
+        s: State,
+        name: str,
+        trace: str,
+        pairs: Sequence[Pair],
+        keep: Gate,
+        theta: Gate,
+        write: Gate,
+        *,
+        positive: bool = False,
+    ) -> None:
+        self.start, self.trace, self.suffix = running(s, name), running(s, f"{name}.{trace}"), f".{trace}"
+        self.batch, time = pairs[0][0].shape[:3], pairs[0][0].shape[2]
+        self.gamma, decay = decays(keep, time, self.start, positive)
+        self.theta, self.surprise = decays(theta, time, self.start, positive)
+        self.kernel, self.carried = decay @ self.surprise, decay @ self.theta
+        self.written = [(u, write * g) for u, g in pairs]
+
+    def ones(self) -> Tensor:
+        """A layer input of 1 for every token."""
+        return self.start.new_ones(*self.batch, 1)
+
+    def final(self) -> dict[str, Tensor]:
+        """The weight and the trace after the chunk."""
+        state = self.gamma[..., -1:, :] * self.start + self.carried[..., -1:, :] * self.trace
+        trace = self.theta[..., -1:, :] * self.trace
+        for u, p in self.written:
+            state = state - (self.kernel[..., -1, :, None] * p).mT @ u
+            trace = trace - (self.surprise[..., -1, :, None] * p).mT @ u
+        return {"": state.to(self.start.dtype), self.suffix: trace.to(self.start.dtype)}
+
+    def read(self, q: Tensor, strict: bool) -> Tensor:
+        """M_t q."""
+        gamma, carried, kernel = self.view(strict)
+        y = gamma * (q @ self.start.mT) + carried * (q @ self.trace.mT)
+        for u, p in self.written:
+            y = y - (q @ u.mT * kernel) @ p
+        return y
+
+    def read_t(self, q: Tensor, strict: bool) -> Tensor:
+        """M_tᵀ q."""
+        gamma, carried, kernel = self.view(strict)
+        y = gamma * (q @ self.start) + carried * (q @ self.trace)
+        for u, p in self.written:
+            y = y - (q @ p.mT * kernel) @ u
+        return y
+
+    def view(self, strict: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of W, S and the writes, as seen after (`strict`: before) each token."""
+        if not strict:
+            return self.gamma, self.carried, self.kernel
+        return shifted(self.gamma, 1.0), shifted(self.carried, 0.0), shifted(self.kernel, 0.0)
+
+
+Step = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+
+
+class Summed(Fold):
+    """The rule applied once, at the closing token, to the sum of the chunk's gradients (eq. 71)."""
+
+    def __init__(
+        self,
+        s: State,
+        name: str,
+        pairs: Sequence[Pair],
+        step: Step,
+        states: Sequence[str],
+        arguments: Mapping[str, Gate],
+        *,
+        closes: bool,
+        count: Tensor | int,
+        window: int = 1,
+    ) -> None:
+        self.start = s[name]
+        self.batch, self.time = (*pairs[0][0].shape[:2],), pairs[0][0].shape[2] - window + 1
+        total = s[f"{name}.sum"]
+        for u, g in pairs:
+            weight = window_weights(self.time, window, u) if window > 1 else 1.0
+            total = total + (weight * g).mT @ u
+        self.tensors = {"": self.start, ".sum": total}
+        old = tuple(s[f"{name}.{state}"] for state in states)
+        self.tensors |= {f".{state}": tensor for state, tensor in zip(states, old, strict=True)}
+        if closes:
+            scalars = {k: last_token(v) for k, v in arguments.items()}
+            row = vector_as_row(self.start)
+            new, after = step(row(self.start), tuple(map(row, old)), row(total), None, None, **scalars, count=count)
+            self.tensors = {"": row(new), ".sum": torch.zeros_like(total)}
+            self.tensors |= {f".{state}": row(tensor) for state, tensor in zip(states, after, strict=True)}
+
+    def ones(self) -> Tensor:
+        """A layer input of 1 for every token."""
+        return self.start.new_ones(*self.batch, self.time, 1)
+
+    def final(self) -> dict[str, Tensor]:
+        """The weight, the gradients added up so far and the rule's states."""
+        return self.tensors
+
+    def read(self, q: Tensor, strict: bool) -> Tensor:
+        """The boundary state until the closing token, which sees the new one."""
+        return self.mixed(q @ self.start.mT, q, strict, lambda rows: rows @ self.tensors[""].mT)
+
+    def read_t(self, q: Tensor, strict: bool) -> Tensor:
+        """The same, transposed."""
+        return self.mixed(q @ self.start, q, strict, lambda rows: rows @ self.tensors[""])
+
+    def mixed(self, y: Tensor, q: Tensor, strict: bool, new: Callable[[Tensor], Tensor]) -> Tensor:
+        """Replace the last row by a read of the new state if the chunk closed."""
+        if strict or self.tensors[""] is self.start:
+            return y
+        return torch.cat([y[..., :-1, :], new(q[..., -1:, :])], -2)
+
+
+class Generic(Fold):
+    """Any rule, applied token by token, with gradients at the last boundary's state: always right, never fast."""
+
+    def __init__(
+        self,
+        s: State,
+        name: str,
+        pairs: Sequence[Pair],
+        step: Step,
+        states: Sequence[str],
+        arguments: Mapping[str, Gate],
+        *,
+        count: Tensor | int,
+        key: Tensor | None = None,
+        err: Tensor | None = None,
+        window: int = 1,
+    ) -> None:
+        self.suffixes = [f".{state}" for state in states]
+        self.states = [running(s, name)]
+        kept = tuple(running(s, name + suffix) for suffix in self.suffixes)
+        self.batch, self.time = (*pairs[0][0].shape[:2],), pairs[0][0].shape[2] - window + 1
+        row = vector_as_row(self.states[0]) if key is None else _same
+        for t in range(self.time):
+            grad = sum(g[:, :, t : t + window].mT @ u[:, :, t : t + window] for u, g in pairs)
+            scalars = {k: at_token(v, t) for k, v in arguments.items()}
+            layer = (None if key is None else key[:, :, t], None if err is None else err[:, :, t])
+            state, kept = step(
+                row(self.states[-1]), tuple(map(row, kept)), row(grad), *layer, **scalars, count=count + t
+            )
+            self.states.append(row(state))
+            kept = tuple(map(row, kept))
+        self.kept = kept
+
+    def ones(self) -> Tensor:
+        """A layer input of 1 for every token."""
+        return self.states[0].new_ones(*self.batch, self.time, 1)
+
+    def final(self) -> dict[str, Tensor]:
+        """The weight and the rule's states after the chunk."""
+        return {"": self.states[-1], **dict(zip(self.suffixes, self.kept, strict=True))}
+
+    def seen(self, strict: bool) -> Tensor:
+        """The states after (`strict`: before) each token, [B, H, T, out, in]."""
+        return torch.stack(self.states[:-1] if strict else self.states[1:], 2)
+
+    def read(self, q: Tensor, strict: bool) -> Tensor:
+        """M_t q."""
+        return (self.seen(strict) @ q.unsqueeze(-1)).squeeze(-1)
+
+    def read_t(self, q: Tensor, strict: bool) -> Tensor:
+        """M_tᵀ q."""
+        return (q.unsqueeze(-2) @ self.seen(strict)).squeeze(-2)
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def vector_as_row(weight: Tensor) -> Callable[[Tensor], Tensor]:
+    """Rules see a vector as 1 × n; the runtime keeps it as a column."""
+    return (lambda x: x.mT) if weight.shape[-1] == 1 and weight.shape[-2] != 1 else _same
+
+
+def at_token(gate: Gate, t: int) -> Gate:
+    """A gate's value at token t, [B, H, 1, 1]."""
+    if not isinstance(gate, Tensor) or gate.shape[-2] == 1:
+        return gate
+    return gate[..., t : t + 1, :]
+
+
+def last_token(gate: Gate) -> Gate:
+    """A gate that does not vary with the token, as [.., 1, 1]."""
+    return gate[..., -1:, :] if isinstance(gate, Tensor) else gate
+
+
+def window_weights(time: int, window: int, like: Tensor) -> Tensor:
+    """How many of the chunk's windows hold each of the window − 1 stored and `time` new tokens, [time + window − 1, 1]."""
+    rows = torch.arange(time + window - 1, device=like.device)
+    newest = torch.minimum(rows, rows.new_tensor(time - 1))
+    oldest = (rows - (window - 1)).clamp_min(0)
+    return (newest - oldest + 1).to(like.dtype)[:, None]

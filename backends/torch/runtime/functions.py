@@ -1,0 +1,187 @@
+"""Functions that generated code calls on tensors of values. Reductions keep the last axis with size 1.
+
+Shapes: flat [B, T, n], heads [B, H, T, n]; see `nsam.compiler.expressions` for the layouts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+NORMALIZE_FLOOR = 1e-6
+NORM_EPS = 1e-6
+ROOT_FLOOR = 1e-12
+
+
+def split(x: Tensor, heads: int) -> Tensor:
+    """[B, T, H n] → [B, H, T, n]."""
+    batch, time, width = x.shape
+    return x.view(batch, time, heads, width // heads).transpose(1, 2)
+
+
+def merge(x: Tensor) -> Tensor:
+    """[B, H, T, n] → [B, T, H n]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def gate(x: Tensor) -> Tensor:
+    """One scalar a head: [.., T, H] → [.., H, T, 1] (from [H], [H, 1, 1])."""
+    return x[:, None, None] if x.dim() == 1 else x.transpose(-1, -2).unsqueeze(-1)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product over the last axis, kept."""
+    return (a * b).sum(-1, keepdim=True)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """Square root whose gradient at 0 is 0."""
+    positive = x > 0
+    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), torch.where(x == 0, 0.0, math.nan))
+
+
+def sqrt_slope(x: Tensor) -> Tensor:
+    """Derivative of `sqrt`: 1/(2√x), 0 at 0."""
+    positive = x > 0
+    return torch.where(positive, 0.5 * torch.rsqrt(torch.where(positive, x, 1.0)), 0.0)
+
+
+def norm(x: Tensor) -> Tensor:
+    """Euclidean length over the last axis, kept; gradient 0 at 0."""
+    return sqrt(dot(x, x))
+
+
+def length(x: Tensor, floor: float) -> Tensor:
+    """`norm`, at least `floor`."""
+    return norm(x).clamp_min(floor)
+
+
+def normalize(x: Tensor) -> Tensor:
+    """x / max(|x|, 1e-6) over the last axis."""
+    return x / length(x, NORMALIZE_FLOOR)
+
+
+def normalize_pullback(x: Tensor, g: Tensor) -> Tensor:
+    """The derivative of `normalize` at x, transposed, times g."""
+    size = norm(x)
+    y = x / size.clamp_min(NORMALIZE_FLOOR)
+    inside = torch.where(size > NORMALIZE_FLOOR, g - y * dot(g, y), g)
+    return inside / size.clamp_min(NORMALIZE_FLOOR)
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Root mean square over the last axis, kept, at least 1e-12."""
+    return sqrt((x * x).mean(-1, keepdim=True)).clamp_min(ROOT_FLOOR)
+
+
+def maximum(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """Elementwise maximum; one of the two may be a number."""
+    return _pair(torch.maximum, a, b)
+
+
+def minimum(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """Elementwise minimum; one of the two may be a number."""
+    return _pair(torch.minimum, a, b)
+
+
+def _pair(function: object, a: Tensor | float, b: Tensor | float) -> Tensor:
+    like = a if isinstance(a, Tensor) else b
+    assert isinstance(like, Tensor)
+    a = a if isinstance(a, Tensor) else torch.full_like(like, a)
+    b = b if isinstance(b, Tensor) else torch.full_like(like, b)
+    return function(a, b)  # type: ignore[operator,no-any-return]
+
+
+def silu_slope(x: Tensor) -> Tensor:
+    """Derivative of silu."""
+    s = torch.sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+def gelu_slope(x: Tensor) -> Tensor:
+    """Derivative of the exact gelu."""
+    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5))) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+def step_at(x: Tensor) -> Tensor:
+    """Derivative of relu: 1 above 0, else 0."""
+    return (x > 0).to(x.dtype)
+
+
+def inside(x: Tensor, low: float, high: float) -> Tensor:
+    """Derivative of clip: 1 between the bounds, else 0."""
+    return ((x >= low) & (x <= high)).to(x.dtype)
+
+
+def lp(e: Tensor, p: float) -> Tensor:
+    """(1/p) Σ |e|^p."""
+    return e.abs().pow(p).sum(-1, keepdim=True) / p
+
+
+def huber(e: Tensor, delta: float) -> Tensor:
+    """Σ e²/2 within delta, delta (|e| − delta/2) beyond."""
+    size = e.abs()
+    return torch.where(size <= delta, 0.5 * e * e, delta * (size - 0.5 * delta)).sum(-1, keepdim=True)
+
+
+def pseudo_huber(e: Tensor, delta: float) -> Tensor:
+    """delta² (√(1 + ‖e‖²/delta²) − 1)."""
+    return delta**2 * (torch.sqrt(1 + dot(e, e) / delta**2) - 1)
+
+
+def conv(x: Tensor, weight: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+    """Causal depth-wise convolution, last tap on the current token.
+
+    x [B, T, n], weight [n, width], stored [B, width − 1, n] (the inputs before x; zeros at the start of a sequence).
+    Returns y [B, T, n] and the inputs to store.
+    """
+    width = weight.shape[1]
+    time = x.shape[1]
+    padded = torch.cat([stored.to(x.dtype), x], 1)
+    y = sum(padded[:, i : i + time] * weight[:, i] for i in range(width))
+    return y, padded[:, time:]  # type: ignore[return-value]
+
+
+def rope(x: Tensor, position: Tensor) -> Tensor:
+    """Rotary positions, half-split, base 10000. x [B, H, T, n]; `position` is the first token's (from 0), 0-dim."""
+    half = x.shape[-1] // 2
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rate = torch.exp(torch.arange(half, device=x.device, dtype=wide) * (-math.log(10000.0) / half))
+    angle = (position + torch.arange(x.shape[-2], device=x.device)).to(wide)[:, None] * rate
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, stored_k: Tensor, stored_v: Tensor, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Causal softmax attention (eq. 62-63), scale 1/√d. q [B, H, T, n]; k, v [B, H_kv, T, n]; stored_* the earlier ones.
+
+    Returns the output [B, H, T, n] and the keys and values to store (the last window − 1 where there is a window).
+    """
+    k, v = torch.cat([stored_k.to(k.dtype), k], 2), torch.cat([stored_v.to(v.dtype), v], 2)
+    time, total = q.shape[2], k.shape[2]
+    grouped = k.shape[1] != q.shape[1]
+    if time == total and (window is None or window >= total):
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    else:
+        row = torch.arange(total - time, total, device=q.device)[:, None]
+        column = torch.arange(total, device=q.device)
+        mask = column <= row
+        if window is not None:
+            mask = mask & (column > row - window)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    if window is not None:
+        kept = min(window - 1, total)
+        k, v = k[:, :, total - kept :], v[:, :, total - kept :]
+    return y, k, v
+
+
+def carry(x: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the stored rows before x [B, H, T, n]; returns the longer tensor and the rows to store."""
+    longer = torch.cat([stored.expand(x.shape[0], x.shape[1], -1, -1).to(x.dtype), x], 2)
+    return longer, longer[:, :, longer.shape[2] - stored.shape[2] :]

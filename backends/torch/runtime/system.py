@@ -1,0 +1,251 @@
+"""What generated modules are made of: parameters by memory, the state that is carried between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nsam.backends.torch.runtime.blocks import At
+from nsam.backends.torch.runtime.folds import vector_as_row
+
+State = dict[str, Any]
+CLOCKS = ("clock", "clock.never", "start")
+
+
+class Memory(nn.Module):
+    """The parameters of one memory: slow weights, or the learnt initial state of a fast one."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            setattr(self, name, nn.Parameter(tensor))
+
+
+def normal(*shape: int, std: float) -> Tensor:
+    """Normal initial values with standard deviation `std`."""
+    return torch.empty(shape).normal_(0.0, std)
+
+
+def ones(*shape: int) -> Tensor:
+    """Initial gains."""
+    return torch.ones(shape)
+
+
+def zeros(*shape: int) -> Tensor:
+    """Initial biases and vectors."""
+    return torch.zeros(shape)
+
+
+class System(nn.Module):
+    """Base of a generated module.
+
+    `forward(*inputs, state=None)` returns `(output, state)`. A state is a plain dict:
+
+        position, steps   tokens since the sequence began, and since the very beginning
+        sequence          tensors that a new sequence forgets, by memory path
+        kept              tensors of memories with `reset never`
+        children          states of called systems (a list for a repeat)
+    """
+
+    compiled = True
+    """Whether blocks and stages run through torch.compile."""
+    observe = False
+    """Whether inner losses are recorded (eager only); see `observed`."""
+
+    kept_memories: frozenset[str] = frozenset()
+    matrices: frozenset[str] = frozenset()
+    """This unit's weights of linear and mlp memories, by path."""
+    step_periods: Mapping[str, float] = {}
+    """This unit's parameters that move every so many steps of the training level (default 1)."""
+
+    @property
+    def nsam_matrices(self) -> set[str]:
+        """Parameter names, here and below, that `for matrices` means."""
+        return {f"{path}{name}" for path, unit in self._units() for name in unit.matrices}
+
+    @property
+    def nsam_periods(self) -> dict[str, float]:
+        """Step periods by parameter name, here and below."""
+        return {f"{path}{name}": p for path, unit in self._units() for name, p in unit.step_periods.items()}
+
+    def _units(self) -> list[tuple[str, System]]:
+        return [(f"{path}." if path else "", m) for path, m in self.named_modules() if isinstance(m, System)]
+
+    def weights(self) -> dict[str, Tensor]:
+        """This unit's own parameters by path: `mem.w1`, `level.0.weight`."""
+        if "_flat" not in self.__dict__:
+            own: list[tuple[str, nn.Module, str]] = []
+            for path, module in self.named_modules():
+                if isinstance(module, Memory) and not self._inside_child(path):
+                    own += [(f"{path}.{name}", module, name) for name in module._parameters]
+            self.__dict__["_flat"] = own
+        return {path: getattr(module, name) for path, module, name in self.__dict__["_flat"]}
+
+    def _inside_child(self, path: str) -> bool:
+        parts = path.split(".")
+        for end in range(1, len(parts)):
+            if isinstance(self.get_submodule(".".join(parts[:end])), System):
+                return True
+        return False
+
+    def begin(
+        self,
+        state: State | None,
+        like: Tensor,
+        initial: Callable[[dict[str, Tensor], dict[str, Tensor], At], dict[str, Tensor]] | None = None,
+        *,
+        clock: bool = False,
+        **sequence: Tensor,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], At, State]:
+        """Open a call: weights, state tensors (initial ones where missing), the clock, and the children's states.
+
+        `sequence` are inputs with one value a sequence, kept for initial states that are generated from them.
+        """
+        old: State = state or {"position": 0, "steps": 0, "sequence": {}, "kept": {}, "children": {}}
+        w = self.weights()
+        s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
+        compiled = self.compiled and not self.observe
+        at = At(old["position"], old["steps"], like.shape[1], like.shape[0], compiled, self.observe)
+        if initial is not None:
+            s = {**initial(w, s, at), **s}
+        if clock:
+            s["clock"] = s["start"] = torch.full((), at.offset, dtype=torch.int64, device=like.device)
+            s["clock.never"] = torch.full((), at.never, dtype=torch.int64, device=like.device)
+        return w, s, at, dict(old["children"])
+
+    def end(self, s: Mapping[str, Tensor], at: At, children: State) -> State:
+        """Close a call: the state to carry on."""
+        if self.observe:
+            self.__dict__["observed"] = {k: v for k, v in s.items() if k.endswith(".loss")}
+        kept = {k: v for k, v in s.items() if self.is_kept(k)}
+        rest = {k: v for k, v in s.items() if k not in kept and not k.endswith(".loss") and k not in CLOCKS}
+        return {
+            "position": at.offset + at.length,
+            "steps": at.never + at.length,
+            "sequence": rest,
+            "kept": kept,
+            "children": children,
+        }
+
+    def call(self, name: str, children: State, *values: Tensor) -> Any:
+        """Run a called system; its state moves on in `children`."""
+        result, children[name] = self.get_submodule(name)(*values, state=children.get(name))
+        return result
+
+    def run_repeat(self, name: str, children: State, carried: tuple[Tensor, ...], *captured: Tensor) -> Any:
+        """Run the passes of a repeat one after the other."""
+        states: list[Any] = []
+        modules = list(self.get_submodule(name).children())
+        before = children.get(name) or [None] * len(modules)
+        for module, old in zip(modules, before, strict=True):
+            result, new = module(*carried, *captured, state=old)
+            carried = result if isinstance(result, tuple) else (result,)
+            states.append(new)
+        children[name] = states
+        return carried if len(carried) > 1 else carried[0]
+
+    def is_kept(self, key: str) -> bool:
+        """Whether a state tensor belongs to a memory with `reset never`."""
+        return any(key.startswith(f"{memory}.") for memory in self.kept_memories)
+
+
+def learned(
+    w: Mapping[str, Tensor], batch: int, memory: str, tensors: Iterable[str], *, heads: bool, to: str | None = None
+) -> dict[str, Tensor]:
+    """Initial states from weights, one copy for every sequence: [.., out, in] → [B, H, out, in], vectors [B, H, n, 1]."""
+    found: dict[str, Tensor] = {}
+    for name in tensors:
+        weight = w[f"{memory}.{name}"]
+        weight = weight if heads else weight.unsqueeze(0)
+        weight = weight.unsqueeze(-1) if weight.dim() == 2 else weight
+        copies = weight.expand(batch, *weight.shape)
+        found[f"{to or memory}.{name}"] = copies.clone(memory_format=torch.contiguous_format)
+    return found
+
+
+def empty_memory(
+    w: Mapping[str, Tensor], batch: int, memory: str, heads: int, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """A memory that starts from zeros."""
+    return {f"{memory}.{name}": nothing(blank(w, batch, heads, *shape)) for name, shape in shapes.items()}
+
+
+def copied(s: Mapping[str, Tensor], source: str, memory: str, tensors: Iterable[str]) -> dict[str, Tensor]:
+    """A memory that starts from another one's state."""
+    return {f"{memory}.{name}": s[f"{source}.{name}"] for name in tensors}
+
+
+def nothing(like: Tensor) -> Tensor:
+    """Zeros shaped like a state. They ask for a gradient where states will, so that compiled blocks see one kind of input."""
+    return torch.zeros_like(like, requires_grad=torch.is_grad_enabled())
+
+
+def rule_states(
+    initial: Callable[[Tensor], tuple[Tensor, ...]], weight: Tensor, path: str, names: Iterable[str]
+) -> dict[str, Tensor]:
+    """A rule's own states before the first update."""
+    row = vector_as_row(weight)
+    return {f"{path}.{name}": row(state) for name, state in zip(names, initial(row(weight)), strict=True)}
+
+
+def column(x: Tensor) -> Tensor:
+    """One number a token, [B, T] or [B, T, 1], as [B, T, 1]."""
+    return x.unsqueeze(-1) if x.dim() == 2 else x
+
+
+def cut(vector: Tensor, shapes: Iterable[tuple[str, tuple[int, ...]]], heads: int) -> dict[str, Tensor]:
+    """Cut a generator's output [B, 1, n] into tensors [B, H, out, in], row-major, layer by layer."""
+    found: dict[str, Tensor] = {}
+    start, batch = 0, vector.shape[0]
+    for name, shape in shapes:
+        size = heads
+        for n in shape:
+            size *= n
+        piece = vector[:, 0, start : start + size].reshape(batch, heads, *shape)
+        found[name] = piece if piece.dim() == 4 else piece.unsqueeze(-1)
+        start += size
+    return found
+
+
+def advance(at: At, memory: str, period: int, never: bool, folds: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state tensors of `memory` after a block: at a boundary the new state is what reads see from now on.
+
+    Between boundaries the folded state is kept beside it under `.run`.
+    """
+    found: dict[str, Tensor] = {}
+    for tensor, fold in folds.items():
+        name = f"{memory}.{tensor}"
+        new = fold.final()
+        if ".sum" in new or at.closes(period, never):
+            found |= {name + suffix: value for suffix, value in new.items()}
+        else:
+            found |= {f"{name}{suffix}.run": value for suffix, value in new.items()}
+    return found
+
+
+def update(s: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`s` with `new` on top; a new boundary state drops the running one beside the old."""
+    found = {**s, **new}
+    for name in new:
+        if f"{name}.run" not in new:
+            found.pop(f"{name}.run", None)
+    return found
+
+
+def blank(w: Mapping[str, Tensor], *shape: int) -> Tensor:
+    """Zeros in the precision and on the device of the weights."""
+    for weight in w.values():
+        return weight.new_zeros(shape)
+    return torch.zeros(shape)
+
+
+def new_sequence(state: State) -> State:
+    """Begin a new sequence: forget what is per sequence, keep what is never reset."""
+    children = {
+        name: [new_sequence(s) for s in child] if isinstance(child, list) else new_sequence(child)
+        for name, child in state["children"].items()
+    }
+    return {**state, "position": 0, "sequence": {}, "children": children}

@@ -1,0 +1,82 @@
+"""The chunk algebra's triangle: decays between tokens, and the inverse of a unit lower triangular matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOG_FLOOR = -80.0
+PRODUCT_FORM_LIMIT = 64
+"""Largest chunk inverted by products of powers; larger triangles go to a solver."""
+
+
+def decays(keep: Tensor | float, time: int, like: Tensor, positive: bool) -> tuple[Tensor, Tensor]:
+    """Decay from the chunk's start and between its tokens.
+
+    keep: a number, or [.., T, 1]. Returns gamma [.., T, 1], the product of keep over tokens ≤ t, and D [.., T, T] with
+    D[t, s] = Π_{s < r ≤ t} keep_r for s ≤ t, 0 above the diagonal. With `positive` (keep > 0 is known) both come from
+    sums of logarithms, every exponent ≤ 0 for keep ≤ 1; otherwise from products, one token at a time.
+    """
+    lower = torch.ones(time, time, dtype=torch.bool, device=like.device).tril()
+    wide = torch.promote_types(like.dtype, torch.float32)
+    if not isinstance(keep, Tensor):
+        keep = torch.full((time, 1), float(keep), dtype=wide, device=like.device)
+    keep = keep.to(wide)
+    if keep.shape[-2] != time:
+        keep = keep.expand(*keep.shape[:-2], time, 1)
+    if positive:
+        total = torch.log(keep).clamp_min(LOG_FLOOR).cumsum(-2)
+        between = torch.exp((total - total.mT).masked_fill(~lower, -torch.inf))
+        return torch.exp(total), between
+    rows = [torch.zeros_like(keep[..., :1, 0]).expand(*keep.shape[:-2], time)]
+    unit = torch.eye(time, dtype=wide, device=like.device)
+    gamma = [torch.ones_like(keep[..., 0, :])]
+    for t in range(time):
+        step = keep[..., t, :]
+        rows.append(rows[-1] * step + unit[t])
+        gamma.append(gamma[-1] * step)
+    return torch.stack(gamma[1:], -2), torch.stack(rows[1:], -2)
+
+
+def shifted(rows: Tensor, first: float) -> Tensor:
+    """Row t − 1 in place of row t; the first row is `first`."""
+    return torch.cat([torch.full_like(rows[..., :1, :], first), rows[..., :-1, :]], -2)
+
+
+class _UnitLowerInverse(torch.autograd.Function):
+    """(I + L)⁻¹ for strictly lower triangular L, with a backward of two products."""
+
+    @staticmethod
+    def forward(ctx: Any, lower: Tensor) -> Tensor:
+        inverse = _product_form(lower)
+        ctx.save_for_backward(inverse)
+        return inverse
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        return -(inverse.mT @ gradient @ inverse.mT).tril(-1)
+
+
+def _product_form(lower: Tensor) -> Tensor:
+    """(I + L)⁻¹ = (I − L)(I + L²)(I + L⁴)…, exact because Lᵀ = 0 for T rows."""
+    time = lower.shape[-1]
+    eye = torch.eye(time, dtype=lower.dtype, device=lower.device)
+    inverse, power, reach = eye - lower, lower, 2
+    while reach < time:
+        power = power @ power
+        inverse = inverse + inverse @ power
+        reach *= 2
+    return inverse
+
+
+def unit_lower_inverse(lower: Tensor) -> Tensor:
+    """Inverse of I + L, L strictly lower triangular [.., T, T], in float32 or wider (eq. 57's recurrence over a chunk)."""
+    with torch.autocast(lower.device.type, enabled=False):
+        wide = lower.to(torch.promote_types(lower.dtype, torch.float32))
+        if lower.shape[-1] <= PRODUCT_FORM_LIMIT:
+            return _UnitLowerInverse.apply(wide)  # type: ignore[no-any-return, no-untyped-call]
+        eye = torch.eye(lower.shape[-1], dtype=wide.dtype, device=wide.device)
+        return torch.linalg.solve_triangular(wide + eye, eye, upper=False, unitriangular=True)

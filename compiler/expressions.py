@@ -1,0 +1,275 @@
+"""The plan's expression language: one page, interned nodes over tensors.
+
+A `Node` is one tensor operation. Equal operations on equal arguments are one node, so that common subexpressions (a
+preactivation used by a read and by the inner gradient, say) are found while the graph is built. `layout` says which
+axes precede `shape`, the trailing axes of one token:
+
+    number    a Python number                       sequence   [B, 1, *shape], one value a sequence
+    constant  [*shape], slow weights only           flat       [B, T, *shape], scalars keep one axis of size 1
+    weight    a slow weight, [*shape]               heads      [B, H, T, *shape]
+    state     a fast weight, [B, H, out, in]        fold       an update of one fast weight over a chunk
+
+Operations: `input number weight state given detach`, the elementwise functions, `sum dot mean norm` over the last axis,
+`linear(x, w)` = x wᵀ and `linear_t(x, w)` = x w, `split merge gate` between flat and heads, and the ones with
+memory: `conv attention rope child`. The rest is named where it is lowered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Layout: TypeAlias = Literal["number", "constant", "weight", "sequence", "flat", "heads", "state", "fold"]
+Attr: TypeAlias = "int | float | str | bool | None | tuple[Attr, ...]"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node:
+    """One operation; compared by identity (nodes are interned by `Builder`)."""
+
+    id: int
+    op: str
+    args: tuple[Node, ...]
+    attrs: tuple[tuple[str, Attr], ...]
+    shape: tuple[int, ...]
+    layout: Layout
+
+    def attr(self, name: str, default: Attr = None) -> Attr:
+        """Return attribute `name`, or `default`."""
+        for key, value in self.attrs:
+            if key == name:
+                return value
+        return default
+
+    @property
+    def value(self) -> float | int:
+        """The number of a `number` node."""
+        found = self.attr("value")
+        if not isinstance(found, int | float):
+            raise TypeError(f"{self.op} is not a number")
+        return found
+
+    def __repr__(self) -> str:
+        inside = ", ".join([f"%{a.id}" for a in self.args] + [f"{k}={v}" for k, v in self.attrs])
+        return f"%{self.id} = {self.op}({inside}) : {self.layout}{list(self.shape)}"
+
+
+ELEMENTWISE = frozenset(
+    "add sub mul div neg pow exp log sqrt abs sign sin cos tanh sigmoid silu gelu relu softplus max min "
+    "silu_slope gelu_slope step_at clip identity_at".split()
+)
+_RANK: dict[Layout, int] = {"number": 0, "constant": 1, "weight": 1, "sequence": 2, "flat": 3, "heads": 4}
+
+
+class Builder:
+    """Makes nodes, interning equal ones and folding the simplest algebra (0 + x, 1 * x, numbers)."""
+
+    def __init__(self) -> None:
+        self._table: dict[tuple[object, ...], Node] = {}
+        self.names: dict[int, str] = {}
+
+    def make(
+        self,
+        op: str,
+        args: Iterable[Node] = (),
+        shape: tuple[int, ...] = (),
+        layout: Layout = "flat",
+        **attrs: Attr,
+    ) -> Node:
+        """Return the node for `op(args, attrs)`."""
+        arguments, attributes = tuple(args), tuple(sorted(attrs.items()))
+        key = (op, tuple(a.id for a in arguments), attributes, layout)
+        if key not in self._table:
+            self._table[key] = Node(len(self._table), op, arguments, attributes, shape, layout)
+        return self._table[key]
+
+    def name(self, node: Node, name: str) -> Node:
+        """Suggest a variable name for `node`; the first suggestion stays."""
+        self.names.setdefault(node.id, name)
+        return node
+
+    def number(self, value: float | int) -> Node:
+        """A Python number."""
+        return self.make("number", (), (), "number", value=value, kind=type(value).__name__)
+
+    def given(self, node: Node) -> Node:
+        """`node` as a constant of the inner gradient: differentiation stops here, the outer gradient does not."""
+        return self.make("given", (node,), node.shape, node.layout)
+
+    # --- algebra -----------------------------------------------------------------------------------
+
+    def apply(self, op: str, *args: Node, **attrs: Attr) -> Node:
+        """An elementwise operation with broadcasting; numbers are folded."""
+        folded = self._fold(op, args)
+        if folded is not None:
+            return folded
+        shape = broadcast(*(a.shape for a in args))
+        layout = join(*(a.layout for a in args))
+        if layout == "flat" and not shape:
+            shape = (1,)
+        return self.make(op, args, shape, layout, **attrs)
+
+    def _fold(self, op: str, args: tuple[Node, ...]) -> Node | None:
+        values = [a.value if a.op == "number" else None for a in args]
+        if len(args) == 1:
+            if op == "neg" and args[0].op == "neg":
+                return args[0].args[0]
+            if values[0] is not None and op in _UNARY:
+                return self.number(_UNARY[op](values[0]))
+            return None
+        if len(args) != 2:
+            return None
+        left, right = args
+        a, b = values
+        if a is not None and b is not None and op in _BINARY:
+            return self.number(_BINARY[op](a, b))
+        return self._unit(op, left, right, a, b) or self._associate(op, left, right, a)
+
+    def _unit(self, op: str, left: Node, right: Node, a: float | None, b: float | None) -> Node | None:
+        if op == "add":
+            if a == 0:
+                return right
+            if b == 0:
+                return left
+            if right.op == "neg":
+                return self.apply("sub", left, right.args[0])
+        elif op == "sub":
+            if b == 0:
+                return left
+            if a == 0:
+                return self.apply("neg", right)
+            if right.op == "neg":
+                return self.apply("add", left, right.args[0])
+        elif op == "mul":
+            if a == 1:
+                return right
+            if b == 1:
+                return left
+            if a == -1:
+                return self.apply("neg", right)
+            if b == -1:
+                return self.apply("neg", left)
+            if a == 0 or b == 0:
+                return self.number(0)
+            if right.op == "neg":
+                return self.apply("neg", self.apply("mul", left, right.args[0]))
+            if left.op == "neg":
+                return self.apply("neg", self.apply("mul", left.args[0], right))
+        elif op == "div" and b == 1:
+            return left
+        elif op == "pow" and b == 1:
+            return left
+        return None
+
+    def _associate(self, op: str, left: Node, right: Node, a: float | None) -> Node | None:
+        if op == "mul" and a is not None and right.op == "mul" and right.args[0].op == "number":
+            return self.apply("mul", self.apply("mul", left, right.args[0]), right.args[1])
+        if op == "mul" and a is None and right.op == "number":
+            return self.apply("mul", right, left)
+        return None
+
+    def add(self, a: Node, b: Node) -> Node:
+        """a + b."""
+        return self.apply("add", a, b)
+
+    def sub(self, a: Node, b: Node) -> Node:
+        """a - b."""
+        return self.apply("sub", a, b)
+
+    def mul(self, a: Node, b: Node) -> Node:
+        """a * b."""
+        return self.apply("mul", a, b)
+
+    def div(self, a: Node, b: Node) -> Node:
+        """a / b."""
+        return self.apply("div", a, b)
+
+    def neg(self, a: Node) -> Node:
+        """-a."""
+        return self.apply("neg", a)
+
+    def reduce(self, op: str, *args: Node, **attrs: Attr) -> Node:
+        """A reduction over the last axis, kept with size 1: `sum`, `mean`, `norm`, `dot`, …"""
+        layout = join(*(a.layout for a in args))
+        return self.make(op, args, (1,), layout, **attrs)
+
+    # --- structure ---------------------------------------------------------------------------------
+
+    def linear(self, x: Node, weight: Node) -> Node:
+        """x wᵀ: [.., in] → [.., out]."""
+        if weight.layout == "fold":
+            return self.make("fold_read", (weight, x), (weight.shape[-2],), "heads")
+        layout = join(x.layout, "constant") if weight.layout == "weight" else "heads"
+        return self.make("linear", (x, weight), (weight.shape[-2],), layout)
+
+    def linear_t(self, x: Node, weight: Node) -> Node:
+        """x w: [.., out] → [.., in], the transposed read."""
+        if weight.layout == "fold":
+            return self.make("fold_read_t", (weight, x), (weight.shape[-1],), "heads")
+        layout = join(x.layout, "constant") if weight.layout == "weight" else "heads"
+        return self.make("linear_t", (x, weight), (weight.shape[-1],), layout)
+
+    def split(self, x: Node, heads: int) -> Node:
+        """[B, T, H d] → [B, H, T, d]."""
+        if x.op == "merge" and x.attr("heads") == heads:
+            return x.args[0]
+        if x.layout in ("number", "heads"):
+            return x
+        return self.make("split", (x,), (x.shape[-1] // heads,), "heads", heads=heads)
+
+    def merge(self, x: Node, heads: int) -> Node:
+        """[B, H, T, d] → [B, T, H d]."""
+        if x.op == "split":
+            return x.args[0]
+        return self.make("merge", (x,), (x.shape[-1] * heads,), "flat", heads=heads)
+
+    def gate(self, x: Node, heads: int) -> Node:
+        """One scalar a head: [B, T, H] or [B, T, 1] → [B, H or 1, T, 1]."""
+        if x.layout == "number":
+            return x
+        return self.make("gate", (x,), (1,), "heads", heads=heads)
+
+
+_UNARY = {"neg": lambda a: -a, "exp": math.exp, "abs": abs}
+_BINARY = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b if b else (math.inf if a > 0 else -math.inf if a < 0 else math.nan),
+    "pow": lambda a, b: a**b,
+    "max": max,
+    "min": min,
+}
+
+
+def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """NumPy broadcasting of trailing shapes (already checked: sizes agree or are 1)."""
+    longest = max(len(s) for s in shapes)
+    padded = [(1,) * (longest - len(s)) + s for s in shapes]
+    return tuple(max(sizes) for sizes in zip(*padded, strict=True))
+
+
+def join(*layouts: Layout) -> Layout:
+    """The layout of an elementwise result: the one with most leading axes."""
+    found = max(layouts, key=lambda layout: _RANK[layout])
+    return "constant" if found == "weight" else found
+
+
+def postorder(roots: Iterable[Node]) -> Iterator[Node]:
+    """Yield every node below `roots`, arguments first, each once, without recursion."""
+    seen: set[int] = set()
+    for root in roots:
+        stack: list[tuple[Node, int]] = [(root, 0)]
+        while stack:
+            node, position = stack.pop()
+            if node.id in seen:
+                continue
+            if position < len(node.args):
+                stack.append((node, position + 1))
+                if node.args[position].id not in seen:
+                    stack.append((node.args[position], 0))
+            else:
+                seen.add(node.id)
+                yield node

@@ -1,0 +1,464 @@
+"""Fast memories: from objective, structure and rule to one fold for each weight.
+
+The inner gradient is derived (`derive.py`), the rule read as a recurrence (`affine.py`), and an algorithm chosen from
+a table of patterns; the generic fold, which applies the rule token by token, is always right. Why a faster one was not
+taken is kept for `explain`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from nsam.compiler import affine
+from nsam.compiler.derive import Gradient, NotDifferentiable, OuterProduct, gradients
+from nsam.compiler.expressions import Builder, Node, postorder
+from nsam.compiler.rule_plan import RulePlan, lower_rule
+from nsam.compiler.unsupported import unsupported
+from nsam.dsl import checked as c
+
+if TYPE_CHECKING:
+    from nsam.compiler.lower import Lowering
+
+Algorithm: TypeAlias = Literal["rank-one", "momentum", "summed", "generic"]
+EXACT_BLOCK = 32
+"""Tokens folded at once where a memory that moves every token has an exact parallel form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """The update of one tensor of a fast memory over a chunk. `node` has layout `fold`."""
+
+    tensor: str
+    node: Node
+    algorithm: Algorithm
+    gradient: Gradient
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FastMemory:
+    """A fast memory, lowered.
+
+    `period` is the clock's period in tokens; `block` the number of tokens that are folded at once (the period, or
+    `EXACT_BLOCK` where the recurrence of a period of 1 is linear and so has an exact parallel form, then `exact`).
+    `key` is the input that the memory is written at; `loss` the objective, one number a token and head.
+    """
+
+    memory: c.Memory
+    heads: int
+    period: int
+    block: int
+    exact: bool
+    folds: tuple[Fold, ...]
+    plan: RulePlan | None
+    arguments: tuple[tuple[str, Node], ...]
+    key: Node | None
+    loss: Node
+    window: int = 1
+    shown: dict[tuple[str, bool], Node] = field(default_factory=dict, compare=False)
+
+    def shows(self, reads: str) -> bool:
+        """Whether a read goes through the fold (rather than to the state of the last boundary)."""
+        return self.exact or reads == "running"
+
+    def view(self, b: Builder, tensor: str, strict: bool) -> Node:
+        """The state after each token (`strict`: before each token) as something to read."""
+        fold = next(f for f in self.folds if f.tensor == tensor)
+        return b.make("shown", (fold.node,), fold.node.shape, "fold", strict=strict)
+
+    def read(self, lowering: Lowering, x: Node, transposed: bool) -> Node:
+        """Read the running state (period 1 and `reads boundary`: the state before the token)."""
+        from nsam.compiler.layers import apply_layers
+
+        strict = self.memory.reads == "boundary"
+        b = lowering.b
+        return apply_layers(b, self.memory, x, transposed, lambda t: self.view(b, t, strict))
+
+    def running_row(self, b: Builder, tensor: str) -> Node:
+        """A vector memory's running state as a value."""
+        shown = self.view(b, tensor, self.memory.reads == "boundary")
+        return b.make("fold_row", (shown,), (shown.shape[0],), "heads")
+
+
+def exact_candidates(unit: c.Unit) -> frozenset[str]:
+    """Memories with period 1 whose keys, values and gates do not depend on their own state.
+
+    Only of these can every gradient of a block be known before the block is folded.
+    """
+    feeds = {m.name: _fast_sources(unit, m) for m in unit.memories if m.fast}
+    candidates = set()
+    for memory in unit.memories:
+        if not memory.fast or memory.frequency is None or memory.frequency.period != 1 or memory.frequency.summed:
+            continue
+        if memory.structure.kind != "linear" or memory.structure.bias:
+            continue
+        if (
+            memory.context is None
+            or memory.context.window not in (None, 1)
+            or memory.name in _closure(memory.name, feeds)
+        ):
+            continue
+        candidates.add(memory.name)
+    return frozenset(candidates)
+
+
+def _closure(name: str, feeds: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    todo = list(feeds[name])
+    while todo:
+        source = todo.pop()
+        if source not in found:
+            found.add(source)
+            todo.extend(feeds.get(source, ()))
+    return found
+
+
+def _fast_sources(unit: c.Unit, memory: c.Memory) -> set[str]:
+    """Fast memories whose state enters this memory's clauses, its own included."""
+    bindings = {b.name: b.value for b in unit.bindings}
+    fast = {m.name for m in unit.memories if m.fast}
+    attention = {m.name: m for m in unit.memories if m.structure.kind == "attention"}
+    children = {s.name: s for s in unit.children}
+    todo, seen, found = list(c.memory_expressions(memory)), set[str](), set[str]()
+    while todo:
+        for node in c.walk(todo.pop()):
+            if isinstance(node, c.Read | c.State):
+                name = memory.name if node.memory == "self" else node.memory
+                if name in fast:
+                    found.add(name)
+                if name in attention and name not in seen:
+                    seen.add(name)
+                    todo.extend(c.memory_expressions(attention[name]))
+            elif isinstance(node, c.Ref) and node.name in bindings and node.name not in seen:
+                seen.add(node.name)
+                todo.append(bindings[node.name])
+            elif isinstance(node, c.Output) and f"child {node.child}" not in seen:
+                seen.add(f"child {node.child}")
+                step = children[node.child]
+                if isinstance(step, c.Call):
+                    todo.extend(step.arguments)
+                else:
+                    todo.extend(e for _, e in (*step.carried, *step.captured))
+    return found
+
+
+def build_fast_memory(lowering: Lowering, memory: c.Memory) -> FastMemory:
+    """Derive the update of one fast memory. Raises `ProgramError` for what cannot be compiled."""
+    return _Build(lowering, memory).run()
+
+
+class _Build:
+    def __init__(self, lowering: Lowering, memory: c.Memory) -> None:
+        from nsam.compiler.lower import memory_heads
+
+        assert memory.context is not None
+        assert memory.frequency is not None
+        if memory.rule is None or memory.objective is None or memory.objective.expression is None:
+            raise unsupported(
+                f"memory `{memory.name}` learns the task on the token clock", memory.span, "give it a local objective"
+            )
+        self.l, self.m, self.b = lowering, memory, lowering.b
+        self.context, self.rule, self.objective = memory.context, memory.rule, memory.objective.expression
+        self.heads = memory_heads(memory)
+        self.period = int(memory.frequency.period)
+        self.summed = memory.frequency.summed
+        self.direct = lowering.direct_sources(memory)
+        self.tensors = list(memory.structure.tensors())
+
+    def run(self) -> FastMemory:
+        key, value = self.inputs()
+        states = {t: self.l.state(self.m, t) for t in self.tensors}
+        objective = self.lower_objective(self.objective, key, value, states)
+        try:
+            found = gradients(self.b, objective, list(states.values()))
+        except NotDifferentiable as problem:
+            raise unsupported(
+                f"the compiler has no derivative for `{problem.op}` in this objective", self.m.span
+            ) from None
+        arguments = self.arguments()
+        folds, exact = self.folds(states, found, arguments, key)
+        loss = objective
+        if exact:
+            shown = {f.tensor: self.b.make("shown", (f.node,), f.node.shape, "fold", strict=True) for f in folds}
+            loss = self.lower_objective(self.objective, key, value, shown)
+        needs_plan = any(f.algorithm in ("summed", "generic") for f in folds)
+        plan = self.plan() if needs_plan else None
+        return FastMemory(
+            self.m, self.heads, self.period, EXACT_BLOCK if exact else self.period, exact, folds, plan,
+            tuple(arguments.items()), key, loss, self.window,
+        )  # fmt: skip
+
+    @property
+    def window(self) -> int:
+        return int(self.context.window or 1)
+
+    def plan(self) -> RulePlan:
+        """The rule as straight-line code, its constant arguments folded in."""
+        fixed = {name: value for name, value in self.rule.arguments if isinstance(value, c.Constant)}
+        return lower_rule(self.rule.rule, fixed)
+
+    # --- inputs ------------------------------------------------------------------------------------
+
+    def inputs(self) -> tuple[Node | None, Node]:
+        """Key and value, heads split; with a window, extended by the stored ones of earlier tokens."""
+        key = None
+        if self.context.key is not None:
+            key = self.carried(self.clause(self.context.key), "key")
+            self.b.name(key, f"{self.m.name}_key")
+        value = self.carried(self.clause(self.context.value), "value")
+        return key, value
+
+    def clause(self, expr: c.Expr) -> Node:
+        node = self.l.expr(expr, self.direct, self.m)
+        if node.layout in ("number", "heads"):
+            return node
+        if node.layout == "constant":
+            node = self.b.make("expand_tokens", (node,), node.shape, "flat")
+        return self.b.split(node, self.heads)
+
+    def carried(self, node: Node, slot: str) -> Node:
+        if self.window == 1 or node.layout == "number":
+            return node
+        return self.b.make("carry", (node,), node.shape, "heads", memory=self.m.name, slot=slot, window=self.window)
+
+    def arguments(self) -> dict[str, Node]:
+        """The rule's arguments: numbers, or one scalar a token and head."""
+        found = {}
+        for name, expr in self.rule.arguments:
+            node = self.l.expr(expr, self.direct, self.m)
+            found[name] = self.b.gate(node, self.heads)
+            if node.op != "number":
+                self.b.name(found[name], f"{self.m.name}_{name}")
+        return found
+
+    def lower_objective(self, expr: c.Expr, key: Node | None, value: Node, weights: dict[str, Node]) -> Node:
+        """The objective with `self` read through `weights`; key and value are given."""
+        b = self.b
+
+        def walk(e: c.Expr) -> Node:
+            if isinstance(e, c.Constant):
+                return b.number(e.value)
+            if isinstance(e, c.Ref):
+                source = key if e.name == "key" else value
+                assert source is not None, e.name
+                return b.given(source)
+            if isinstance(e, c.Read):
+                return self.read(walk(e.argument), e.transposed, weights)
+            if isinstance(e, c.State):
+                return self.read(b.number(1), False, weights)
+            assert isinstance(e, c.Apply)
+            return self.l.apply(e, [walk(a) for a in e.arguments])
+
+        node = walk(expr)
+        return node if node.layout == "heads" else b.make("expand_heads", (node,), (1,), "heads")
+
+    def read(self, x: Node, transposed: bool, weights: dict[str, Node]) -> Node:
+        from nsam.compiler.layers import apply_layers
+
+        if self.m.structure.kind == "vector":
+            weight = weights["weight"]
+            op = "fold_row" if weight.layout == "fold" else "row"
+            return self.b.make(op, (weight,), (weight.shape[0],), "heads")
+        if x.layout == "number":
+            raise unsupported(f"a value-less context needs a vector memory, not {self.m.structure.kind}", self.m.span)
+        return apply_layers(self.b, self.m, x, transposed, lambda t: weights[t])
+
+    # --- the table of algorithms ---------------------------------------------------------------------
+
+    def folds(
+        self, states: dict[str, Node], found: dict[int, Gradient], arguments: dict[str, Node], key: Node | None
+    ) -> tuple[tuple[Fold, ...], bool]:
+        candidate = self.m.name in self.l.exact
+        if candidate:
+            tensor, state = next(iter(states.items()))
+            fold = self.exact_fold(tensor, state, found[state.id], arguments, key)
+            if fold is not None:
+                return (fold,), True
+            self.l.exact -= {self.m.name}
+        return tuple(self.fold(t, s, found[s.id], arguments, key) for t, s in states.items()), False
+
+    def fold(self, tensor: str, state: Node, gradient: Gradient, arguments: dict[str, Node], key: Node | None) -> Fold:
+        products = self.products(gradient)
+        layer_key, err = self.layer(tensor, products, state, key)
+        reasons: list[str] = []
+        if not self.summed and self.window == 1:
+            made = self.affine_fold(tensor, state, products, arguments, layer_key, reasons)
+            if made is not None:
+                node, algorithm = made
+                return Fold(tensor, node, algorithm, gradient)
+        elif self.window > 1 and not self.summed:
+            reasons.append(f"every token writes the last {self.window} tokens again")
+        algorithm = "summed" if self.summed else "generic"
+        pairs = [n for p in products for n in (p.right, p.left)]
+        extra = [a for a in arguments.values() if a.op != "number"]
+        named = tuple(name for name, a in arguments.items() if a.op != "number")
+        needs = self.rule.rule.needs
+        tail = []
+        if not self.summed and "key" in needs:
+            tail.append(self.required(layer_key, "key"))
+        if not self.summed and "err" in needs:
+            tail.append(self.required(err, "err"))
+        node = self.b.make(
+            algorithm, (state, *pairs, *extra, *tail), state.shape, "fold", memory=self.m.name, tensor=tensor,
+            pairs=len(products), arguments=named, key="key" in needs, err="err" in needs, window=self.window,
+        )  # fmt: skip
+        return Fold(tensor, node, algorithm, gradient, tuple(reasons))
+
+    def required(self, node: Node | None, what: str) -> Node:
+        if node is None:
+            raise unsupported(
+                f"rule `{self.rule.rule.name}` needs `{what}`, but the objective reads the memory in a way that has none",
+                self.rule.span,
+            )
+        return node
+
+    def products(self, gradient: Gradient) -> list[OuterProduct]:
+        """All terms as outer products; a vector is a column whose layer input is 1."""
+        products = list(gradient.products)
+        if self.window > 1:
+            products = [OuterProduct(self.b.mul(p.left, self.seen()), p.right, p.read) for p in products]
+        for adjoint in gradient.direct:
+            one = self.b.make("ones", (adjoint,), (1,), "heads")
+            seen = self.b.mul(adjoint, self.seen()) if self.window > 1 else adjoint
+            products.append(OuterProduct(seen, one, adjoint))
+        return products
+
+    def seen(self) -> Node:
+        """1 for tokens that have been there, 0 for the places before the first one."""
+        value = self.clause(self.context.value)
+        return self.carried(self.b.make("ones", (value,), (1,), "heads"), "seen")
+
+    def layer(
+        self, tensor: str, products: list[OuterProduct], state: Node, key: Node | None
+    ) -> tuple[Node | None, Node | None]:
+        """The layer's input and the error at its output for the read `self(key)`: what `key` and `err` mean."""
+        if self.m.structure.kind == "vector":
+            return (products[0].right, products[0].left) if products else (None, None)
+        if self.m.structure.kind == "linear" and tensor == "weight":
+            x = None if key is None else self.b.given(key)
+            match = [p for p in products if p.right is x]
+            return x, (match[0].left if len(match) == 1 else None)
+        if len(products) == 1:
+            return products[0].right, products[0].left
+        return None, None
+
+    def affine_fold(
+        self,
+        tensor: str,
+        state: Node,
+        products: list[OuterProduct],
+        arguments: dict[str, Node],
+        layer_key: Node | None,
+        reasons: list[str],
+    ) -> tuple[Node, Algorithm] | None:
+        b = self.b
+        try:
+            found = affine.analyse(b, self.rule, arguments, layer_key)
+        except affine.NotAffine as problem:
+            reasons.append(str(problem))
+            return None
+        pairs = [n for p in products for n in (p.right, p.left)]
+        attrs = {"memory": self.m.name, "tensor": tensor, "pairs": len(products)}
+        zero = b.number(0)
+        if not found.traces:
+            keep = found.state.get("self") or zero
+            erase = b.neg(found.state.get("self xx'") or zero)
+            write = b.neg(found.state.get("grad") or zero)
+            args = (state, *pairs, keep, erase, write, *([layer_key] if layer_key is not None else []))
+            return b.make("rank_one", args, state.shape, "fold", **attrs, exact=False), "rank-one"
+        reason = momentum_shape(found)
+        if reason is not None:
+            reasons.append(reason)
+            return None
+        (name, trace) = found.traces[0]
+        keep = found.state.get("self") or zero
+        kappa = found.state.get(f"{name} new")
+        assert kappa is not None
+        theta = trace.get(name) or zero
+        write = b.neg(b.mul(kappa, trace.get("grad") or zero))
+        node = b.make(
+            "momentum", (state, *pairs, keep, theta, write), state.shape, "fold", **attrs, trace=name,
+            kappa=float(kappa.value),
+        )  # fmt: skip
+        return node, "momentum"
+
+    def exact_fold(
+        self, tensor: str, state: Node, gradient: Gradient, arguments: dict[str, Node], key: Node | None
+    ) -> Fold | None:
+        """The exact parallel form of a period of 1: the gradient is affine in the state along the key."""
+        b = self.b
+        products = self.products(gradient)
+        x, _ = self.layer(tensor, products, state, key)
+        try:
+            found = affine.analyse(b, self.rule, arguments, x)
+        except affine.NotAffine:
+            return None
+        if found.traces or any(depends_on(p.right, state) for p in products):
+            return None
+        slope, plain = b.number(0), []
+        for product in products:
+            if not depends_on(product.left, state):
+                plain.append(product)
+                continue
+            split = affine_in(b, product.left, b.linear(product.right, state))
+            if split is None or product.right is not x:
+                return None
+            slope = b.add(slope, split[0])
+            if not (split[1].op == "number" and split[1].value == 0):
+                plain.append(OuterProduct(split[1], product.right, product.read))
+        zero = b.number(0)
+        write = b.neg(found.state.get("grad") or zero)
+        keep = found.state.get("self") or zero
+        erase = b.add(b.neg(found.state.get("self xx'") or zero), b.mul(write, slope))
+        if erase.op != "number" and x is None:
+            return None
+        pairs = [n for p in plain for n in (p.right, p.left)]
+        args = (state, *pairs, keep, erase, write, *([x] if x is not None else []))
+        node = b.make(
+            "rank_one", args, state.shape, "fold", memory=self.m.name, tensor=tensor, pairs=len(plain), exact=True
+        )
+        return Fold(tensor, node, "rank-one", gradient)
+
+
+def momentum_shape(found: affine.Recurrence) -> str | None:
+    """Why a recurrence with traces is not linear momentum with scalar kernels, or None when it is."""
+    if len(found.traces) != 1:
+        return "the rule keeps more than one trace"
+    name, trace = found.traces[0]
+    if set(dict(trace.terms)) - {name, "grad"}:
+        return f"trace `{name}` depends on more than itself and the gradient"
+    if set(dict(found.state.terms)) - {"self", f"{name} new"}:
+        return "the state moves by more than its retention and the trace"
+    kappa = found.state.get(f"{name} new")
+    if kappa is None or kappa.op != "number" or kappa.value == 0:
+        return f"trace `{name}` enters the state with a factor that is not a constant"
+    return None
+
+
+def depends_on(node: Node, source: Node) -> bool:
+    """Whether `source` is below `node`."""
+    return any(n is source for n in postorder([node]))
+
+
+def affine_in(b: Builder, node: Node, y: Node) -> tuple[Node, Node] | None:
+    """Write `node` as a·y + c with a scalar a and c free of y's weight, or return None."""
+    weight = y.args[1]
+    if node is y:
+        return b.number(1), b.number(0)
+    if not depends_on(node, weight):
+        return b.number(0), node
+    if node.op in ("add", "sub"):
+        left, right = (affine_in(b, a, y) for a in node.args)
+        if left is None or right is None:
+            return None
+        return b.apply(node.op, left[0], right[0]), b.apply(node.op, left[1], right[1])
+    if node.op == "neg":
+        inner = affine_in(b, node.args[0], y)
+        return None if inner is None else (b.neg(inner[0]), b.neg(inner[1]))
+    if node.op == "mul":
+        for scale, other in (node.args, node.args[::-1]):
+            inner = affine_in(b, other, y)
+            if not depends_on(scale, weight) and inner is not None and scale.shape in ((), (1,)):
+                return b.mul(scale, inner[0]), b.mul(scale, inner[1])
+    return None

@@ -1,0 +1,304 @@
+"""Lowers a checked unit to plan expressions: values, reads of memories, and one fold for each fast weight.
+
+Nothing here knows about time: which loop a node runs in is decided by `schedule.py`. A read of a fast memory is built
+from its boundary `state`, or, where the rule's recurrence can show it, from the fold itself (`reads running`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nsam.compiler.expressions import Builder, Node
+from nsam.compiler.folds import FastMemory, build_fast_memory, exact_candidates
+from nsam.compiler.unsupported import unsupported
+from nsam.dsl import checked as c
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A unit as plan expressions.
+
+    `events` are the `child` nodes (calls and repeats). `initial` gives, for fast memories with a generated initial
+    state, the vector it is cut from.
+    """
+
+    unit: c.Unit
+    builder: Builder
+    inputs: tuple[Node, ...]
+    outputs: tuple[tuple[str, Node], ...]
+    fast: tuple[FastMemory, ...]
+    events: tuple[Node, ...]
+    initial: tuple[tuple[str, Node], ...]
+
+
+def lower(unit: c.Unit) -> Lowered:
+    """Lower one unit (its children are lowered on their own). Raises `ProgramError` for what cannot be compiled."""
+    return Lowering(unit).run()
+
+
+@dataclass
+class Lowering:
+    """State of lowering one unit."""
+
+    unit: c.Unit
+    b: Builder = field(default_factory=Builder)
+    values: dict[tuple[str, frozenset[str]], Node] = field(default_factory=dict)
+    fast: dict[str, FastMemory] = field(default_factory=dict)
+    started: set[str] = field(default_factory=set)
+    children: dict[tuple[str, frozenset[str]], Node] = field(default_factory=dict)
+    sites: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.memories = {m.name: m for m in self.unit.memories}
+        self.bindings = {s.name: s for s in self.unit.steps if isinstance(s, c.Binding)}
+        self.child_steps = {s.name: s for s in self.unit.steps if not isinstance(s, c.Binding)}
+        self.exact = exact_candidates(self.unit)
+        nothing: frozenset[str] = frozenset()
+        for item in self.unit.inputs:
+            self.values[item.name, nothing] = self.input(item)
+
+    def run(self) -> Lowered:
+        """Lower everything that the outputs and the fast memories need."""
+        nothing: frozenset[str] = frozenset()
+        for step in self.unit.steps:
+            if isinstance(step, c.Binding):
+                self.ref(step.name, nothing)
+            else:
+                self.child(step, nothing)
+        for memory in self.unit.memories:
+            if memory.fast:
+                self.fast_memory(memory)
+        outputs = tuple((name, self.expr(value, nothing)) for name, value in self.unit.outputs)
+        initial = tuple(
+            (m.name, self.expr(m.initial.expression, nothing))
+            for m in self.unit.memories
+            if m.initial.kind == "expression" and m.initial.expression is not None
+        )
+        inputs = tuple(self.values[i.name, nothing] for i in self.unit.inputs)
+        events = tuple(self.children.values())
+        return Lowered(self.unit, self.b, inputs, outputs, tuple(self.fast.values()), events, initial)
+
+    def input(self, item: c.Input) -> Node:
+        """An input as it comes from outside; scalars get an axis of size 1."""
+        shape = tuple(int(n) for n in item.type.shape)
+        layout = {"token": "flat", "sequence": "sequence", "constant": "constant"}[item.type.per]
+        if item.type.vocab is None and not shape:
+            shape = (1,)
+        node = self.b.make("input", (), shape, layout, name=item.name)  # type: ignore[arg-type]
+        return self.b.name(node, item.name)
+
+    # --- expressions -------------------------------------------------------------------------------
+
+    def ref(self, name: str, direct: frozenset[str]) -> Node:
+        """The value of a binding or input, with reads of the `direct` memories detached."""
+        if (name, direct) in self.values:
+            return self.values[name, direct]
+        if name not in self.bindings:
+            return self.values[name, frozenset()]
+        binding = self.bindings[name]
+        node = self.expr(binding.value, direct)
+        if node.op not in ("number", "input"):
+            self.b.name(node, binding.name)
+        self.values[name, direct] = node
+        return node
+
+    def expr(self, expr: c.Expr, direct: frozenset[str], own: c.Memory | None = None) -> Node:
+        """Lower one expression. `own` is the memory whose clause it stands in (what `self` means)."""
+        if isinstance(expr, c.Constant):
+            return self.b.number(expr.value)
+        if isinstance(expr, c.Ref):
+            return self.ref(expr.name, direct)
+        if isinstance(expr, c.State):
+            return self.detached(self.state_value(self.memories[expr.memory]), expr.memory, direct)
+        if isinstance(expr, c.Read):
+            return self.read(expr, direct, own)
+        if isinstance(expr, c.Output):
+            return self.output(expr, direct)
+        if isinstance(expr, c.Apply):
+            return self.apply(expr, [self.expr(a, direct, own) for a in expr.arguments])
+        raise unsupported(f"`{expr.span.text}` cannot stand here", expr.span)
+
+    def detached(self, node: Node, memory: str, direct: frozenset[str]) -> Node:
+        """`node` without outer gradient if `memory` is a declared direct source."""
+        return self.b.make("detach", (node,), node.shape, node.layout) if memory in direct else node
+
+    def apply(self, expr: c.Apply, args: list[Node]) -> Node:
+        """A function of values."""
+        name, b = expr.function, self.b
+        heads = int(expr.option("heads", 1) or 1)
+        if name in ("normalize", "rope", "softmax", "root_mean_square") and args[0].layout != "heads":
+            if heads > 1 or name == "rope":
+                found = self.last_axis(name, b.split(args[0], heads))
+                return b.merge(found, heads)
+            return self.last_axis(name, args[0])
+        if name in ("normalize", "softmax"):
+            return self.last_axis(name, args[0])
+        if name in ("sum", "mean", "norm", "dot"):
+            self.one_axis(expr, args)
+            return b.reduce(name, *args)
+        if name in ("lp", "huber", "pseudo_huber"):
+            return b.reduce(name, args[0], **dict(expr.options))
+        if name == "concat":
+            shape = (sum(a.shape[-1] for a in args),)
+            return b.make("concat", args, shape, args[0].layout)
+        if name == "index":
+            return b.make("index", args, (1,), args[0].layout, i=expr.option("i"))
+        if name in ELEMENTWISE_FUNCTIONS:
+            return b.apply(name, *args)
+        raise unsupported(
+            f"`{name}` on values of a system has no compiled form yet", expr.span, "use the reference backend"
+        )
+
+    def last_axis(self, name: str, x: Node) -> Node:
+        return self.b.make(name, (x,), x.shape, x.layout)
+
+    def one_axis(self, expr: c.Apply, args: list[Node]) -> None:
+        if any(len(a.shape) > 1 for a in args if a.op != "number"):
+            raise unsupported(f"`{expr.function}` of a matrix-valued token has no compiled form yet", expr.span)
+
+    # --- children ----------------------------------------------------------------------------------
+
+    def child(self, step: c.Child, direct: frozenset[str]) -> Node:
+        """The node that runs a call or a repeat once."""
+        if (step.name, direct) not in self.children:
+            if isinstance(step, c.Call):
+                args = [self.expr(a, direct) for a in step.arguments]
+            else:
+                args = [self.expr(a, direct) for _, a in (*step.carried, *step.captured)]
+            node = self.b.make("child", args, (), "flat", name=step.name)
+            self.children[step.name, direct] = node
+        return self.children[step.name, direct]
+
+    def output(self, expr: c.Output, direct: frozenset[str]) -> Node:
+        step = self.child_steps[expr.child]
+        shape = tuple(int(n) for n in expr.type.shape) or (1,)
+        event = self.child(step, frozenset())
+        node = self.b.make("output", (event,), shape, "flat", name=expr.name)
+        inside = {f"{expr.child}"} & direct
+        return self.b.make("detach", (node,), shape, "flat") if inside else node
+
+    # --- memories ----------------------------------------------------------------------------------
+
+    def weight(self, memory: c.Memory, tensor: str) -> Node:
+        """A slow weight."""
+        shape = tuple(int(n) for n in memory.structure.tensors()[tensor])
+        return self.b.make("weight", (), shape, "weight", memory=memory.name, tensor=tensor)
+
+    def state(self, memory: c.Memory, tensor: str) -> Node:
+        """A fast weight at the memory's last boundary: [B, H, out, in], vectors as [B, H, n, 1]."""
+        shape = state_shape(memory, tensor)
+        return self.b.make("state", (), shape, "state", memory=memory.name, tensor=tensor)
+
+    def state_value(self, memory: c.Memory) -> Node:
+        """A vector memory's bare name."""
+        if not memory.fast and not held(memory):
+            return self.weight(memory, "weight")
+        if memory.fast and memory.reads == "running":
+            fast = self.fast_memory(memory)
+            return self.b.merge(fast.running_row(self.b, "weight"), 1)
+        return self.b.merge(self.b.make("row", (self.state(memory, "weight"),), memory_width(memory), "heads"), 1)
+
+    def read(self, expr: c.Read, direct: frozenset[str], own: c.Memory | None) -> Node:
+        """`m(x)`, `m.T(x)`, or `self(x)` inside the clauses of `own`."""
+        if expr.memory == "self":
+            if own is None:
+                raise AssertionError("self outside a memory")
+            return self.self_read(own, expr, direct)
+        memory = self.memories[expr.memory]
+        if memory.structure.kind == "attention":
+            return self.attention(memory, expr, direct)
+        x = self.expr(expr.argument, direct, own)
+        if not memory.fast and not held(memory):
+            node = self.slow_read(memory, x, expr)
+        else:
+            node = self.fast_read(memory, x, expr.transposed)
+        return self.detached(node, memory.name, direct)
+
+    def self_read(self, own: c.Memory, expr: c.Read, direct: frozenset[str]) -> Node:
+        heads = memory_heads(own)
+        if own.structure.kind == "vector":
+            return self.b.make("row", (self.state(own, "weight"),), memory_width(own), "heads")
+        x = self.expr(expr.argument, direct, own)
+        flat = x.layout != "heads"
+        inside = self.layers(own, self.b.split(x, heads) if flat else x, expr.transposed, self.state, heads, x)
+        return self.b.merge(inside, heads) if flat else inside
+
+    def fast_read(self, memory: c.Memory, x: Node, transposed: bool) -> Node:
+        heads = memory_heads(memory)
+        x = self.b.split(x, heads)
+        if memory.fast and (memory.name in self.exact or memory.reads == "running"):
+            fast = self.fast_memory(memory)
+            if fast.shows(memory.reads):
+                return self.b.merge(fast.read(self, x, transposed), heads)
+        return self.b.merge(self.layers(memory, x, transposed, self.state, heads, x), heads)
+
+    def layers(self, memory: c.Memory, x: Node, transposed: bool, weight: object, heads: int, source: Node) -> Node:
+        """Apply a memory's layers to `x`, heads split, with `weight(memory, tensor)` giving each tensor."""
+        from nsam.compiler.layers import apply_layers
+
+        return apply_layers(self.b, memory, x, transposed, lambda tensor: weight(memory, tensor))  # type: ignore[operator]
+
+    def slow_read(self, memory: c.Memory, x: Node, expr: c.Read) -> Node:
+        """A read of weights that stay put during the sequence."""
+        from nsam.compiler.layers import apply_slow
+
+        site = self.sites.get(memory.name, 0)
+        node = apply_slow(self.b, memory, x, expr.transposed, lambda t: self.weight(memory, t), site)
+        if memory.structure.kind == "conv":
+            self.sites[memory.name] = site + 1
+        return node
+
+    def attention(self, memory: c.Memory, expr: c.Read, direct: frozenset[str]) -> Node:
+        """Causal softmax attention, the non-parametric memory (eq. 62-63)."""
+        if memory.context is None or memory.context.key is None:
+            raise unsupported("attention needs `learn key -> value`", memory.span)
+        inner = direct | self.direct_sources(memory)
+        heads = int(memory.structure.heads or 1)
+        kv_heads = int(memory.structure.kv_heads or heads)
+        key = self.b.split(self.expr(memory.context.key, inner), kv_heads)
+        value = self.b.split(self.expr(memory.context.value, inner), kv_heads)
+        query = self.b.split(self.expr(expr.argument, direct), heads)
+        window = None if memory.structure.window is None else int(memory.structure.window)
+        node = self.b.make("attention", (query, key, value), value.shape, "heads", memory=memory.name, window=window)
+        return self.detached(self.b.merge(node, heads), memory.name, direct)
+
+    def direct_sources(self, memory: c.Memory) -> frozenset[str]:
+        """Memories whose values enter this memory's clauses without gradient."""
+        return frozenset(t.source for t in self.unit.transfers if t.kind == "direct" and t.target == memory.name)
+
+    def fast_memory(self, memory: c.Memory) -> FastMemory:
+        """The folds of a fast memory, built on first use."""
+        if memory.name not in self.fast:
+            if memory.name in self.started:
+                raise AssertionError(f"same-time cycle through {memory.name} reached lowering")
+            self.started.add(memory.name)
+            self.fast[memory.name] = build_fast_memory(self, memory)
+        return self.fast[memory.name]
+
+
+ELEMENTWISE_FUNCTIONS = frozenset(
+    "add sub mul div neg pow exp log sqrt abs sign sin cos tanh sigmoid silu gelu relu softplus max min clip".split()
+)
+
+
+def held(memory: c.Memory) -> bool:
+    """Whether a memory that does not move in the sequence has a state of its own: written at each reset by another."""
+    return not memory.fast and memory.initial.kind in ("memory", "expression", "zeros")
+
+
+def memory_heads(memory: c.Memory) -> int:
+    """Number of independent copies (1 when no heads are declared)."""
+    return int(memory.structure.heads or 1)
+
+
+def memory_width(memory: c.Memory) -> tuple[int, ...]:
+    """Width of a vector memory's value."""
+    return (int(memory.structure.sizes[0]),)
+
+
+def state_shape(memory: c.Memory, tensor: str) -> tuple[int, ...]:
+    """Matrix shape of a fast tensor of one head; vectors are columns [n, 1]."""
+    shape = tuple(int(n) for n in memory.structure.tensors()[tensor])
+    if memory.structure.heads is not None:
+        shape = shape[1:]
+    return shape if len(shape) == 2 else (*shape, 1)

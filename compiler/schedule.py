@@ -1,0 +1,243 @@
+"""Decides in which loop each node of a plan runs.
+
+Time is cut at boundaries. A level is one loop over blocks of tokens between the boundaries of its memories; levels nest
+where their periods divide each other and are merged where they do not (then the block ends at every boundary of any of
+them, and every memory folds the pieces one after the other). A node runs at the earliest point of
+
+    sequence before | level 0 before | level 1 before | … | level 1 after | level 0 after | sequence after
+
+at which its arguments exist: so what depends on no fast state is hoisted out of all loops. What no memory's update
+needs sinks to the end of the sequence, where it is done for all tokens at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import lcm
+
+from nsam.compiler.expressions import Node, postorder
+from nsam.compiler.folds import FastMemory
+from nsam.compiler.lower import Lowered, lower
+from nsam.compiler.unsupported import unsupported
+from nsam.dsl import checked as c
+
+SEQUENCE = -1
+UNROLLED_CHUNKS = 8
+"""The most inner chunks that one compiled block unrolls; beyond that the loop is run from Python."""
+SEGMENT_TOKENS = 64
+"""Blocks shorter than this are compiled several at a time, so that a call does at least this many tokens."""
+FREE = frozenset({"number", "weight", "input", "state"})
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A point in the nest of loops: before or after the loop inside level `level` (-1 is the whole sequence)."""
+
+    level: int
+    after: bool = False
+
+    def rank(self, depth: int) -> int:
+        """Position in program order, for a nest of `depth` levels."""
+        return 2 * depth + 1 - self.level if self.after else self.level
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One loop. `period` is the alignment of its blocks (the least common multiple where periods are merged);
+    `cuts` are the periods at whose multiples a block ends; `memories` fold in it; `resets` happen at its end."""
+
+    index: int
+    period: int
+    cuts: tuple[int, ...]
+    memories: tuple[str, ...]
+    resets: tuple[str, ...]
+    before: tuple[Node, ...]
+    after: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Work on the whole sequence: `nodes`, then `event` (a call or repeat, the loop as None, or nothing at the end)."""
+
+    nodes: tuple[Node, ...]
+    event: Node | None
+    loop: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UnitPlan:
+    """A unit, scheduled."""
+
+    lowered: Lowered
+    stages: tuple[Stage, ...]
+    levels: tuple[Level, ...]
+    places: dict[int, Place]
+    merged: str | None
+
+    @property
+    def unit(self) -> c.Unit:
+        """The checked unit that this plans."""
+        return self.lowered.unit
+
+    def fast(self, name: str) -> FastMemory:
+        """The fast memory called `name`."""
+        return next(f for f in self.lowered.fast if f.memory.name == name)
+
+
+def plan(unit: c.Unit) -> UnitPlan:
+    """Lower and schedule one unit. Raises `ProgramError` for what cannot be compiled."""
+    lowered = lower(unit)
+    return _Scheduler(lowered).run()
+
+
+def nest(periods: list[int]) -> list[tuple[int, ...]]:
+    """Group periods into levels, slowest first: nested where they divide, merged where they do not.
+
+    `nest([64, 16])` is `[(64,), (16,)]`; `nest([7, 5])` is `[(7, 5)]`.
+    """
+    levels: list[tuple[int, ...]] = []
+    for period in sorted(set(periods), reverse=True):
+        if levels and any(outer % period for outer in levels[-1]):
+            levels[-1] = (*levels[-1], period)
+        else:
+            levels.append((period,))
+    return levels
+
+
+class _Illegal(Exception):
+    """A nested schedule cannot hold this node; the levels must be merged."""
+
+
+class _Scheduler:
+    def __init__(self, lowered: Lowered) -> None:
+        self.lowered = lowered
+        self.fast = {f.memory.name: f for f in lowered.fast}
+        self.roots = [n for _, n in lowered.outputs] + [f.node for m in lowered.fast for f in m.folds]
+        self.roots += list(lowered.events)
+        losses = [m.loss for m in lowered.fast]
+        self.main = list(postorder(self.roots))
+        self.order = list(postorder([*self.roots, *losses]))
+        folds = [f.node for m in lowered.fast for f in m.folds]
+        self.needed = {n.id for n in postorder([*folds, *losses])}
+
+    def run(self) -> UnitPlan:
+        periods = [f.block for f in self.fast.values()]
+        periods += [int(f.memory.reset.period or 0) for f in self.fast.values() if f.memory.reset.kind == "every"]
+        groups = nest(periods)
+        merged = None
+        clocks = {f.memory.reset.kind == "never" for f in self.fast.values()}
+        if len(clocks) > 1 and len(set(periods)) > 1:
+            groups, merged = [tuple(sorted(set(periods), reverse=True))], "memories that are reset and never reset mix"
+        try:
+            places = self.place(groups)
+        except _Illegal as problem:
+            groups, merged = [tuple(sorted(set(periods), reverse=True))], str(problem)
+            try:
+                places = self.place(groups)
+            except _Illegal as last:
+                raise unsupported(
+                    f"a memory learns from a system that reads memories of the same loop ({last})",
+                    self.lowered.unit.span,
+                    "write the called system's memories in the calling system",
+                ) from None
+        levels = tuple(self.level(i, g, groups, places) for i, g in enumerate(groups))
+        return UnitPlan(self.lowered, self.stages(places, bool(groups)), levels, places, merged)
+
+    # --- places --------------------------------------------------------------------------------------
+
+    def place(self, groups: list[tuple[int, ...]]) -> dict[int, Place]:
+        """Find each node's place; raises `_Illegal` when the nest cannot hold it."""
+        depth = len(groups)
+        level_of = {
+            name: next(i for i, group in enumerate(groups) if fast.block in group) for name, fast in self.fast.items()
+        }
+        self._levels = level_of
+        places: dict[int, Place] = {}
+        for node in self.order:
+            places[node.id] = self.place_one(node, places, level_of, depth)
+        return places
+
+    def place_one(self, node: Node, places: dict[int, Place], level_of: dict[str, int], depth: int) -> Place:
+        if node.op == "state":
+            return Place(level_of.get(str(node.attr("memory")), SEQUENCE))
+        found = Place(SEQUENCE)
+        for argument in node.args:
+            found = max(found, places[argument.id], key=lambda p: p.rank(depth))
+        if node.op == "child":
+            if found.level != SEQUENCE:
+                found = Place(SEQUENCE, True)
+            return found
+        bound = self.bound(node)
+        if node.layout == "fold" and node.op != "shown":
+            home = level_of[str(node.attr("memory"))]
+            return self.place_fold(node, found, home)
+        if bound is None or bound[0] == SEQUENCE:
+            if found.level != SEQUENCE and node.id not in self.needed:
+                return Place(SEQUENCE, True)
+            return found
+        if found.after and found.level < bound[0]:
+            raise _Illegal(f"a read of {bound[1]} needs what a slower loop gives only at its end")
+        if node.op in ("shown", "fold_read", "fold_read_t", "fold_row") and found.level != bound[0]:
+            raise _Illegal(f"the running state of {bound[1]} is read inside a faster loop")
+        return found
+
+    def place_fold(self, node: Node, found: Place, home: int) -> Place:
+        if found.level > home:
+            return Place(home, True)
+        if found.level < home:
+            if found.after:
+                raise _Illegal(f"{node.attr('memory')} learns from what a slower loop gives only at its end")
+            return Place(home)
+        return found
+
+    def bound(self, node: Node) -> tuple[int, str] | None:
+        """The level inside which this node must run because it touches a state or a fold, with the memory's name."""
+        for argument in node.args:
+            source = argument.args[0] if argument.op == "shown" else argument
+            if source.op == "state" or source.layout == "fold":
+                memory = str(source.attr("memory"))
+                return self._levels.get(memory, SEQUENCE), memory
+        return None
+
+    # --- levels and stages -----------------------------------------------------------------------------
+
+    def level(
+        self, index: int, group: tuple[int, ...], groups: list[tuple[int, ...]], places: dict[int, Place]
+    ) -> Level:
+        memories = tuple(n for n, f in self.fast.items() if f.block in group)
+        resets = tuple(
+            n
+            for n, f in self.fast.items()
+            if f.memory.reset.kind == "every" and int(f.memory.reset.period or 0) in group
+        )
+        here = [n for n in self.main if n.op not in FREE and places[n.id].level == index]
+        before = tuple(n for n in here if not places[n.id].after)
+        after = tuple(n for n in here if places[n.id].after)
+        return Level(index, lcm(*group), tuple(sorted(group)), memories, resets, before, after)
+
+    def stages(self, places: dict[int, Place], loop: bool) -> tuple[Stage, ...]:
+        """Cut the whole-sequence work into stages between calls and the loop."""
+        events = list(self.lowered.events)
+        late = [e for e in events if places[e.id].after]
+        order: list[Node | None] = [e for e in events if e not in late]
+        if loop:
+            order.append(None)
+        order += late
+        position = {e.id: i for i, e in enumerate(order) if e is not None}
+        loop_at = next((i for i, e in enumerate(order) if e is None), len(order))
+        stage: dict[int, int] = {}
+        groups: list[list[Node]] = [[] for _ in range(len(order) + 1)]
+        for node in self.main:
+            place = places[node.id]
+            if place.level != SEQUENCE:
+                stage[node.id] = loop_at + 1
+                continue
+            if node.id in position:
+                stage[node.id] = position[node.id] + 1
+                continue
+            at = max((stage[a.id] for a in node.args), default=0)
+            stage[node.id] = at
+            if node.op not in FREE and node.op not in ("child", "output"):
+                groups[at].append(node)
+        found = [Stage(tuple(groups[i]), e, e is None) for i, e in enumerate(order)]
+        return (*found, Stage(tuple(groups[-1]), None, False))
