@@ -21,10 +21,10 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def build() -> Callable[..., Unit]:
     """Return a function that checks a program's text and gives its system's unit."""
-    from nsam.dsl.program import loads
+    from nsam.dsl.program import Program
 
     def unit(text: str, system: str = "s", **parameters: Any) -> Unit:
-        return loads(f"nsam 1\n{RULES}\n{text}").instantiate(system, parameters)
+        return Program.loads(f"nsam 1\n{RULES}\n{text}").instantiate(system, parameters)
 
     return unit
 
