@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from nsam.dsl import syntax
-from nsam.dsl.checked import Binding, Call, Child, Expr, Input, Memory, Output, Ref, Unit, ValueType
+from nsam.dsl.calls import Calls
+from nsam.dsl.checked import Binding, Child, Expr, Input, Memory, Ref, Unit, ValueType
 from nsam.dsl.clauses import build_memory
 from nsam.dsl.constants import Evaluator, Value
+from nsam.dsl.dependencies import START, NodeId, needs, report_cycle
 from nsam.dsl.diagnostics import Label
-from nsam.dsl.findings import Findings, Skip, attempt_all
+from nsam.dsl.findings import Findings, Skip
 from nsam.dsl.memories import Info, Named, declare_memories
 from nsam.dsl.names import (
     Module,
     all_statements,
     assigned_names,
     declared_names,
-    free_names,
-    inside,
-    memory_values,
-    statement_values,
+    unique,
 )
 from nsam.dsl.order import ordered
 from nsam.dsl.reads import SystemExpressions
 from nsam.dsl.repeats import build_repeat
 from nsam.dsl.spans import Span
 from nsam.dsl.transfers import build_transfers
-from nsam.dsl.types import same_size, shape_text
 
 if TYPE_CHECKING:
     from nsam.dsl.instantiate import Checker
 
-NodeId: TypeAlias = "int | str"
-"""A statement's position, or a memory's path."""
-
-_START = -1
 _END = 1 << 60
 
 
@@ -72,8 +66,7 @@ class Body:
         self.steps: dict[NodeId, list[Binding | Child]] = {}
         self.current: list[Binding | Child] = []
         self.binding_names: set[str] = set()
-        self.child_names: dict[tuple[int, str], str] = {}
-        self.units: dict[tuple[int, str], Unit] = {}
+        self.calls = Calls(self)
         self.inner = {
             name: identifier
             for node in statements
@@ -93,13 +86,13 @@ class Body:
         self._declare(inputs, repeated=outputs is not None)
         self.memories = declare_memories(self)
         infos = [info for named in self.memories.values() for info in named.members]
-        self._prepare_children(infos)
+        self.calls.prepare(infos)
         by_path = {info.path: info for info in infos}
         nodes: list[NodeId] = [*range(len(self.statements)), *by_path]
-        hard = {node: self._needs(node, by_path, soft=False) for node in nodes}
+        hard = {node: needs(self, node, by_path, soft=False) for node in nodes}
         order, cycles = ordered(nodes, lambda node: hard[node])
         for cycle in cycles:
-            self._report_cycle(cycle)
+            report_cycle(self, cycle)
         for node in order:
             self._evaluate(node, by_path)
         for info in infos:
@@ -108,13 +101,13 @@ class Body:
         transfers = build_transfers(self)
         if self.failed:
             raise Skip
-        soft = {node: [*hard[node], *self._needs(node, by_path, soft=True)] for node in nodes}
+        soft = {node: [*hard[node], *needs(self, node, by_path, soft=True)] for node in nodes}
         final, tangled = ordered(nodes, lambda node: soft[node])
         steps = [step for node in (order if tangled else final) for step in self.steps.get(node, ())]
         memories = tuple(self.built[info.path] for info in infos)
-        return Unit(
-            self.name, dict(self.parameters), tuple(self.inputs), memories, tuple(steps), results, transfers, self.span
-        )
+        parameters: Any = dict(self.parameters)
+        taken = tuple(self.inputs)
+        return Unit(self.name, parameters, taken, memories, tuple(steps), results, transfers, self.span)
 
     def _declare(self, inputs: Sequence[Input], repeated: bool) -> None:
         for given in inputs:
@@ -199,158 +192,16 @@ class Body:
             shape = tuple(structures.size(size, f"a size of `{node.name.id}`") for size in node.type.sizes)
         except Skip:
             self.failed = True
-            self.versions.setdefault(node.name.id, [_START])
+            self.versions.setdefault(node.name.id, [START])
             return
         type_ = ValueType(shape, "sequence" if node.per_sequence else "token", vocab)
         self._add_input(Input(node.name.id, type_, node.span))
 
     def _add_input(self, given: Input) -> None:
         self.inputs.append(given)
-        self.versions.setdefault(given.name, [_START])
+        self.versions.setdefault(given.name, [START])
         self.binding_names.add(given.name)
-        self.results[given.name, _START] = Ref(given.type, given.span, given.name)
-
-    # --- children ---
-
-    def _prepare_children(self, infos: Iterable[Info]) -> None:
-        """Name every call and repeat in the order of the text, and instantiate the systems that are called."""
-        taken = set(self.memories)
-        by_position: dict[int, list[Info]] = {}
-        for info in infos:
-            by_position.setdefault(info.position, []).append(info)
-        for position, node in enumerate(self.statements):
-            if isinstance(node, syntax.Repeat):
-                self.child_names[id(node), ""] = _unique("repeat", taken)
-            elif isinstance(node, syntax.MemoryDeclaration):
-                for info in by_position.get(position, ()):
-                    self._prepare_calls(memory_values(node), info.evaluator, info.path, taken)
-            else:
-                self._prepare_calls(statement_values(node), self.evaluator, "", taken)
-
-    def _prepare_calls(
-        self, expressions: Iterable[syntax.Expression], evaluator: Evaluator, owner: str, taken: set[str]
-    ) -> None:
-        for node in inside(expressions):
-            if not isinstance(node, syntax.Call) or node.function not in self.module.systems:
-                continue
-            if node.function in self.memories or self.outer_memory(node.function) is not None:
-                continue
-            self.child_names[id(node), owner] = _unique(node.function, taken)
-            try:
-                unit = self.checker.called(self.module.systems[node.function], node, evaluator)
-                self.units[id(node), owner] = unit
-            except Skip:
-                self.failed = True
-
-    def call(self, node: syntax.Call, builder: SystemExpressions) -> Expr:
-        """Return what the system called by `node` returns; its arguments are checked against its inputs."""
-        key = (id(node), "" if builder.own is None else builder.own.path)
-        unit = self.units.get(key)
-        if node.transposed:
-            raise self.findings.error("N0234", "a system has no transpose", node.function_span, "`.T` here")
-        if unit is None:
-            raise Skip
-        given = self.checker.inputs_of(self.module.systems[node.function], node)
-        values = attempt_all([lambda value=value: builder.build(value) for value in given])  # type: ignore[misc]
-        attempt_all(
-            [lambda a=a, i=i: self._check_input(a, i) for a, i in zip(values, unit.inputs, strict=True)]  # type: ignore[misc]
-        )
-        name = self.child_names[key]
-        self.current.append(Call(name, unit, tuple(values), node.span))
-        return Output(unit.outputs[0][1].type, node.span, name)
-
-    def _check_input(self, argument: Expr, expected: Input) -> None:
-        found, wanted = argument.type, expected.type
-        declared = [Label(expected.span, f"`{expected.name}` is {shape_text(wanted)}: declared here")]
-        fits = len(found.shape) == len(wanted.shape) and (found.vocab is None) == (wanted.vocab is None)
-        sizes = zip((*found.shape, found.vocab or 1), (*wanted.shape, wanted.vocab or 1), strict=False)
-        if not fits or not all(same_size(a, b) for a, b in sizes):
-            message = f"input `{expected.name}` is {shape_text(wanted)}, this is {shape_text(found)}"
-            raise self.findings.error(
-                "N0214", message, argument.span, f"this is {shape_text(found)}", secondary=declared
-            )
-        if wanted.per == "sequence" and found.per == "token":
-            raise self.findings.error(
-                "N0246",
-                f"input `{expected.name}` has one value a sequence",
-                argument.span,
-                "this varies with the token",
-                secondary=declared,
-            )
-
-    # --- order ---
-
-    def _needs(self, node: NodeId, infos: dict[str, Info], soft: bool) -> list[NodeId]:
-        """Return what must be computed before `node`.
-
-        Hard needs are what its type depends on. Soft ones also count what the memories that it reads need within the
-        token: running reads see the current token's key and value, a generated initial state sees its generator.
-        """
-        if isinstance(node, int):
-            statement = self.statements[node]
-            if isinstance(statement, syntax.Repeat):
-                names = [*assigned_names(statement.body), *free_names(statement.body)]
-                return [need for name in names for need in self._version_node(name, node)]
-            return self._mentioned(statement_values(statement), node, infos, soft)
-        info = infos[node]
-        if info.structure.kind == "attention":
-            return self._mentioned(memory_values(info.node), info.position, infos, soft)
-        if not soft:
-            return []
-        made = [clause.expression for clause in info.node.clauses if isinstance(clause, syntax.Init)]
-        values = memory_values(info.node) if info.running else [value for value in made if value is not None]
-        return self._mentioned(values, info.position, infos, soft)
-
-    def _mentioned(
-        self, values: Iterable[syntax.Expression], position: int, infos: dict[str, Info], soft: bool
-    ) -> list[NodeId]:
-        found: list[NodeId] = []
-        for node in inside(values):
-            name = node.id if isinstance(node, syntax.Name) else node.function if isinstance(node, syntax.Call) else ""
-            if isinstance(node, syntax.Name):
-                found.extend(self._version_node(name, position))
-            if name in self.memories:
-                members = self.memories[name].members
-                found.extend(info.path for info in members if soft or info.structure.kind == "attention")
-        return found
-
-    def _version_node(self, name: str, position: int) -> list[NodeId]:
-        version = self._version(name, position)
-        return [] if version is None or version == _START else [version]
-
-    def _version(self, name: str, position: int) -> int | None:
-        versions = self.versions.get(name)
-        if not versions:
-            return None
-        before = [version for version in versions if version < position]
-        return before[-1] if before else versions[0]
-
-    def _report_cycle(self, cycle: list[NodeId]) -> None:
-        self.failed = True
-        places = [(self._title(node), self._place(node)) for node in reversed(cycle)]
-        start = min(range(len(places)), key=lambda index: places[index][1].start)
-        places = places[start:] + places[:start]
-        text = " -> ".join([title for title, _ in [*places, places[0]]])
-        self.findings.error(
-            "N0208",
-            f"these values need each other within one token: {text}",
-            places[0][1],
-            f"`{places[0][0]}` is needed for itself",
-            secondary=[Label(place, f"`{title}`") for title, place in places[1:]],
-            help="a memory that is read at its boundary breaks a cycle: it shows what it learnt before this token",
-        )
-
-    def _title(self, node: NodeId) -> str:
-        if isinstance(node, str):
-            return node
-        statement = self.statements[node]
-        return statement.name.id if isinstance(statement, syntax.Let | syntax.Assign) else "repeat"
-
-    def _place(self, node: NodeId) -> Span:
-        if isinstance(node, str):
-            return next(info.span for named in self.memories.values() for info in named.members if info.path == node)
-        statement = self.statements[node]
-        return statement.name.span if isinstance(statement, syntax.Let | syntax.Assign) else statement.span
+        self.results[given.name, START] = Ref(given.type, given.span, given.name)
 
     # --- evaluation ---
 
@@ -372,16 +223,16 @@ class Body:
 
     def _bind_as(self, statement: syntax.Let | syntax.Assign, position: int, value: Expr) -> None:
         source = statement.name.id
-        name = _unique(source, self.binding_names)
+        name = unique(source, self.binding_names)
         self.current.append(Binding(name, source, value, statement.span))
         self.results[source, position] = Ref(value.type, statement.span, name)
 
     def bind(self, name: str, value: Expr) -> Expr:
         """Give an intermediate value a name of its own, computed before the statement at hand."""
-        unique = _unique(name, self.binding_names | set(self.versions))
-        self.binding_names.add(unique)
-        self.current.append(Binding(unique, name, value, value.span))
-        return Ref(value.type, value.span, unique)
+        own = unique(name, self.binding_names | set(self.versions))
+        self.binding_names.add(own)
+        self.current.append(Binding(own, name, value, value.span))
+        return Ref(value.type, value.span, own)
 
     def _build_memory(self, info: Info) -> None:
         if info.path in self.built:
@@ -425,9 +276,17 @@ class Body:
 
     # --- what names mean ---
 
+    def version(self, name: str, position: int) -> int | None:
+        """Return the line whose value `name` has at `position` (-1 for inputs), or None when it is no value."""
+        versions = self.versions.get(name)
+        if not versions:
+            return None
+        before = [version for version in versions if version < position]
+        return before[-1] if before else versions[0]
+
     def value(self, name: str, position: int) -> Expr | None:
         """Return the value that `name` has at `position`, or None when it is no value; Skip when it is a wrong one."""
-        version = self._version(name, position)
+        version = self.version(name, position)
         if version is None:
             return None
         if (name, version) not in self.results:
@@ -500,16 +359,6 @@ class Body:
         """Report an error of this body and go on."""
         self.failed = True
         self.findings.error(code, message, span, label, secondary=secondary, help=help_text)
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    """Return `name`, or `name_2`, `name_3`, … when it is taken; the result is taken from then on."""
-    found, number = name, 1
-    while found in taken:
-        number += 1
-        found = f"{name}_{number}"
-    taken.add(found)
-    return found
 
 
 def _declared_inside(node: syntax.Repeat) -> dict[str, syntax.Identifier]:

@@ -87,7 +87,7 @@ class _Clauses:
             self._check_rule_periods(self.reset, reset, frequency, rule)
         if self.body.failed or reset is None or initial is None:
             raise Skip
-        reads = "boundary" if self.reads is None else self.reads.mode
+        reads: Any = "boundary" if self.reads is None else self.reads.mode
         return Memory(
             info.path,
             info.structure,
@@ -98,7 +98,7 @@ class _Clauses:
             frequency,
             reads,
             reset,
-            initial,  # type: ignore[arg-type]
+            initial,
         )
 
     def _attempt(self, function: Any, *arguments: Any) -> Any:
@@ -351,7 +351,8 @@ class _Clauses:
         if distance == float("inf"):
             return Reset("never")
         if frequency is not None and frequency.unit == "token" and frequency.period != float("inf"):
-            if divides(frequency.period, distance) is False:
+            whole = divides(frequency.period, distance)
+            if whole is False:
                 raise self._not_multiple(node, distance, frequency.period, frequency.span)
         return Reset("every", distance)
 

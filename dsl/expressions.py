@@ -139,7 +139,8 @@ class Expressions:
         operand = self.build(node.operand)
         if isinstance(operand, Constant):
             value: Any = operand.value
-            return Constant(SCALAR, node.span, value if isinstance(value, Unknown) else -value)
+            negated: Any = value if isinstance(value, Unknown) else -value
+            return Constant(SCALAR, node.span, negated)
         return self.apply("neg", [operand], node.span)
 
     def _fold(self, function: str, arguments: Sequence[Expr], span: Span) -> Expr | None:

@@ -170,3 +170,13 @@ def assigned_names(body: tuple[syntax.Statement, ...]) -> dict[str, syntax.Ident
             if name not in own:
                 found.setdefault(name, place)
     return found
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """Return `name`, or `name_2`, `name_3`, … when it is taken; the result is taken from then on."""
+    found, number = name, 1
+    while found in taken:
+        number += 1
+        found = f"{name}_{number}"
+    taken.add(found)
+    return found

@@ -46,9 +46,11 @@ class ObjectiveExpressions(Expressions):
         self.info = info
 
     def callables(self) -> list[str]:
+        """Return the names that may be called here."""
         return ["self", *names_in("objective")]
 
     def name(self, node: syntax.Name) -> Expr:
+        """Return what a bare name means here."""
         if node.id == "value":
             return Ref(self.value, node.span, "value")
         if node.id == "key":
@@ -75,6 +77,7 @@ class ObjectiveExpressions(Expressions):
         )
 
     def special(self, node: syntax.Call) -> Expr | None:
+        """Return what a call means here, or None for a function."""
         if node.function == "self":
             return self._read(node)
         if node.function not in names_in("objective") and not self._is_function(node.function):

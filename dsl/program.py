@@ -69,7 +69,7 @@ class Program:
     def parameters(self, system: str) -> tuple[syntax.Parameter, ...]:
         """Return the parameters of a system, as declared."""
         findings = Findings()
-        declared = _run(findings, lambda: _find(findings, self.module.systems, system, "system"))
+        declared: System = _run(findings, lambda: _find(findings, self.module.systems, system, "system"))
         return declared.node.parameters
 
     def instantiate(self, system: str, parameters: Mapping[str, object] | None = None) -> Unit:
@@ -92,6 +92,17 @@ class Program:
                     help="give it: " + " ".join(f"-p {name}={_example(declared, name)}" for name in missing),
                 )
             return checker.unit(declared, values)
+
+        return _run(findings, build)
+
+    def symbolic(self, system: str) -> Unit:
+        """Return `system` with its defaults given and the other sizes open: for checks that hold whatever the size."""
+        findings = Findings()
+
+        def build() -> Unit:
+            declared = _find(findings, self.module.systems, system, "system")
+            checker = Checker(findings)
+            return checker.unit(declared, checker.symbolic(declared, checker.with_defaults(declared, {})))
 
         return _run(findings, build)
 

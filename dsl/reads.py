@@ -105,7 +105,8 @@ def _attend(builder: Expressions, info: Info, name: str, argument: Expr, node: s
     if info.kept is None:
         raise Skip
     key, value = info.kept
-    heads, kv_heads = structure.heads, structure.kv_heads or structure.heads
+    heads: Any = structure.heads
+    kv_heads: Any = structure.kv_heads or heads
     declared = [Label(info.span, f"`{info.path}` is declared here")]
     query = argument.type
     if query.vocab is not None or len(query.shape) != 1:
@@ -222,7 +223,7 @@ class SystemExpressions(Expressions):
         if outside is not None:
             raise body.refuse_outer(name, outside, node.function_span)
         if name in body.module.systems:
-            return body.call(node, self)
+            return body.calls.call(node, self)
         if name == "chain":
             return self._chain(node)
         if name == "mix":

@@ -27,7 +27,7 @@ def build_repeat(body: Body, position: int, node: syntax.Repeat) -> dict[tuple[s
     carried = {name: _value(body, name, position) for name in assigned if name in body.versions}
     seen = [name for name in free_names(node.body) if name in body.versions and name not in carried]
     captured = {name: _value(body, name, position) for name in seen}
-    name = body.child_names[id(node), ""]
+    name = body.calls.names[id(node), ""]
     outputs = [identifier for key, identifier in assigned.items() if key in carried]
     if not outputs:
         body.error(

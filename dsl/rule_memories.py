@@ -88,13 +88,16 @@ class RuleObjective(ObjectiveExpressions):
         self.memory = memory
 
     def constant(self, node: syntax.Name) -> Expr | None:
+        """Return a parameter of the rule, which stays a name."""
         known = any(parameter.name == node.id for parameter in self.maker.node.parameters)
         return Ref(SCALAR, node.span, node.id) if known else None
 
     def read(self, argument: Expr, node: syntax.Call) -> Expr:
+        """Return `self(argument)`."""
         return self.memory.read(self, argument, node, "self")
 
     def state(self, span: Span) -> Expr:
+        """Return the state itself."""
         return self.memory.state(span, "self")
 
 
@@ -125,7 +128,7 @@ class _RuleClauses:
         rule = use_rule(self.maker.checker, self.maker.module, by, scope)
         self._check_rule(by, rule, context, every)
         self.maker.memories[self.name.id] = memory
-        mode = "boundary" if reads is None else reads.mode
+        mode: Any = "boundary" if reads is None else reads.mode
         return RuleMemory(
             memory.name,
             memory.structure,
@@ -135,7 +138,7 @@ class _RuleClauses:
             period,
             every.summed,
             mode,
-            self.node.span,  # type: ignore[arg-type]
+            self.node.span,
         )
 
     def _one(self, kind: type[C]) -> C | None:

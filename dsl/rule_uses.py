@@ -39,6 +39,7 @@ class _Defaults(Expressions):
         self.given = given
 
     def name(self, node: syntax.Name) -> Expr:
+        """Return what a bare name means here."""
         if node.id in self.given:
             return self.given[node.id]
         raise self.findings.error(
@@ -50,6 +51,7 @@ class _Defaults(Expressions):
         )
 
     def special(self, node: syntax.Call) -> Expr | None:
+        """Return what a call means here, or None for a function."""
         return None
 
 

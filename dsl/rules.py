@@ -39,7 +39,7 @@ GIVEN: dict[str, ValueType] = {
     "key": ValueType((COLUMNS,), "token"),
     "err": ValueType((ROWS,), "token"),
 }
-"""The names that every rule knows, with their shapes: one weight matrix, its gradient, its input, its output's error."""
+"""What every rule knows, with shapes: one weight matrix, its gradient, its input, the error of its output."""
 
 
 class RuleEvaluator(Evaluator):
@@ -64,12 +64,15 @@ class RuleExpressions(Expressions):
         self.own = own
 
     def callables(self) -> list[str]:
+        """Return the names that may be called here."""
         return [*self.maker.memories, *names_in("rule")]
 
     def static_name(self, name: str) -> Value | None:
+        """Return the compile-time value of a parameter or let, or None."""
         return self.maker.statics.get(name)
 
     def name(self, node: syntax.Name) -> Expr:
+        """Return what a bare name means here."""
         maker = self.maker
         if node.id in GIVEN:
             if node.id == "self" and self.own is not None:
@@ -94,6 +97,7 @@ class RuleExpressions(Expressions):
         )
 
     def special(self, node: syntax.Call) -> Expr | None:
+        """Return what a call means here, or None for a function."""
         memory = self.own if node.function == "self" else self.maker.memories.get(node.function)
         if memory is None:
             if node.function == "self":
@@ -106,6 +110,7 @@ class RuleExpressions(Expressions):
         return memory.read(self, self.build(value), node, "self" if node.function == "self" else memory.name)
 
     def apply(self, function: str, arguments: Any, span: Span, options: tuple[tuple[str, Any], ...] = ()) -> Expr:
+        """Return the function applied; see `Expressions.apply`."""
         if function == "unbias" and static_value(arguments[1], self) is None:
             raise self.findings.error(
                 "N0212", "`unbias` needs a constant", arguments[1].span, "this varies from update to update"

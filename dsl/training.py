@@ -53,9 +53,11 @@ class _Objective(Expressions):
         self.used = False
 
     def callables(self) -> list[str]:
+        """Return the names that may be called here."""
         return ["model", *names_in("train")]
 
     def name(self, node: syntax.Name) -> Expr:
+        """Return what a bare name means here."""
         if node.id in self.types:
             return Ref(self.types[node.id], node.span, node.id)
         raise self.findings.error(
@@ -67,6 +69,7 @@ class _Objective(Expressions):
         )
 
     def special(self, node: syntax.Call) -> Expr | None:
+        """Return what a call means here, or None for a function."""
         if node.function != "model":
             return None
         names = list(self.types)
