@@ -17,14 +17,14 @@ def check(file: File, format: OutputFormat = Format.text) -> None:
     [dim]nsam check hope.nsam
     nsam check hope.nsam --format json[/]
     """
-    from nsam.dsl.program import load
+    from nsam.cli.programs import load_checked
 
     try:
-        program = load(file)
+        program, warnings = load_checked(file)
     except ProgramError as error:
         show(error.diagnostics, format)
         raise typer.Exit(1) from None
-    show(program.warnings, format)
+    show(warnings, format)
     if format is Format.text:
         counts = ", ".join(
             f"{len(names)} {kind}{'' if len(names) == 1 else 's'}"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nsam.cli.options import File, Parameters, System, Value, parse_pairs
-from nsam.cli.output import show_warnings
 from nsam.cli.request import resolve, system_name
 
 if TYPE_CHECKING:
@@ -46,10 +45,9 @@ def compile_(
     if (out is None) == (dump is None):
         raise typer.BadParameter("give either -o OUT.py or --dump STAGE", param_hint="--out")
     params = parse_pairs(param, "--param")
-    from nsam.dsl.program import load
+    from nsam.cli.programs import load
 
     program = load(file)
-    show_warnings(program.warnings)
     if dump is not None:
         typer.echo(_dump(file, program, dump, system, params).rstrip())
         return

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from nsam.cli.options import Parameters, System, parse_pairs
-from nsam.cli.output import show_warnings
 from nsam.cli.request import resolve
 
 _CODE = re.compile(r"[Nn][0-9]{4}\Z")
@@ -32,10 +31,9 @@ def explain(
         typer.echo(_code_page(subject.upper()))
         return
     params = parse_pairs(param, "--param")
-    from nsam.dsl.program import load
+    from nsam.cli.programs import load
 
     program = load(Path(subject))
-    show_warnings(program.warnings)
     unit, _ = resolve(program, system, params)
     from nsam.compiler.explain import explain as explain_unit
 

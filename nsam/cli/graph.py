@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from nsam.cli.options import File, Parameters, System, parse_pairs
-from nsam.cli.output import show_warnings
 from nsam.cli.request import resolve
 
 ENDINGS = ("svg", "png", "pdf", "dot", "html", "mmd", "json")
@@ -33,10 +32,9 @@ def graph(
     if out.suffix.removeprefix(".") not in ENDINGS:
         raise typer.BadParameter(f"{out} should end in one of: {', '.join(ENDINGS)}", param_hint="--out")
     params = parse_pairs(param, "--param")
-    from nsam.dsl.program import load
+    from nsam.cli.programs import load
 
     program = load(file)
-    show_warnings(program.warnings)
     unit, train = resolve(program, system, params)
     from nsam.backends.graphviz.render import render
     from nsam.compiler.graph import build_graph

@@ -27,12 +27,6 @@ def show(diagnostics: Sequence[Diagnostic], format: Format = Format.text) -> Non
         typer.echo(_count(diagnostics), err=True)
 
 
-def show_warnings(warnings: Sequence[Diagnostic]) -> None:
-    """Print a program's warnings on stderr."""
-    if warnings:
-        show(warnings)
-
-
 def wants_color(stream: TextIO) -> bool:
     """Whether `stream` is a terminal that wants colour (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

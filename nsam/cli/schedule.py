@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nsam.cli.options import File, Parameters, System, parse_pairs
-from nsam.cli.output import show_warnings
 from nsam.cli.request import resolve
 
 if TYPE_CHECKING:
@@ -29,10 +28,9 @@ def schedule(
     [dim]nsam schedule hope.nsam titans -p dim=64 --tokens 128[/]
     """
     params = parse_pairs(param, "--param")
-    from nsam.dsl.program import load
+    from nsam.cli.programs import load
 
     program = load(file)
-    show_warnings(program.warnings)
     unit, train = resolve(program, system, params)
     typer.echo(schedule_of(unit, train, tokens), nl=False)
 

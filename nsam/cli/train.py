@@ -12,7 +12,6 @@ import typer
 
 from nsam.cli.guard import INTERRUPTED
 from nsam.cli.options import File, parse_pairs
-from nsam.cli.output import show_warnings
 from nsam.cli.request import train_name
 
 if TYPE_CHECKING:
@@ -83,10 +82,9 @@ def train(
     overrides = parse_pairs(set_, "--set")
     if resume and (data or seed is not None or dtype is not None):
         raise typer.BadParameter("a resumed run keeps its --data, --seed and --dtype", param_hint="--resume")
-    from nsam.dsl.program import load
+    from nsam.cli.programs import load
 
     program = load(file)
-    show_warnings(program.warnings)
     name = train_name(program, name)
 
     import torch

@@ -9,7 +9,6 @@ import typer
 
 from nsam.cli.guard import DIAGNOSTICS
 from nsam.cli.options import File, Parameters, System, Value, parse_pairs
-from nsam.cli.output import show_warnings
 from nsam.cli.request import unknown
 
 if TYPE_CHECKING:
@@ -28,10 +27,9 @@ def verify(file: File, system: System = None, param: Parameters = None) -> None:
     nsam verify hope.nsam titans -p dim=8 -p chunk=4 -p slow=8[/]
     """
     params = parse_pairs(param, "--param")
-    from nsam.dsl.program import load
+    from nsam.cli.programs import load
 
     program = load(file)
-    show_warnings(program.warnings)
     if system is not None and system not in program.systems:
         raise unknown(program, system)
     from nsam import api
@@ -51,6 +49,6 @@ def verify(file: File, system: System = None, param: Parameters = None) -> None:
 
 def _small(program: Program, name: str, params: Mapping[str, Value], every: bool) -> dict[str, Value]:
     """Return the parameters for one system: those given (`every`: only those that it declares), and a small `dim`."""
-    declared = {parameter.name for parameter in program.systems[name].parameters}
+    declared = {parameter.name for parameter in program.parameters(name)}
     given = {key: value for key, value in params.items() if key in declared or not every}
     return ({"dim": SMALL} if "dim" in declared else {}) | given

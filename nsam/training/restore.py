@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from nsam import api
-from nsam.dsl.program import load
+from nsam.dsl.program import Program
 from nsam.runs.checkpoint import latest_checkpoint, load_checkpoint, require_same_tensors
 from nsam.runs.folder import open_run
 from nsam.training.settings import require_device
@@ -20,7 +20,7 @@ def trained_model(path: Path, device: str = "cpu") -> nn.Module:
     """
     where = require_device(device)
     folder, description = open_run(path)
-    train = load(folder.program / description.main).train(description.train, description.overrides)
+    train = Program.load(folder.program / description.main).train(description.train, description.overrides)
     module: nn.Module = api.compile_unit(train.model, compiled=False).to(where)
     checkpoint = latest_checkpoint(folder.checkpoints)
     weights = load_checkpoint(checkpoint, where).model

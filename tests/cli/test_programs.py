@@ -118,7 +118,7 @@ def test_graph_refuses_other_endings(run: Run, tiny: Path, tmp_path: Path) -> No
 def test_schedule_and_explain(run: Run, tiny: Path) -> None:
     found = run("schedule", tiny, "tiny", "--tokens", 16)
     assert found.returncode == 0, found.stderr
-    assert "every 4 tokens" in found.stdout
+    assert "hyperperiod 4 tokens" in found.stdout
     found = run("explain", tiny, "tiny", "-p", "dim=8")
     assert found.returncode == 0, found.stderr
     assert "m" in found.stdout
