@@ -177,7 +177,7 @@ def check_gradients(unit: Unit, graph: LevelGraph, report: Report) -> None:
         names = _listed(sorted({problem.path for problem in problems}))
         plural = len({problem.path for problem in problems}) > 1
         verb = "get" if plural else "gets"
-        why, help_ = _explained(stop)
+        why, help_ = _explained(stop, "their only way" if plural else "its only way")
         report.add(
             _CODES[stop.cause],
             f"{names} {verb} no gradient: {why}",
@@ -195,23 +195,23 @@ def has_parameter(memory: Memory) -> bool:
     return memory.initial.kind == "learned" or not in_sequence(memory)
 
 
-def _explained(stop: Stop) -> tuple[str, str]:
+def _explained(stop: Stop, way: str) -> tuple[str, str]:
     if stop.cause == "direct":
         return (
-            f"its only way to the output is a `direct` transfer into `{stop.by}`",
+            f"{way} to the output is a `direct` transfer into `{stop.by}`",
             "remove the transfer to let the gradient through, or use a memory that needs no training",
         )
     if stop.cause == "rule":
         return (
-            f"its only way to the output is through the rule `{stop.by}`, whose derivative is zero there",
+            f"{way} to the output is through the rule `{stop.by}`, whose derivative is zero there",
             "train it by another way as well, or use a rule with a derivative",
         )
     if stop.cause == "function":
         return (
-            f"its only way to the output is through `{stop.by}`, whose derivative is zero",
+            f"{way} to the output is through `{stop.by}`, whose derivative is zero",
             "use a smooth function in its place",
         )
     return (
-        f"it only feeds what `{stop.by}` learns, and `{stop.by}` never moves (period inf)",
+        f"{way} to the output is what `{stop.by}` learns, and `{stop.by}` never moves (period inf)",
         "give it a finite period, or leave its `learn` clause out",
     )

@@ -90,8 +90,6 @@ class _Collector:
         role = _role(memory)
         size = state_size(memory)
         learned = memory.initial.kind == "learned" or role == "weight"
-        trained = role == "weight"
-        task = memory.objective is None or memory.objective.name == "task"
         return Problem(
             path=path,
             role=role,
@@ -101,9 +99,7 @@ class _Collector:
             span=memory.span,
             structure=memory.structure,
             structure_text=structure_text(memory.structure),
-            context=clause(memory.context.span, "learn")
-            if memory.context
-            else ("gradients" if trained or task else ""),
+            context=_context(memory, role),
             objective=_objective(memory, role),
             rule=clause(memory.rule.span, "by") if memory.rule else _default_rule(memory, role),
             initial="empty" if role == "attention" else initial_text(memory.initial),
@@ -191,7 +187,7 @@ class _Collector:
             self.edges[key] = new
             return
         names = (*old.uses, *(use for use in new.uses if use not in old.uses))
-        self.edges[key] = replace(old, uses=names, carried=old.carried or new.carried)
+        self.edges[key] = replace(old, uses=names, carried=old.carried and new.carried)
 
     # --- declared transfers ----------------------------------------------------------------------
 
@@ -326,6 +322,12 @@ def _role(memory: Memory) -> Role:
     if memory.frequency is None:
         return "generated" if memory.initial.kind in ("memory", "expression") else "weight"
     return "memory"
+
+
+def _context(memory: Memory, role: Role) -> str:
+    if memory.context is not None:
+        return clause(memory.context.span, "learn")
+    return "" if role == "generated" else "gradients"
 
 
 def _objective(memory: Memory, role: Role) -> str:

@@ -26,7 +26,7 @@ def build_graph(unit: Unit, train: Train | None = None) -> nx.MultiDiGraph:
         serves), reaches_output.
 
     Edges are keyed by kind (`backprop`, `direct`, `init`, `generate`), with attributes kind, declared, uses, shows
-    ("same-time", "last boundary", "at reset"), carried (from the pass before of a repeat) and span.
+    ("same-time", "last boundary", "at reset"), carried (only from the pass before of a repeat) and span.
 
     Raises `ProgramError` when there is no order of levels (a cycle of same-time needs, N0301; an initial state from a
     faster level, N0302). Equations: definitions 2-4, section 3.3.

@@ -56,7 +56,7 @@ class Edge:
 
     `uses` says what for: "read" (the target is read at the source's output), "key", "value", the name of a rule's
     argument, "initial", "gradient", "update". `shows` is the state of the source that the target sees: "same-time",
-    "last boundary", or "at reset". `carried`: in part from the pass before of a repeat.
+    "last boundary", or "at reset". `carried`: only from the pass before of a repeat.
     """
 
     source: str

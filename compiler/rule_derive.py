@@ -101,6 +101,9 @@ def _pullbacks(node: Apply, e: Expr, state: str, algebra: Algebra) -> list[tuple
         if node.function == READ:
             return [(ref(state), b("matmul", b("transpose", e), x)), (x, call(READ_TRANSPOSED, e))]
         return [(ref(state), b("matmul", b("transpose", x), e)), (x, call(READ, e))]
+    if node.function in _OF_ERROR:
+        error, bound = node.arguments
+        return [(error, b("mul", e, _error_slope(node.function, error, bound, algebra)))]
     if node.function in _BINARY and len(node.arguments) == 2:
         x, y = node.arguments
         pairs = zip((x, y), _binary(node.function, x, y, node, e, algebra), strict=True)
@@ -153,6 +156,20 @@ def _binary(name: str, x: Expr, y: Expr, node: Expr, e: Expr, algebra: Algebra) 
     return b("mul", e, call("at_least", first, second)), b(
         "mul", e, b("sub", constant(1), call("at_least", first, second))
     )
+
+
+_OF_ERROR = frozenset({"lp", "huber", "pseudo_huber"})
+
+
+def _error_slope(name: str, u: Expr, bound: Expr, algebra: Algebra) -> Expr:
+    """Gradient of a named objective at its error u = ŷ - v; `bound` is p of lp, δ of the others."""
+    b = algebra.build
+    if name == "lp":
+        return b("mul", call("sign", u), b("pow", call("abs", u), b("sub", bound, constant(1))))
+    if name == "huber":
+        return call("clip", u, b("neg", bound), bound)
+    square = b("div", call("sum", b("pow", u, constant(2))), b("pow", bound, constant(2)))
+    return b("div", u, call("sqrt", b("add", constant(1), square)))
 
 
 def _gelu_slope(x: Expr, algebra: Algebra) -> Expr:

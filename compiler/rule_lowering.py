@@ -77,7 +77,7 @@ class Scope:
         for statement in statements:
             if isinstance(statement, RuleState):
                 name = self.prefix + statement.name
-                self.lowering.states.append(PlanState(name, self.expression(statement.initial)))
+                self.lowering.states.append(PlanState(name, self.start(statement)))
                 self.states[statement.name] = self.current[name] = name
                 self.bound[statement.name] = ref(name)
             elif isinstance(statement, RuleLet):
@@ -89,6 +89,16 @@ class Scope:
         for name in self.states.values():
             if not self.prefix and name != "self":
                 self.lowering.results[name] = self.finish(name)
+
+    def start(self, statement: RuleState) -> Expr:
+        """Return a state's initial value, which sees parameters and the host's initial state only."""
+        value = self.expression(statement.initial)
+        known = {"self", *self.lowering.rule.parameters}
+        unknown = sorted(set(names(value)) - known)
+        if unknown:
+            name = unknown[0].split(".")[0]
+            raise fail("N0480", f"the initial value of state `{statement.name}` needs `{name}`", statement.span)
+        return value
 
     def assign(self, target: str, value: Expr) -> Expr:
         """Name `value`; names and constants stay as they are."""
@@ -212,9 +222,17 @@ class Scope:
         arguments = [self.expression(argument, simplify) for argument in expr.arguments]
         if expr.function == "unbias":
             return self.unbias(*arguments)
+        if expr.function == "matmul" and len(expr.arguments[1].type.shape) == 1:
+            return self.times_vector(expr.arguments[0], *arguments)
         if expr.function in _WHOLE:
             arguments = [self.whole(argument, expr, arguments) for argument in arguments]
         return build(expr.function, *arguments, *(constant(v) for _, v in expr.options if isinstance(v, int | float)))
+
+    def times_vector(self, written: Expr, left: Expr, vector: Expr) -> Expr:
+        """`left @ vector`: vectors are rows here, so a matrix is transposed (a matrix of rows gives rows)."""
+        if len(written.type.shape) == 1:
+            return self.build("dot", left, vector)
+        return self.build("matmul", vector, self.build("transpose", left))
 
     def whole(self, argument: Expr, expr: Apply, others: list[Expr]) -> Expr:
         """Give `zeros` and `ones` among a function's arguments the shape of the other argument, or of the host."""

@@ -118,7 +118,8 @@ class _Scheduler:
         self.main = list(postorder(self.roots))
         self.order = list(postorder([*self.roots, *losses]))
         folds = [f.node for m in lowered.fast for f in m.folds]
-        self.needed = {n.id for n in postorder([*folds, *losses])}
+        touching = [n for n in self.order if any(a.op == "state" or a.layout == "fold" for a in n.args)]
+        self.needed = {n.id for n in postorder([*folds, *losses, *touching])}
 
     def run(self) -> UnitPlan:
         periods = [f.block for f in self.fast.values()]

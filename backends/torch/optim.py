@@ -53,7 +53,7 @@ def outer_rule(use: RuleUse, role: Role = "all") -> OuterRule:
     if missing:
         what = " and ".join(f"`{name}`" for name in missing)
         raise fail(
-            "N0480",
+            "N0226",
             f"rule `{use.rule.name}` needs {what}, which an optimizer does not have",
             use.span,
             "its context is gradients",

@@ -186,7 +186,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     ) -> None:
         layout, parameters = batch.layout, batch.parameters
         before = layout.gather(parameters)
-        after, states = steps(before, batch.states, layout.gather(gradients), scalars, count)
+        grad = layout.gather(gradients)
+        after, states = steps(before, batch.states, grad, scalars, count)
+        states = tuple(_owned(state, before, grad) for state in states)
         torch._foreach_copy_(list(parameters), layout.scatter(after))
         for name, old, new in zip(steps.names, batch.states, states, strict=True):
             if new is not old:
@@ -215,6 +217,12 @@ class RuleOptimizer(torch.optim.Optimizer):
             raise ValueError(f"the saved optimizer has the rules {saved}, this one has {mine}")
         super().load_state_dict(state_dict)
         self._forget()
+
+
+def _owned(state: Tensor, *lent: Tensor) -> Tensor:
+    """Return a state that is not the memory of a parameter or a gradient, which change in place."""
+    storage = state.untyped_storage().data_ptr()
+    return state.clone() if any(storage == tensor.untyped_storage().data_ptr() for tensor in lent) else state
 
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

@@ -7,7 +7,8 @@ The emitted function is pure:
         return self, states
 
 Shapes: `self`, `grad` and every state [..., out, in] (leading axes are batches of matrices: batch, heads, stacked
-parameters; a vector is [..., 1, n]); `key` [..., in] and `err` [..., out]; parameters are numbers or tensors that
+parameters; a vector is [..., 1, n]); `key` [..., in] and `err` [..., out], or [..., n, in] and [..., n, out] for the
+n rows of a window; parameters are numbers or tensors that
 broadcast with [..., 1, 1]; `count` is the number of updates since the reset, this one included. `states` is a tuple in
 the order of `plan.states`. Inputs that the rule does not use may be None.
 """
@@ -179,14 +180,16 @@ class _Source:
             lines.append(f"{listed if len(self.plan.states) == 1 else listed[1:-1]} = states")
         for name, shape in (("key", "in"), ("err", "out")):
             if name in self.plan.inputs:
-                lines.append(f"{name} = {name}.unsqueeze(-2)  # [..., 1, {shape}]")
+                rows = f"{name}.unsqueeze(-2) if {name}.ndim < self.ndim else {name}"
+                lines.append(f"{name} = {rows}  # [..., 1, {shape}], or a window's rows")
         return lines
 
     def initial(self, function: str) -> str:
         lines = [f"def {function}({', '.join(['self', *self.keywords(False)])}):"]
         lines.append(f'    """The states of rule {self.plan.name} before the first update."""')
         for state in self.plan.states:
-            lines.append(f"    {self.identifier(state.name)} = {self.filled(state.initial)}")
+            value = self.filled(state.initial) + (".clone()" if isinstance(state.initial, Ref) else "")
+            lines.append(f"    {self.identifier(state.name)} = {value}")
         return "\n".join([*lines, f"    return {self.tuple_of(s.name for s in self.plan.states)}"]) + "\n"
 
     # --- statements ------------------------------------------------------------------------------

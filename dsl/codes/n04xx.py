@@ -6,6 +6,13 @@ from nsam.dsl.codes.entry import Code
 
 TABLE: tuple[Code, ...] = (
     Code(
+        "N0401",
+        "no-compiled-form",
+        "error",
+        "The program means something, and the compiler does not know how to compute it in parallel over a chunk. It says so "
+        "instead of computing something else; the reference backend may still run it. The message names the construct.",
+    ),
+    Code(
         "N0490",
         "not-in-reference",
         "error",

@@ -117,19 +117,37 @@ class UnitSource:
         """Values from outside that level `level` and deeper ones need, in a fixed order."""
         inside = self.inside(level)
         here = {n.id for n in inside}
-        fast = [f for f in self.folds.memories.values() if self.level_of(f) >= level]
-        losses = [n for f in fast for n in postorder([f.loss])]
         found: dict[int, Node] = {}
-        for node in [*inside, *losses]:
+        for node in inside:
             for a in self.given(node.args):
-                if a.id not in here and not self.is_local(a, level) and self.passed(a):
+                if a.id not in here and self.passed(a):
+                    found.setdefault(a.id, a)
+        for fast in self.folds.memories.values():
+            if self.level_of(fast) >= level:
+                for a in self.loss_nodes(fast, level)[1]:
                     found.setdefault(a.id, a)
         return list(found.values())
 
-    def is_local(self, node: Node, level: int) -> bool:
-        """Whether a node that is only needed for a loss is computed inside."""
-        place = self.plan.places[node.id]
-        return place.level >= level
+    def loss_nodes(self, fast: FastMemory, level: int) -> tuple[list[Node], list[Node]]:
+        """Nodes of a memory's loss that run in level `level` or deeper, in order, and the values they need from outside."""
+        local: list[Node] = []
+        outside: dict[int, Node] = {}
+        seen: set[int] = set()
+        stack = [(fast.loss, False)]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                local.append(node)
+            elif node.id not in seen:
+                seen.add(node.id)
+                free = node.op in ("given", "shown", "number", "weight", "state") or node.layout == "fold"
+                if not free and self.plan.places[node.id].level < level:
+                    outside[node.id] = node
+                    continue
+                stack.append((node, True))
+                if node.layout != "fold" or node.op == "shown":
+                    stack += [(a, False) for a in reversed(node.args)]
+        return local, list(outside.values())
 
     def given(self, nodes: Iterable[Node]) -> list[Node]:
         """Look through nodes that have no value of their own."""
@@ -182,7 +200,7 @@ class UnitSource:
         deeper = position + 1 < len(self.loops)
         if deeper:
             inner_outputs, inner_inputs = self.outputs(level + 1), self.inputs(level + 1)
-        keep = [*outputs, *inner_inputs, *self.loss_inputs(loop.level)]
+        keep = [*outputs, *inner_inputs]
         printer.statements(loop.level.before, [*keep, *self.given(a for n in loop.level.after for a in n.args)])
         lines = list(printer.lines)
         printer.lines = []
@@ -272,16 +290,6 @@ class UnitSource:
 
     # --- memories --------------------------------------------------------------------------------------
 
-    def loss_inputs(self, level: Level) -> list[Node]:
-        """Values of this level that its memories' losses start from, so that they have names."""
-        here = {n.id for n in (*level.before, *level.after)}
-        return [
-            n
-            for m in level.memories
-            for n in self.given(postorder([self.folds.memories[m].loss]))
-            if n.id in here and n.op not in ("number", "state", "weight")
-        ][:0]
-
     def losses(self, level: Level, printer: Printer) -> list[str]:
         """Inner losses, recorded only when somebody looks."""
         lines: list[str] = []
@@ -290,7 +298,7 @@ class UnitSource:
             inside = Printer(self.names, self.folds.fold, clock="clock")
             inside.text = dict(printer.text)
             inside.weights, inside.states = printer.weights, printer.states
-            inside.statements(postorder([fast.loss]), [fast.loss])
+            inside.statements(self.loss_nodes(fast, level.index)[0], [fast.loss])
             lines += [INDENT + line for line in inside.lines]
             rows = f"{inside.of(fast.loss, 9)}[:, :, -at.length :]"
             lines.append(f'{INDENT}new["{name}.loss"] = s.get("{name}.loss", 0.0) + {rows}.detach().sum(2).mean()')

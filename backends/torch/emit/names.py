@@ -15,7 +15,7 @@ _OPS = {
     "linear": "y", "linear_t": "y", "sub": "error", "dot": "dot", "normalize": "unit", "silu": "act", "gelu": "act",
     "relu": "act", "tanh": "act", "rank_one": "fold", "momentum": "fold", "summed": "fold", "generic": "fold",
     "fold_read": "y", "conv": "y", "rmsnorm": "normed", "layernorm": "normed", "embedding": "x", "attention": "mixed",
-    "split": "heads", "merge": "flat", "add": "sum", "mul": "product", "div": "ratio", "sqrt": "root",
+    "split": "heads", "merge": "flat", "add": "total", "mul": "product", "div": "ratio", "sqrt": "root",
 }  # fmt: skip
 
 
