@@ -63,7 +63,7 @@ class Timeline:
         """Return the schedule as plain text, no line longer than `width` (at least 72)."""
         from nsam.compiler.timeline_text import timeline_text
 
-        return timeline_text(self, max(72, width))
+        return timeline_text(self, width)
 
 
 def timeline(unit: Unit, train: Train | None = None, tokens: int = 128) -> Timeline:

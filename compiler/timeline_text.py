@@ -14,7 +14,8 @@ _SCALES = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 50, 64, 100, 128, 200, 256, 500, 5
 
 
 def timeline_text(schedule: Timeline, width: int) -> str:
-    """Return the whole schedule: the chart, the step clock below it, the staleness of every transfer."""
+    """Return the schedule: the chart, the step clock below it, the staleness of every transfer; at least 72 wide."""
+    width = max(72, width)
     lines = [f"{schedule.name}: {schedule.tokens} tokens, hyperperiod {_tokens(schedule.hyperperiod)}", ""]
     lines += _chart(schedule, width)
     lines += _slow(schedule, width)

@@ -1,6 +1,6 @@
 """What every picture shows: levels as bands, cards in them, transfers between cards.
 
-A card is one memory, several memories that one declaration made alike, or the plain parameters of one system. Grouping
+A card is one memory, several that are alike in every clause, or the plain parameters of one system. Grouping
 belongs to the picture: the graph keeps a node for each memory.
 """
 
@@ -91,6 +91,9 @@ KINDS: dict[str, KindStyle] = {
     "generate": KindStyle("#A0457A", "#CC79A7", "9 3 2 3", "dashed", "diamond", "writes the other's state or context"),
 }
 
+MOST_ROWS = 14
+"""Lines on one card; the rest is in the hover text and in the JSON."""
+
 STYLES = ("memory", "attention", "generated", "weights", "rule", "training")
 
 
@@ -120,7 +123,7 @@ def _group(path: str, node: dict[str, Any]) -> Hashable:
     if node["role"] in ("rule-memory", "rule-state"):
         return ("rule", path.rsplit(".", 1)[0], node["level"])
     if node["role"] == "memory":
-        return ("memory", node["system"], node["level"], node["span"].start, node["span"].end, node["frequency"])
+        return ("memory", node["system"], node["level"], node["frequency"], node["summed"], *_clauses(node))
     return path
 
 
@@ -138,7 +141,9 @@ def _card(id_: str, paths: list[str], graph: nx.MultiDiGraph) -> Card:
     elif style == "training":
         title, caption, rows = paths[0], "the level that trains", _clauses(first)
     else:
-        title, caption, rows = ", ".join(names), _caption(first), _clauses(first)
+        title, caption, rows = _names(names), str(first["unit"]), _clauses(first)
+    if len(rows) > MOST_ROWS:
+        rows = [*rows[: MOST_ROWS - 1], ("", f"… and {len(rows) - MOST_ROWS + 1} more")]
     return Card(id_, first["level"], style, title, badge, caption, tuple(rows), tuple(paths))
 
 
@@ -146,8 +151,9 @@ def _short(path: str, system: str) -> str:
     return path.removeprefix(f"{system}.") if system else path
 
 
-def _caption(node: dict[str, Any]) -> str:
-    return str(node["unit"])
+def _names(names: list[str]) -> str:
+    """List names; of many, the first and the last with their number."""
+    return ", ".join(names) if len(names) <= 6 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
 def _served(node: dict[str, Any]) -> str:
@@ -168,7 +174,7 @@ def _weight_rows(names: list[str], nodes: list[dict[str, Any]]) -> list[tuple[st
     alike: dict[str, list[str]] = {}
     for name, node in zip(names, nodes, strict=True):
         alike.setdefault(compact(node["structure_text"]), []).append(name)
-    return [(", ".join(members), text) for text, members in alike.items()]
+    return [(_names(members), text) for text, members in alike.items()]
 
 
 def _rule_rows(names: list[str], nodes: list[dict[str, Any]]) -> list[tuple[str, str]]:

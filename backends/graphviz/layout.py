@@ -7,6 +7,7 @@ squared distance to the neighbours' mean under the order (pool adjacent violator
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,7 +25,12 @@ LINE = 16
 HEAD = 24
 CUT = 56
 
+BUS = 3
+"""So many arrows of one kind from or to one card share a way."""
+
 Point: TypeAlias = "tuple[float, float]"
+Trunk: TypeAlias = "tuple[str, str, str, int]"
+Lanes: TypeAlias = "dict[tuple[Trunk, int], Item]"
 
 
 @dataclass(slots=True)
@@ -103,7 +109,9 @@ def layout(picture: Picture) -> Layout:
     """Place every card and route every arrow."""
     rows, starts = _rows(picture)
     items = {item.card.id: item for row in rows for item in row if item.card is not None}
-    lanes = {id(link): _lanes(link, items, rows) for link in picture.links}
+    trunks = _trunks(picture.links, items)
+    made: Lanes = {}
+    lanes = [_lanes(link, trunk, items, rows, made) for link, trunk in zip(picture.links, trunks, strict=True)]
     _order(rows)
     _across(rows)
     bands, height = _down(rows, starts, picture)
@@ -112,7 +120,7 @@ def layout(picture: Picture) -> Layout:
     for row in rows:
         for item in row:
             item.x += GUTTER - left
-    routes = _routes(picture.links, items, lanes)
+    routes = _routes(picture.links, trunks, items, lanes)
     return Layout(GUTTER + right - left + 36, height, bands, tuple(items.values()), routes)
 
 
@@ -138,21 +146,39 @@ def _rows(picture: Picture) -> tuple[list[list[Item]], list[int]]:
     return rows, starts
 
 
-def _lanes(link: Link, items: dict[str, Item], rows: list[list[Item]]) -> list[Item]:
-    """Add a lane in every row between the ends of an arrow; return them from source to target."""
+def _trunks(links: Sequence[Link], items: dict[str, Item]) -> list[Trunk]:
+    """Return what each arrow shares its way with: many arrows of a kind at one card run together like a bus."""
+    leaving: Counter[Trunk] = Counter()
+    arriving: Counter[Trunk] = Counter()
+    ways: list[tuple[Trunk, Trunk]] = []
+    for link in links:
+        rise = items[link.target].row - items[link.source].row
+        way = (rise > 0) - (rise < 0)
+        ways.append((("from", link.source, link.kind, way), ("to", link.target, link.kind, way)))
+        if way:
+            leaving[ways[-1][0]] += 1
+            arriving[ways[-1][1]] += 1
+    return [
+        out if leaving[out] >= BUS else into if arriving[into] >= BUS else ("own", str(index), "", 0)
+        for index, (out, into) in enumerate(ways)
+    ]
+
+
+def _lanes(link: Link, trunk: Trunk, items: dict[str, Item], rows: list[list[Item]], made: Lanes) -> list[Item]:
+    """Return an arrow's lanes in the rows between its ends, from source to target; add those that are not there yet."""
     source, target = items[link.source], items[link.target]
-    if source is target:
-        return []
     step = 1 if target.row > source.row else -1
-    lanes = (
-        [Item(LANE, 0.0, row) for row in range(source.row + step, target.row, step)] if source.row != target.row else []
-    )
-    for lane in lanes:
-        rows[lane.row].append(lane)
-    chain = [source, *lanes, target]
-    for a, b in pairwise(chain):
-        a.near.append(b)
-        b.near.append(a)
+    lanes: list[Item] = []
+    for row in range(source.row + step, target.row, step) if source.row != target.row else ():
+        lane = made.get((trunk, row))
+        if lane is None:
+            lane = made[trunk, row] = Item(LANE, 0.0, row)
+            rows[row].append(lane)
+        lanes.append(lane)
+    for a, b in pairwise([source, *lanes, target] if source is not target else []):
+        if not any(near is b for near in a.near) or trunk[0] == "own":
+            a.near.append(b)
+            b.near.append(a)
     return lanes
 
 
@@ -245,47 +271,59 @@ def _down(rows: list[list[Item]], starts: list[int], picture: Picture) -> tuple[
 # --- arrows --------------------------------------------------------------------------------------
 
 
-def _routes(links: Sequence[Link], items: dict[str, Item], lanes: dict[int, list[Item]]) -> tuple[Route, ...]:
-    """Route every arrow; the arrows at one side of a card are spread along it in the order of where they go."""
-    ends: dict[tuple[str, str], list[tuple[float, int, bool]]] = {}
-    sides: dict[tuple[int, bool], tuple[str, str]] = {}
+def _routes(
+    links: Sequence[Link], trunks: Sequence[Trunk], items: dict[str, Item], lanes: Sequence[list[Item]]
+) -> tuple[Route, ...]:
+    """Route every arrow; what meets one side of a card is spread along it in the order of where it goes."""
+    ends: dict[tuple[str, str], dict[object, list[float]]] = {}
+    sides: dict[tuple[int, bool], tuple[tuple[str, str], object]] = {}
     for index, link in enumerate(links):
         source, target = items[link.source], items[link.target]
         if source is target:
             continue
-        chain = [source, *lanes[id(link)], target]
+        chain = [source, *lanes[index], target]
         down = target.row > source.row
         level = target.row == source.row
         for start, card, there in ((True, link.source, chain[1]), (False, link.target, chain[-2])):
-            side = "top" if level or down != start else "bottom"
-            sides[index, start] = (card, side)
-            ends.setdefault((card, side), []).append((there.x, index, start))
-    spots: dict[tuple[int, bool], float] = {}
-    for (card, _), found in ends.items():
-        item = items[card]
+            side = (card, "top" if level or down != start else "bottom")
+            shared = trunks[index][0] == ("from" if start else "to")
+            spot: object = trunks[index] if shared else (index, start)
+            sides[index, start] = (side, spot)
+            ends.setdefault(side, {}).setdefault(spot, []).append(there.x)
+    spots: dict[tuple[tuple[str, str], object], float] = {}
+    for side, found in ends.items():
+        item = items[side[0]]
         room = item.width - 28
-        for place, (_, index, start) in enumerate(sorted(found), 1):
-            spots[index, start] = item.x - room / 2 + room * place / (len(found) + 1)
+        ordered = sorted(found, key=lambda spot: sum(found[spot]) / len(found[spot]))
+        for place, spot in enumerate(ordered, 1):
+            spots[side, spot] = item.x - room / 2 + room * place / (len(found) + 1)
     return tuple(
-        Route(link, _points(link, index, items, lanes[id(link)], spots, sides)) for index, link in enumerate(links)
+        Route(
+            link,
+            _points(
+                link,
+                [(sides[index, start][0][1], spots[sides[index, start]]) for start in (True, False)]
+                if link.source != link.target
+                else [],
+                items,
+                lanes[index],
+            ),
+        )
+        for index, link in enumerate(links)
     )
 
 
 def _points(
-    link: Link,
-    index: int,
-    items: dict[str, Item],
-    lanes: Sequence[Item],
-    spots: dict[tuple[int, bool], float],
-    sides: dict[tuple[int, bool], tuple[str, str]],
+    link: Link, ends: Sequence[tuple[str, float]], items: dict[str, Item], lanes: Sequence[Item]
 ) -> tuple[Point, ...]:
+    """Return an arrow's curve; `ends` are (side of the card, x) at the source and at the target."""
     source, target = items[link.source], items[link.target]
     if source is target:
         x, y = source.x + source.width / 2, source.y + HEAD / 2
         return ((x, y), (x + 30, y - 8), (x + 30, y + 32), (x + 2, y + 24))
-    x0, x1 = spots[index, True], spots[index, False]
-    y0 = source.y if sides[index, True][1] == "top" else source.y + source.height
-    y1 = target.y - 2 if sides[index, False][1] == "top" else target.y + target.height + 2
+    (leaves, x0), (enters, x1) = ends
+    y0 = source.y if leaves == "top" else source.y + source.height
+    y1 = target.y - 2 if enters == "top" else target.y + target.height + 2
     if source.row == target.row:
         lift = min(source.y, target.y) - min(34.0, 14 + abs(x1 - x0) / 14)
         return ((x0, y0), (x0, lift), (x1, lift), (x1, y1))

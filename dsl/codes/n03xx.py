@@ -140,7 +140,7 @@ TABLE: tuple[Code, ...] = (
         "A declared transfer is a statement about a use that the program makes. It has to name two memories of which "
         "the first one's output or state is used by the second directly, with no other memory in between.",
         _TRANSFER % "transfer o -> m : direct",
-        _TRANSFER % "transfer v -> m : direct",
+        _TRANSFER % "transfer v -> m : backprop",
         "section 3.3",
     ),
     Code(

@@ -9,7 +9,7 @@ import pytest
 from nsam.compiler.graph import build_graph
 from nsam.compiler.rates import ALWAYS, NEVER, Rate
 from nsam.dsl.diagnostics import ProgramError
-from nsam.dsl.program import loads
+from nsam.dsl.program import Program
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HEAD = "nsam 1\nuse std.rules (gd, momentum, m3, adamw)\n"
@@ -17,7 +17,7 @@ FAST = "learn x -> x; minimize l2; by gd(lr = 0.1)"
 
 
 def graph_of(body: str, name: str = "s", train: str | None = None, **parameters: Any) -> nx.MultiDiGraph:
-    program = loads(HEAD + body)
+    program = Program.loads(HEAD + body)
     if train is not None:
         declared = program.train(train)
         return build_graph(declared.model, declared)
@@ -26,12 +26,12 @@ def graph_of(body: str, name: str = "s", train: str | None = None, **parameters:
 
 def example(file: str, name: str, **parameters: Any) -> nx.MultiDiGraph:
     text = (EXAMPLES / file).read_text(encoding="utf-8")
-    return build_graph(loads(text).instantiate(name, parameters))
+    return build_graph(Program.loads(text).instantiate(name, parameters))
 
 
 @pytest.fixture(scope="module")
 def hope() -> nx.MultiDiGraph:
-    train = loads((EXAMPLES / "hope/hope.nsam").read_text(encoding="utf-8")).train("hope_bytes")
+    train = Program.loads((EXAMPLES / "hope/hope.nsam").read_text(encoding="utf-8")).train("hope_bytes")
     return build_graph(train.model, train)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from nsam.compiler.timeline import Delay, Timeline, timeline
 from nsam.compiler.timeline_text import scale
-from nsam.dsl.program import loads
+from nsam.dsl.program import Program
 
 TEXT = """nsam 1
 use std.rules (gd)
@@ -26,7 +26,7 @@ system s(dim: int, fast: int = 4, slow: int = 6, clear: int = 12) {
 
 
 def of(tokens: int = 24, **parameters: Any) -> Timeline:
-    return timeline(loads(TEXT).instantiate("s", {"dim": 4, **parameters}), tokens=tokens)
+    return timeline(Program.loads(TEXT).instantiate("s", {"dim": 4, **parameters}), tokens=tokens)
 
 
 def moves(schedule: Timeline, name: str) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from nsam.backends.graphviz.cards import picture
 from nsam.backends.graphviz.layout import layout
 from nsam.compiler.graph import build_graph
 from nsam.dsl.diagnostics import ProgramError
-from nsam.dsl.program import loads
+from nsam.dsl.program import Program
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests" / "goldens"
@@ -32,7 +32,7 @@ needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is 
 
 def graph(name: str) -> nx.MultiDiGraph:
     file, parameters = PROGRAMS[name]
-    program = loads((ROOT / "examples" / file).read_text(encoding="utf-8"))
+    program = Program.loads((ROOT / "examples" / file).read_text(encoding="utf-8"))
     if name == "hope_bytes":
         train = program.train(name)
         return build_graph(train.model, train)
@@ -83,6 +83,31 @@ def test_json_has_every_node_and_edge() -> None:
     assert [node["path"] for node in data["nodes"]] == list(found.nodes)
     assert len(data["edges"]) == found.number_of_edges()
     assert {level["level"] for level in data["levels"]} == {node["level"] for node in data["nodes"]}
+
+
+def many(count: int, different: bool) -> nx.MultiDiGraph:
+    """A system with many fast memories, alike or different, and as many weights of different sizes."""
+    lines = ["nsam 1", "use std.rules (gd)", "system s(dim: int) {", "  input x: [dim]", "  let h0 = x"]
+    for i in range(count):
+        period = 2 if different else 1
+        rate = 0.1 + (i if different else 0)
+        lines.append(f"  memory w{i} : mlp(dim -> {i + 1} -> dim)")
+        lines.append(
+            f"  memory m{i} : linear(dim -> dim) {{ learn x -> w{i}(x); minimize l2; by gd(lr = {rate}); "
+            f"every {period} tokens }}"
+        )
+        lines.append(f"  let h{i + 1} = h{i} + m{i}(x)")
+    return build_graph(Program.loads("\n".join([*lines, f"  output h{count}", "}"])).instantiate("s", {"dim": 4}))
+
+
+@pytest.mark.parametrize("different", [False, True])
+def test_wide_levels_wrap_and_long_lists_are_cut(different: bool) -> None:
+    drawn = picture(many(40, different))
+    placed = layout(drawn)
+    assert placed.width < 1500
+    assert all(len(card.rows) <= 14 for card in drawn.cards)
+    titles = [card.title for card in drawn.cards if card.style == "memory"]
+    assert titles == ([f"m{i}" for i in range(40)] if different else ["m0 … m39 (40)"])
 
 
 # --- hostile texts -------------------------------------------------------------------------------
