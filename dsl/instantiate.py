@@ -199,12 +199,19 @@ def _settled(parameter: syntax.Parameter, value: Value) -> Value:
 
 
 def _symbol(parameter: syntax.Parameter) -> Value:
-    """Return a symbol for a parameter. Whole numbers count as positive unless their default is not."""
+    """Return a symbol for a parameter.
+
+    Whole numbers count as at least 2, so that a program whose shapes fit only where `dim` is 1 is refused before
+    anyone asks for `dim`; a default of 1 or below says that such values are meant.
+    """
     type_ = parameter.type
     if type_ is None or type_.id == "int":
         default = parameter.default
-        small = default is not None and not (isinstance(default, syntax.Number) and default.value >= 1)
-        return Poly.variable(parameter.name, None if small else 1)
+        least: int | None = 2
+        if default is not None:
+            given = default.value if isinstance(default, syntax.Number) else 0
+            least = 2 if given >= 2 else 1 if given == 1 else None
+        return Poly.variable(parameter.name, least)
     if type_.id == "list":
         return UnknownList(parameter.name, type_.element or "int")
     return Unknown(type_.id)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-# An atom is a name and the least value it can have: 1 for parameters, 0 for quotients, None when nothing is known.
+# An atom is a name and the least value that it is taken to have: 0 for quotients, None when nothing is known.
 Atom: TypeAlias = "tuple[str, int | None]"
 Monomial: TypeAlias = "tuple[tuple[Atom, int], ...]"
 
