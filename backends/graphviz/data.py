@@ -15,8 +15,15 @@ _NODE = (
 
 
 def json_text(graph: nx.MultiDiGraph) -> str:
-    """Return the graph as indented JSON; keys in a fixed order, one node or edge an object."""
-    return json.dumps(json_data(graph), ensure_ascii=False, indent=1) + "\n"
+    """Return the graph as JSON; keys in a fixed order, one line for each level, node and edge."""
+    parts = []
+    for key, value in json_data(graph).items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            lines = ",\n".join(f"  {json.dumps(item, ensure_ascii=False)}" for item in value)
+            parts.append(f' "{key}": [\n{lines}\n ]')
+        else:
+            parts.append(f' "{key}": {json.dumps(value, ensure_ascii=False)}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def json_data(graph: nx.MultiDiGraph) -> dict[str, Any]:

@@ -92,8 +92,9 @@ def many(count: int, different: bool) -> nx.MultiDiGraph:
         period = 2 if different else 1
         rate = 0.1 + (i if different else 0)
         lines.append(f"  memory w{i} : mlp(dim -> {i + 1} -> dim)")
+        value = f"w{i}(x)" if different else "w0(x)"
         lines.append(
-            f"  memory m{i} : linear(dim -> dim) {{ learn x -> w{i}(x); minimize l2; by gd(lr = {rate}); "
+            f"  memory m{i} : linear(dim -> dim) {{ learn x -> {value}; minimize l2; by gd(lr = {rate}); "
             f"every {period} tokens }}"
         )
         lines.append(f"  let h{i + 1} = h{i} + m{i}(x)")
