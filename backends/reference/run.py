@@ -35,7 +35,7 @@ def run(
 
     `inputs` follow the unit's inputs: [batch, time, …], or [batch, …] for those that are per sequence.
     """
-    batch = _batch(inputs)
+    batch = _batch(unit, inputs)
     records: list[UnitRecord] = [{}] * batch if state is None else list(state["sequences"])
     if len(records) != batch:
         raise ValueError(f"the state is of {len(records)} sequences, the input of {batch}")
@@ -65,10 +65,22 @@ def _kept(record: UnitRecord) -> UnitRecord:
     return {"memories": kept, "children": children}
 
 
-def _batch(inputs: Sequence[Any]) -> int:
+def _batch(unit: Unit, inputs: Sequence[Any]) -> int:
+    """Return the number of sequences, after checking every input's shape."""
     if not inputs:
         raise ValueError("a system without inputs cannot be run")
-    return int(inputs[0].shape[0])
+    for given, x in zip(unit.inputs, inputs, strict=True):
+        axes = ("batch", "time") if given.type.per == "token" else ("batch",)
+        shape = tuple(int(size) for size in given.type.shape)
+        if len(x.shape) != len(axes) + len(shape) or tuple(x.shape[len(axes) :]) != shape:
+            wanted = ", ".join((*axes, *map(str, shape)))
+            raise ValueError(f"{given.name} of {unit.name} is [{wanted}], found {list(x.shape)}")
+    sizes = {int(x.shape[0]) for x in inputs}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            f"the inputs of {unit.name} must have one and the same batch size, at least 1: {sorted(sizes)}"
+        )
+    return sizes.pop()
 
 
 def _tokens(ops: Arrays, unit: Unit, inputs: Sequence[Any], sequence: int) -> Iterator[list[Any]]:

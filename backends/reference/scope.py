@@ -104,13 +104,11 @@ class Scope(ABC):
         return self.ops.exp(self.ops.mul(self.value(exponent), self.ops.log(self.value(base))))
 
     def _error_function(self, expr: Apply) -> Array:
-        parameter = option(expr, "p" if expr.function == "lp" else "delta", len(expr.arguments) - 1)
-        values = [self.value(a) for a in expr.arguments if not isinstance(a, Constant)]
-        error = values[0] if len(values) == 1 else self.ops.sub(values[0], values[1])
+        parameter = option(expr, "p" if expr.function == "lp" else "delta", 1)
         if parameter is None:
             raise InternalError(f"{expr.function} without its parameter")
         function = {"lp": functions.lp, "huber": functions.huber, "pseudo_huber": functions.pseudo_huber}[expr.function]
-        return function(self.ops, error, parameter)
+        return function(self.ops, self.value(expr.arguments[0]), parameter)
 
 
 def option(expr: Apply, name: str, position: int, default: float | None = None) -> float | None:

@@ -270,3 +270,38 @@ def test_heads_are_independent_matrices(build: Build, random: Random) -> None:
         for t in range(5):
             m = m - torch.sigmoid(rates[h] @ x[0, t]) * torch.outer(m @ part[t] - part[t], part[t])
             torch.testing.assert_close(y[0, t, 2 * h : 2 * h + 2].detach(), m @ part[t], rtol=1e-12, atol=1e-12)
+
+
+DEEP = """
+system s() {{
+  input x: [4]
+  memory start : mlp(4 -> 6 -> 4, act = {act}, gated, bias, residual)
+  memory m : mlp(4 -> 6 -> 4, act = {act}, gated, bias, residual) {{
+    learn x -> 0.5 * x; minimize sum((self(key) - value)^4); by {rule}; every 1 token; init start
+  }}
+  output m(x)
+}}
+"""
+OPTIMIZERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
+    "gd(lr = 0.002)": lambda p: torch.optim.SGD(p, lr=0.002),
+    "momentum(lr = 0.002, beta = 0.7)": lambda p: torch.optim.SGD(p, lr=0.002, momentum=0.7),
+    "adamw(lr = 0.05, decay = 0.1)": lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+@pytest.mark.parametrize("act", ["gelu", "tanh", "softplus"])
+def test_a_deep_memory_is_trained_by_the_same_optimizer(build: Build, random: Random, rule: str, act: str) -> None:
+    """Online, a memory inside the sequence is a network that torch.optim trains token by token (TTT-MLP)."""
+    module = ReferenceModule(build(DEEP.format(act=act, rule=rule)), torch.Generator().manual_seed(0))
+    x = random(1, 6, 4)
+    y, _ = module(x)
+    w = {name[6:]: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
+    optimizer = OPTIMIZERS[rule](list(w.values()))
+    activate = torch.tanh if act == "tanh" else getattr(torch.nn.functional, act)
+    for t, row in enumerate(x[0]):
+        out = row + w["w2"] @ (activate(w["g1"] @ row) * (w["w1"] @ row + w["b1"])) + w["b2"]
+        torch.testing.assert_close(y[0, t].detach(), out.detach(), rtol=1e-10, atol=1e-11)
+        optimizer.zero_grad()
+        (out - 0.5 * row).pow(4).sum().backward()
+        optimizer.step()

@@ -365,6 +365,10 @@ def test_inputs_that_do_not_fit_are_refused(build: Build, random: Random) -> Non
         module(torch.tensor([[1, 5]]))
     with pytest.raises(ValueError, match="takes 1 inputs"):
         module(torch.tensor([[1]]), torch.tensor([[1]]))
+    with pytest.raises(ValueError, match=r"t of s is \[batch, time\], found \[1, 1, 1\]"):
+        module(torch.tensor([[[1]]]))
+    with pytest.raises(ValueError, match="one and the same length"):
+        module(torch.zeros(1, 0, dtype=torch.int64))
     _, state = module(torch.tensor([[1]]))
     with pytest.raises(ValueError, match="of 1 sequences"):
         module(torch.tensor([[1], [2]]), state=state)
