@@ -21,7 +21,7 @@ ANY = ValueType(())
 
 _ORDER: dict[Kind, int] = {"number": 0, "scalar": 1, "matrix": 2}
 NUMBERS = frozenset({"rows", "cols"})
-REDUCTIONS = frozenset({"dot", "sum", "mean", "norm", "root_mean_square"})
+REDUCTIONS = frozenset({"dot", "sum", "mean", "norm", "root_mean_square", "lp", "huber", "pseudo_huber"})
 MATRICES = frozenset(
     {"identity", "matmul", "transpose", "outer", "ones_like", "zeros_like", "orthogonalize", "normalize"}
 )
@@ -72,6 +72,11 @@ def substitute(expr: Expr, found: Callable[[Expr], Expr | None], build: Callable
 
 def _is(expr: Expr, function: str) -> bool:
     return isinstance(expr, Apply) and expr.function == function
+
+
+def _one(expr: Expr) -> bool:
+    """Whether `expr` is the square identity; `identity(x)`, shaped like x, may be rectangular."""
+    return isinstance(expr, Apply) and expr.function == "identity" and not expr.arguments
 
 
 def _parts(expr: Expr) -> tuple[Expr, ...]:
@@ -225,7 +230,7 @@ class Algebra:
         return self._matmul(self._transpose(a), b)
 
     def _transpose(self, a: Expr) -> Expr:
-        if self.scalar(a) or _is(a, "identity"):
+        if self.scalar(a) or _one(a):
             return a
         if _is(a, "transpose"):
             return _parts(a)[0]
@@ -241,9 +246,9 @@ class Algebra:
         return call("transpose", a)
 
     def _matmul(self, a: Expr, b: Expr) -> Expr:
-        if _is(a, "identity"):
+        if _one(a):
             return b
-        if _is(b, "identity"):
+        if _one(b):
             return a
         if 0 in (_value(a), _value(b)):
             return constant(0)
@@ -277,7 +282,7 @@ class Algebra:
 
     def _structured(self, expr: Expr) -> bool:
         """Whether a sum has the identity as a term, so that a product distributes over it at a gain."""
-        if _is(expr, "identity"):
+        if _one(expr):
             return True
         if isinstance(expr, Apply) and expr.function in ("add", "sub", "neg", "mul", "div"):
             return any(self._structured(argument) for argument in expr.arguments)

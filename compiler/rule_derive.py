@@ -81,13 +81,17 @@ def _topological(root: Expr) -> list[Expr]:
     return list(order)
 
 
+_SHAPES = frozenset({"identity", "ones_like", "zeros_like", "rows", "cols", "count_of"})
+"""Functions that look at a matrix's shape only."""
+
+
 def _moving(order: list[Expr], state: str) -> set[Expr]:
     """Return the nodes that depend on the state."""
     found: set[Expr] = {ref(state)}
     for node in order:
-        if isinstance(node, Apply) and (
-            node.function in (READ, READ_TRANSPOSED) or any(argument in found for argument in node.arguments)
-        ):
+        if not isinstance(node, Apply) or node.function in _SHAPES:
+            continue
+        if node.function in (READ, READ_TRANSPOSED) or any(argument in found for argument in node.arguments):
             found.add(node)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nsam.compiler.rule_algebra import Algebra, Kind, call, constant, names, ref
+from nsam.compiler.rule_algebra import Algebra, Kind, call, constant, functions, names, ref, substitute
 from nsam.compiler.rule_derive import READ, READ_TRANSPOSED, Expansion, NotDifferentiable, inner_gradient
 from nsam.compiler.rule_plan import COUNT, INPUTS, Assign, PlanState, RulePlan
 from nsam.dsl.checked import (
@@ -25,6 +25,13 @@ from nsam.dsl.diagnostics import fail
 
 _FILLS = {"zeros": 0, "ones": 1}
 _WHOLE = frozenset({"matmul", "outer", "transpose", "sum", "mean", "norm", "root_mean_square", "dot", "orthogonalize"})
+_ELEMENTWISE = frozenset({"add", "sub", "mul", "div", "min", "max", "clip"})
+
+
+def _rectangular(expr: Expr) -> bool:
+    """Whether the checker knows `expr` as a matrix whose two sizes differ."""
+    shape = expr.type.shape
+    return len(shape) == 2 and shape[0] != shape[1]
 
 
 class Lowering:
@@ -224,9 +231,17 @@ class Scope:
             return self.unbias(*arguments)
         if expr.function == "matmul" and len(expr.arguments[1].type.shape) == 1:
             return self.times_vector(expr.arguments[0], *arguments)
+        if expr.function in _ELEMENTWISE and _rectangular(expr):
+            arguments = [self.shaped(argument, arguments) for argument in arguments]
         if expr.function in _WHOLE:
             arguments = [self.whole(argument, expr, arguments) for argument in arguments]
         return build(expr.function, *arguments, *(constant(v) for _, v in expr.options if isinstance(v, int | float)))
+
+    def shaped(self, argument: Expr, others: list[Expr]) -> Expr:
+        """Give the identity in a sum with a matrix that is not square that matrix's shape."""
+        like = next((other for other in others if "identity" not in functions(other)), ref("self"))
+        placed = call("identity", like)
+        return substitute(argument, lambda e: placed if e == call("identity") else None, call)
 
     def times_vector(self, written: Expr, left: Expr, vector: Expr) -> Expr:
         """`left @ vector`: vectors are rows here, so a matrix is transposed (a matrix of rows gives rows)."""

@@ -168,6 +168,8 @@ class _Scheduler:
             if found.level != SEQUENCE:
                 found = Place(SEQUENCE, True)
             return found
+        if node.op == "carry":
+            return self.place_fold(node, found, level_of[str(node.attr("memory"))])
         bound = self.bound(node)
         if node.layout == "fold" and node.op != "shown":
             home = level_of[str(node.attr("memory"))]
