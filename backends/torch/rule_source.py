@@ -7,10 +7,10 @@ The emitted function is pure:
         return self, states
 
 Shapes: `self`, `grad` and every state [..., out, in] (leading axes are batches of matrices: batch, heads, stacked
-parameters; a vector is [..., 1, n]); `key` [..., in] and `err` [..., out], or [..., n, in] and [..., n, out] for the
-n rows of a window; parameters are numbers or tensors that
-broadcast with [..., 1, 1]; `count` is the number of updates since the reset, this one included. `states` is a tuple in
-the order of `plan.states`. Inputs that the rule does not use may be None.
+parameters; a vector is [..., 1, n]); `key` [..., in] and `err` [..., out], or [..., n, in] and [..., n, out] for the n
+rows of a window; parameters are numbers or tensors that broadcast with [..., 1, 1]; `count` is the number of updates
+since the reset, this one included. `states` is a tuple in the order of `plan.states`. Inputs that the rule does not use
+may be None.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ class _Source:
         if not isinstance(expr, Apply) or "identity" not in functions(expr):
             return expr
         if expr.function == "identity":
-            return call("identity", like)
+            return expr if expr.arguments else call("identity", like)
         found = []
         for i, argument in enumerate(expr.arguments):
             others = [o for j, o in enumerate(expr.arguments) if j != i and self.shaped(o)]

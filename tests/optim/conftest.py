@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from nsam.dsl.checked import RuleUse
+from nsam.dsl.program import standard_rule
 
 Rules = Callable[..., RuleUse]
 Array = NDArray[np.float64]
@@ -90,6 +91,4 @@ def newton_schulz() -> Callable[[Array], Array]:
 @pytest.fixture
 def std() -> Rules:
     """A rule of the standard library with the given arguments."""
-    from nsam.dsl.program import standard_rule
-
     return lambda name, **arguments: standard_rule(name, arguments)
