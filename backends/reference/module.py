@@ -72,4 +72,6 @@ def values(
         np.asarray(inputs[given.name], dtype=np.float64 if given.type.vocab is None else np.int64)
         for given in unit.inputs
     ]
-    return run(NumpyArrays(), unit, weights, ordered, state)
+    # A memory that diverges has infinities and NaNs for values, as it has in torch: they are results, not accidents.
+    with np.errstate(all="ignore"):
+        return run(NumpyArrays(), unit, weights, ordered, state)

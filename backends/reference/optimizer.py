@@ -42,9 +42,11 @@ class ReferenceOptimizer:
         slopes = gradient.reshape(matrices.shape)
         records = self.records.setdefault(name, [new_rule_record() for _ in matrices])
         moved = []
-        for i, (matrix, slope) in enumerate(zip(matrices, slopes, strict=True)):
-            result, records[i] = apply_rule(NumpyArrays(), self.use, self._arguments(), Host(matrix, slope), records[i])
-            moved.append(result)
+        with np.errstate(all="ignore"):
+            for i, (matrix, slope) in enumerate(zip(matrices, slopes, strict=True)):
+                host = Host(matrix, slope)
+                result, records[i] = apply_rule(NumpyArrays(), self.use, self._arguments(), host, records[i])
+                moved.append(result)
         return np.stack(moved).reshape(tensor.shape)
 
     def _arguments(self) -> dict[str, NDArray[np.float64]]:

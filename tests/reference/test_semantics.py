@@ -393,3 +393,16 @@ def test_default_initial_states(build: Build) -> None:
     for name in ("b.b1", "b.b2", "e.weight"):
         assert torch.all(module.get_parameter(name) == 0)
     assert torch.all(module.get_parameter("f.weight") == 1)
+
+
+def test_a_memory_that_diverges_does_so_in_both(build: Build, random: Random) -> None:
+    text = """system s() {
+      input x: [3]
+      memory m : linear(3 -> 3) { learn x -> 2 * x; minimize lp(4); by gd(lr = 100); every 1 token; init learned }
+      output m(x)
+    }"""
+    module, x = _module(build(text)), random(1, 12, 3)
+    found, _ = values(module.unit, {"m.weight": module.get_parameter("m.weight").detach().numpy()}, {"x": x.numpy()})
+    finite = torch.isfinite(module(x)[0])
+    assert not finite.all()
+    assert np.array_equal(np.isfinite(found), finite.numpy())
