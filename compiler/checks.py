@@ -27,6 +27,7 @@ def check_unit(unit: Unit, train: Train | None = None, *, report: Report) -> Non
     check_initial_states(graph, report)
     check_transfers(graph, places, memories, report)
     check_gradients(unit, graph, report)
+    check_used(graph, report)
 
 
 # --- same-time cycles ----------------------------------------------------------------------------
@@ -48,7 +49,7 @@ def check_cycles(graph: LevelGraph, report: Report) -> None:
                 Label(need.span, f"{_possessive(need)} needs `{need.source}` after this token") for need in cycle
             ],
             notes=["\n".join(_drawing(cycle, graph))],
-            help=f"let one of them read its last boundary: `reads boundary` in `{names[0]}`",
+            help=_way_out(names, graph),
         )
 
 
@@ -61,6 +62,13 @@ def _drawing(cycle: tuple[Need, ...], graph: LevelGraph) -> list[str]:
         lines.append("    v")
     first = graph.problems[cycle[0].source]
     return [*lines, f"  {first.path}  [{first.rate.text}]  (again)"]
+
+
+def _way_out(names: list[str], graph: LevelGraph) -> str:
+    able = next((name for name in names if graph.problems[name].role == "memory"), None)
+    if able is None:
+        return "attention always shows the current token: let one of them learn from something else"
+    return f"let one of them show its last boundary: `reads boundary` in `{able}`"
 
 
 def _possessive(need: Need) -> str:
@@ -186,6 +194,19 @@ def check_gradients(unit: Unit, graph: LevelGraph, report: Report) -> None:
             secondary=[Label(problem.span, "never learns") for problem in problems],
             help=help_,
         )
+
+
+def check_used(graph: LevelGraph, report: Report) -> None:
+    """Warn about memories that have no say in the output."""
+    for path, problem in graph.problems.items():
+        if problem.memory is not None and path not in graph.reaching:
+            report.add(
+                "N0310",
+                f"`{path}` has no say in the output",
+                problem.span,
+                "never read on the way to the output",
+                help="read it, or remove it",
+            )
 
 
 def has_parameter(memory: Memory) -> bool:

@@ -30,7 +30,7 @@ from nsam.dsl.checked import (
 )
 from nsam.dsl.spans import Span
 
-FLAT = frozenset({"sign", "floor", "ceil", "round", "argmax", "equal", "less", "greater"})
+FLAT = frozenset({"sign"})
 """Functions whose derivative is zero wherever it exists."""
 
 Cause: TypeAlias = Literal["direct", "frozen", "rule", "function"]

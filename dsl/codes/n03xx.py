@@ -102,6 +102,15 @@ system frozen(dim: int) {
 }
 """
 
+_IDLE = """nsam 1
+
+system idle(dim: int) {
+  input x: [dim]
+  memory m, spare : linear(dim -> dim)
+  output %s
+}
+"""
+
 TABLE: tuple[Code, ...] = (
     Code(
         "N0301",
@@ -187,6 +196,15 @@ TABLE: tuple[Code, ...] = (
         "level-graph-too-large",
         "error",
         "A level graph may have at most 200,000 transfers and same-time needs together.",
+    ),
+    Code(
+        "N0310",
+        "memory-without-effect",
+        "warning",
+        "A memory counts when the output is made of what it shows, or when it shapes one that counts: its context, "
+        "its gates, its initial state. One that does neither costs time and learns nothing.",
+        _IDLE % "m(x)",
+        _IDLE % "m(x) + spare(x)",
     ),
     Code(
         "N0391",

@@ -79,6 +79,48 @@ def test_a_cycle_is_drawn_with_each_frequency() -> None:
         assert text in drawn
 
 
+@pytest.mark.parametrize(
+    "use",
+    ["learn k -> x; minimize l2; by gd(lr = 0.1)", "learn x -> x; minimize l2; by gd(lr = sum(k))"],
+)
+def test_a_memory_that_needs_its_own_running_state_is_a_cycle(use: str) -> None:
+    text = f"""nsam 1
+use std.rules (gd)
+system s(dim: int) {{
+  input x: [dim]
+  let k = m(x)
+  memory m : linear(dim -> dim) {{ {use}; every 1 token; reads running }}
+  output k
+}}
+"""
+    (found,) = findings(text)
+    assert found.code == "N0301"
+    assert "`m` needs its own state" in found.message
+    assert findings(text.replace("running", "boundary")) == []
+
+
+def test_a_cycle_through_a_called_system_is_found() -> None:
+    text = """nsam 1
+use std.rules (gd)
+system inner(dim: int) {
+  input x: [dim]
+  input z: [dim]
+  memory m : linear(dim -> dim) { learn z -> x; minimize l2; by gd(lr = 0.1); every 1 token; reads running }
+  output m(x)
+}
+system outer(dim: int) {
+  input x: [dim]
+  memory g : linear(dim -> dim) { learn x -> y; minimize l2; by gd(lr = 0.1); every 1 token; reads running }
+  let y = inner(x, g(x), dim)
+  output y
+}
+"""
+    report = Report()
+    check_unit(Program.loads(text).symbolic("outer"), report=report)
+    assert [d.code for d in report.diagnostics] == ["N0301"]
+    assert "`inner.m` and `g`" in report.diagnostics[0].message
+
+
 def test_a_parameter_with_another_way_to_the_output_is_not_warned_about() -> None:
     text = """nsam 1
 use std.rules (gd)
