@@ -1,0 +1,81 @@
+"""The module around the interpreter: initial values, inputs that do not fit, what is refused, divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nsam.backends.reference import ReferenceModule, values
+from nsam.dsl.checked import Unit
+from nsam.dsl.diagnostics import ProgramError
+
+Build = Callable[..., Unit]
+Random = Callable[..., Tensor]
+
+
+def _module(unit: Unit) -> ReferenceModule:
+    return ReferenceModule(unit, torch.Generator().manual_seed(0))
+
+
+def test_what_is_not_interpreted_is_said(build: Build) -> None:
+    text = """system s() {
+      input x: [3]
+      memory m : linear(3 -> 3) { minimize task; by gd(lr = 0.1); every 4 tokens }
+      output m(x)
+    }"""
+    with pytest.raises(ProgramError) as caught:
+        ReferenceModule(build(text))
+    assert caught.value.diagnostics[0].code == "N0490"
+
+
+def test_inputs_that_do_not_fit_are_refused(build: Build, random: Random) -> None:
+    module = _module(build("system s() { input t: token(5); memory e : table(5, 3); output e(t) }"))
+    with pytest.raises(ValueError, match="token 5"):
+        module(torch.tensor([[1, 5]]))
+    with pytest.raises(ValueError, match="takes 1 inputs"):
+        module(torch.tensor([[1]]), torch.tensor([[1]]))
+    with pytest.raises(ValueError, match=r"t of s is \[batch, time\], found \[1, 1, 1\]"):
+        module(torch.tensor([[[1]]]))
+    with pytest.raises(ValueError, match="one and the same length"):
+        module(torch.zeros(1, 0, dtype=torch.int64))
+    _, state = module(torch.tensor([[1]]))
+    with pytest.raises(ValueError, match="of 1 sequences"):
+        module(torch.tensor([[1], [2]]), state=state)
+
+
+def test_default_initial_states(build: Build) -> None:
+    text = """system s() {
+      input x: [64]
+      memory a : linear(64 -> 64, heads = 4)
+      memory b : mlp(64 -> 256 -> 64, bias)
+      memory c : conv(64, 4)
+      memory d : table(500, 64)
+      memory e : vector(64)
+      memory f : rmsnorm(64)
+      memory g : linear(64 -> 64) { init learned normal(0.02) }
+      output f(a(b(c(x)))) + e + g(x)
+    }"""
+    module = _module(build(text))
+    expected = {"a.weight": 1 / 4, "b.w1": 1 / 8, "b.w2": 1 / 16, "c.weight": 0.5, "d.weight": 0.02, "g.weight": 0.02}
+    for name, deviation in expected.items():
+        assert module.get_parameter(name).std().item() == pytest.approx(deviation, rel=0.15), name
+    for name in ("b.b1", "b.b2", "e.weight"):
+        assert torch.all(module.get_parameter(name) == 0)
+    assert torch.all(module.get_parameter("f.weight") == 1)
+
+
+def test_a_memory_that_diverges_does_so_in_both(build: Build, random: Random) -> None:
+    text = """system s() {
+      input x: [3]
+      memory m : linear(3 -> 3) { learn x -> 2 * x; minimize lp(4); by gd(lr = 100); every 1 token; init learned }
+      output m(x)
+    }"""
+    module, x = _module(build(text)), random(1, 12, 3)
+    found, _ = values(module.unit, {"m.weight": module.get_parameter("m.weight").detach().numpy()}, {"x": x.numpy()})
+    finite = torch.isfinite(module(x)[0])
+    assert not finite.all()
+    assert np.array_equal(np.isfinite(found), finite.numpy())
