@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import runpy
 import sys
 from pathlib import Path
@@ -24,13 +23,14 @@ def bench(
 
     [dim]nsam bench[/]
     """
-    sys.path.insert(0, str(Path.cwd()))
-    if importlib.util.find_spec(f"{MODULE}.__main__" if (Path(MODULE) / "__init__.py").exists() else MODULE) is None:
+    folder = Path.cwd()
+    if not (folder / MODULE / "__main__.py").is_file():
         typer.echo(
-            "There are no benchmarks here: they are part of the source checkout, not of the installed package. Run "
-            "this in the root of a checkout that has a folder `benchmarks`.",
+            f"There are no benchmarks in {folder}: they are part of the source checkout, not of the installed package. "
+            "Run this in the root of a checkout that has `benchmarks/__main__.py`.",
             err=True,
         )
         raise typer.Exit(DIAGNOSTICS)
+    sys.path.insert(0, str(folder))
     sys.argv = ["nsam bench", *(arguments or [])]
     runpy.run_module(MODULE, run_name="__main__", alter_sys=False)

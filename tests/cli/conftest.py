@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from nsam.cli.app import app
 
 TINY = """nsam 1
 
@@ -47,7 +48,17 @@ system wrong(dim: int) {
 }
 """
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Finished]
 
 
 @pytest.fixture
@@ -72,17 +83,20 @@ def text(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Run `nsam` as its users do: another process, its own folder, one thread."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Run `nsam` in this process (torch loads once), in the test's own folder, on one thread."""
+    import torch
 
-    def call(*arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-W", "error", "-m", "nsam", *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1", **env},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("COLUMNS", "100"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NSAM_DEBUG", raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
 
-    return call
+    def call(*arguments: object) -> Finished:
+        found = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="nsam")
+        return Finished(found.exit_code, found.stdout, found.stderr)
+
+    yield call
+    torch.set_num_threads(threads)

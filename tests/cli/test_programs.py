@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
-Run: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+Run: TypeAlias = Callable[..., Any]
 
 COMMANDS = ("check", "fmt", "graph", "schedule", "explain", "compile", "verify", "train", "generate", "bench")
 

@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
-Run: TypeAlias = Callable[..., subprocess.CompletedProcess[str]]
+Run: TypeAlias = Callable[..., Any]
 
 
 def curve(folder: Path) -> list[tuple[int, str, float]]:
@@ -51,7 +51,7 @@ def curve_so_far(folder: Path) -> list[tuple[int, str, float]]:
 
 @pytest.fixture
 def train(run: Run, tiny: Path, text: Path) -> Run:
-    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    def call(*arguments: object) -> Any:
         return run("train", tiny, "--data", text, "--no-compile", *arguments)
 
     return call
@@ -75,6 +75,7 @@ def test_a_run_leaves_everything_and_generates(train: Run, run: Run, tmp_path: P
     assert again.stdout == first.stdout
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same_curve(train: Run, run: Run, tmp_path: Path, tiny: Path, text: Path) -> None:
     assert train("--out", "whole", "--set", "steps=40").returncode == 0
     parts = tmp_path / "parts"
@@ -94,6 +95,7 @@ def test_killed_and_resumed_is_the_same_curve(train: Run, run: Run, tmp_path: Pa
         assert a.read_bytes() == b.read_bytes()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(run: Run, tmp_path: Path, tiny: Path, text: Path) -> None:
     folder = tmp_path / "stopped"
     process = start(tmp_path, tiny, "--data", text, "--no-compile", "--set", "steps=100000", "--out", folder)
