@@ -169,6 +169,20 @@ system s(dim: int) {
     assert "`k` gets no gradient" in found.message
 
 
+def test_the_size_of_a_graph_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """nsam 1
+system s(dim: int) {
+  input x: [dim]
+  memory a, b, c, d : linear(dim -> dim)
+  output a(b(c(d(x))))
+}
+"""
+    assert findings(text) == []
+    monkeypatch.setattr("nsam.compiler.collect.MOST_EDGES", 1)
+    (found,) = findings(text)
+    assert found.code == "N0309"
+
+
 def test_checks_load_no_graph_library() -> None:
     code = "import sys, nsam.compiler.checks; sys.exit('networkx' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -111,6 +111,16 @@ def test_wide_levels_wrap_and_long_lists_are_cut(different: bool) -> None:
     assert titles == ([f"m{i}" for i in range(40)] if different else ["m0 … m39 (40)"])
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_system_without_memories_can_be_drawn(tmp_path: Path, suffix: str) -> None:
+    if suffix in (".svg", ".png", ".pdf") and shutil.which("dot") is None:
+        pytest.skip("Graphviz is not installed")
+    unit = Program.loads("nsam 1\nsystem same(dim: int) {\n  input x: [dim]\n  output x\n}\n")
+    drawn = build_graph(unit.instantiate("same", {"dim": 4}))
+    assert list(drawn.nodes) == ["training"]
+    assert render(drawn, tmp_path / f"same{suffix}").stat().st_size > 200
+
+
 # --- hostile texts -------------------------------------------------------------------------------
 
 EVIL = '</script><b onmouseover="x">&amp; "quoted" \\N {a|b} `c` ]];\n#35; -->'
