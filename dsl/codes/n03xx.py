@@ -195,8 +195,8 @@ TABLE: tuple[Code, ...] = (
         "N0309",
         "level-graph-too-large",
         "error",
-        "A level graph may have at most 100,000 transfers and same-time needs together. Layers that are alike belong in "
-        "a `repeat`, which counts once.",
+        "A level graph may have at most 100,000 transfers and same-time needs together. Layers that are alike belong "
+        "in a `repeat`, which counts once.",
     ),
     Code(
         "N0310",
