@@ -46,7 +46,7 @@ class Lowering:
     fast: dict[str, FastMemory] = field(default_factory=dict)
     started: set[str] = field(default_factory=set)
     children: dict[tuple[str, frozenset[str]], Node] = field(default_factory=dict)
-    sites: dict[str, int] = field(default_factory=dict)
+    sites: dict[str, dict[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.memories = {m.name: m for m in self.unit.memories}
@@ -242,11 +242,9 @@ class Lowering:
         """A read of weights that stay put during the sequence."""
         from nsam.compiler.layers import apply_slow
 
-        site = self.sites.get(memory.name, 0)
-        node = apply_slow(self.b, memory, x, expr.transposed, lambda t: self.weight(memory, t), site)
-        if memory.structure.kind == "conv":
-            self.sites[memory.name] = site + 1
-        return node
+        sites = self.sites.setdefault(memory.name, {})
+        site = sites.setdefault(x.id, len(sites))
+        return apply_slow(self.b, memory, x, expr.transposed, lambda t: self.weight(memory, t), site)
 
     def attention(self, memory: c.Memory, expr: c.Read, direct: frozenset[str]) -> Node:
         """Causal softmax attention, the non-parametric memory (eq. 62-63)."""
@@ -283,7 +281,7 @@ ELEMENTWISE_FUNCTIONS = frozenset(
 
 def held(memory: c.Memory) -> bool:
     """Whether a memory that does not move in the sequence has a state of its own: written at each reset by another."""
-    return not memory.fast and memory.initial.kind in ("memory", "expression", "zeros")
+    return not memory.fast and memory.initial.kind in ("memory", "expression")
 
 
 def memory_heads(memory: c.Memory) -> int:

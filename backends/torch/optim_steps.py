@@ -23,7 +23,7 @@ class Steps:
         self.plan = plan
         self.compiled = compiled
         self.names = tuple(state.name for state in plan.states)
-        self._functions: dict[frozenset[int], Callable[..., Any]] = {}
+        self._functions: dict[tuple[object, ...], Callable[..., Any]] = {}
 
     @cached_property
     def elementwise(self) -> bool:
@@ -43,15 +43,18 @@ class Steps:
         self, batch: Tensor, states: tuple[Tensor, ...], grad: Tensor, scalars: Mapping[str, Any], count: int
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the batch and its states after update number `count`."""
-        due = self.plan.due(count)
-        if due not in self._functions:
-            function = load(emit_step(self.plan, due=due), "step")
-            self._functions[due] = torch.compile(function, dynamic=False) if self.compiled else function
+        function = self._function(self.plan.due(count), batch)
         number = torch.tensor(float(count), dtype=torch.float64) if self.compiled else count
-        result: tuple[Tensor, tuple[Tensor, ...]] = self._functions[due](
-            batch, states, grad, None, None, **scalars, count=number
-        )
+        result: tuple[Tensor, tuple[Tensor, ...]] = function(batch, states, grad, None, None, **scalars, count=number)
         return result
+
+    def _function(self, due: frozenset[int], batch: Tensor) -> Callable[..., Any]:
+        """Return the straight-line step; compiled, one a shape, as torch gives up on a function of many shapes."""
+        key = (due, batch.shape, batch.dtype, batch.device) if self.compiled else (due,)
+        if key not in self._functions:
+            function = load(emit_step(self.plan, due=due), "step")
+            self._functions[key] = torch.compile(function, dynamic=False) if self.compiled else function
+        return self._functions[key]
 
     def scalars(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return the rule's parameters as they stand in a parameter group now, by the step's keywords."""

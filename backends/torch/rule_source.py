@@ -117,7 +117,8 @@ def scalar_keyword(parameter: str) -> str:
 
 def elementwise(plan: RulePlan) -> bool:
     """Whether every entry of `self` moves on its own, so that the step is the same for any shape."""
-    return all(name in ELEMENTWISE for assign in plan.body for name in functions(assign.value))
+    values = [assign.value for assign in plan.body] + [state.initial for state in plan.states]
+    return all(name in ELEMENTWISE for value in values for name in functions(value))
 
 
 def load(source: str, function: str) -> Callable[..., Any]:

@@ -13,6 +13,13 @@ TABLE: tuple[Code, ...] = (
         "instead of computing something else; the reference backend may still run it. The message names the construct.",
     ),
     Code(
+        "N0402",
+        "no-such-thing",
+        "error",
+        "A request from Python named a backend or a library of rules that does not exist. The backends are `torch` and "
+        "`reference`, the library is `std.rules`.",
+    ),
+    Code(
         "N0490",
         "not-in-reference",
         "error",

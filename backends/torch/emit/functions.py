@@ -301,7 +301,7 @@ class UnitSource:
             inside.statements(self.loss_nodes(fast, level.index)[0], [fast.loss])
             lines += [INDENT + line for line in inside.lines]
             rows = f"{inside.of(fast.loss, 9)}[:, :, -at.length :]"
-            lines.append(f'{INDENT}new["{name}.loss"] = s.get("{name}.loss", 0.0) + {rows}.detach().sum(2).mean()')
+            lines.append(f'{INDENT}new["{name}.loss"] = s["{name}.loss"] + {rows}.detach().sum(2).mean()')
         return ["if at.observe:", *lines] if lines else []
 
     def advances(self, level: Level, printer: Printer) -> list[str]:

@@ -263,6 +263,9 @@ class ClassSource:
 
     def attributes(self) -> list[str]:
         lines = []
+        fast = "".join(f'"{m.name}", ' for m in self.unit.memories if m.fast).strip()
+        if fast:
+            lines.append(f"fast_memories = ({fast})")
         kept = [m.name for m in self.unit.memories if m.fast and m.reset.kind == "never"]
         if kept:
             lines.append(f"kept_memories = frozenset({{{', '.join(repr(k) for k in kept)}}})".replace("'", '"'))
@@ -402,6 +405,8 @@ class ClassSource:
 
 def owns(memory: c.Memory) -> bool:
     """Whether the memory has parameters: slow weights, or a learnt initial state."""
+    if memory.initial.kind == "zeros" and not memory.fast:
+        return bool(memory.structure.tensors())
     return memory.initial.kind == "learned" and bool(memory.structure.tensors())
 
 
@@ -411,7 +416,9 @@ def initial_values(memory: c.Memory) -> Iterable[tuple[str, str]]:
         listed = ", ".join(str(int(n)) for n in shape)
         kind, std = memory.structure.kind, memory.initial.deviation
         bias = tensor.startswith("b")
-        if std is None and kind in ("rmsnorm", "layernorm") and not bias:
+        if memory.initial.kind == "zeros":
+            yield tensor, f"rt.zeros({listed})"
+        elif std is None and kind in ("rmsnorm", "layernorm") and not bias:
             yield tensor, f"rt.ones({listed})"
         elif bias or (std is None and kind == "vector"):
             yield tensor, f"rt.zeros({listed})"

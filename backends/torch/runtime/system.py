@@ -48,12 +48,15 @@ class System(nn.Module):
         sequence          tensors that a new sequence forgets, by memory path
         kept              tensors of memories with `reset never`
         children          states of called systems (a list for a repeat)
+        losses            mean inner loss of each fast memory in the latest call, where `observe` is set
     """
 
     compiled = True
     """Whether blocks and stages run through torch.compile."""
     observe = False
-    """Whether inner losses are recorded (eager only); see `observed`."""
+    """Whether the mean inner loss of each fast memory is recorded, under `losses` of the state."""
+
+    fast_memories: tuple[str, ...] = ()
 
     kept_memories: frozenset[str] = frozenset()
     matrices: frozenset[str] = frozenset()
@@ -107,10 +110,11 @@ class System(nn.Module):
         old: State = state or {"position": 0, "steps": 0, "sequence": {}, "kept": {}, "children": {}}
         w = self.weights()
         s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
-        compiled = self.compiled and not self.observe
-        at = At(old["position"], old["steps"], like.shape[1], like.shape[0], compiled, self.observe)
+        at = At(old["position"], old["steps"], like.shape[1], like.shape[0], self.compiled, self.observe)
         if initial is not None:
             s = {**initial(w, s, at), **s}
+        if self.observe:
+            s |= {f"{memory}.loss": blank(w).detach() for memory in self.fast_memories}
         if clock:
             s["clock"] = s["start"] = torch.full((), at.offset, dtype=torch.int64, device=like.device)
             s["clock.never"] = torch.full((), at.never, dtype=torch.int64, device=like.device)
@@ -118,11 +122,11 @@ class System(nn.Module):
 
     def end(self, s: Mapping[str, Tensor], at: At, children: State) -> State:
         """Close a call: the state to carry on."""
-        if self.observe:
-            self.__dict__["observed"] = {k: v for k, v in s.items() if k.endswith(".loss")}
         kept = {k: v for k, v in s.items() if self.is_kept(k)}
         rest = {k: v for k, v in s.items() if k not in kept and not k.endswith(".loss") and k not in CLOCKS}
+        losses = {k.removesuffix(".loss"): v / at.length for k, v in s.items() if k.endswith(".loss")}
         return {
+            **({"losses": losses} if losses else {}),
             "position": at.offset + at.length,
             "steps": at.never + at.length,
             "sequence": rest,
@@ -248,4 +252,6 @@ def new_sequence(state: State) -> State:
         name: [new_sequence(s) for s in child] if isinstance(child, list) else new_sequence(child)
         for name, child in state["children"].items()
     }
-    return {**state, "position": 0, "sequence": {}, "children": children}
+    fresh = {**state, "position": 0, "sequence": {}, "children": children}
+    fresh.pop("losses", None)
+    return fresh

@@ -1,0 +1,165 @@
+"""The public functions: load a program, look at it, compile it, train it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from nsam.dsl.checked import Repeat, Train, Unit
+from nsam.dsl.diagnostics import fail
+from nsam.dsl.program import Program
+
+if TYPE_CHECKING:
+    import networkx
+    import torch
+
+    from nsam.verification import Report
+
+Backend: TypeAlias = Literal["torch", "reference"]
+
+
+def load(path: str | os.PathLike[str]) -> Program:
+    """Read and check a program. Raises `ProgramError`, which carries every diagnostic."""
+    return Program.load(path)
+
+
+def loads(text: str, name: str = "<text>") -> Program:
+    """Check a program given as text. Raises `ProgramError`."""
+    return Program.loads(text, name)
+
+
+def graph(program: Program, name: str, /, **parameters: object) -> networkx.MultiDiGraph:
+    """The level graph of a system, or of a `train` declaration: a node per memory, an edge per transfer.
+
+    Raises `ProgramError` when parameters are missing or wrong.
+    """
+    from nsam.compiler.graph import build_graph
+
+    if name in program.trains:
+        train = program.train(name, parameters)
+        return build_graph(train.model, train)
+    return build_graph(program.instantiate(name, parameters))
+
+
+def compile(
+    program: Program, system: str, /, *, backend: Backend = "torch", compiled: bool = True, **parameters: object
+) -> torch.nn.Module:
+    """Compile a system to a `torch.nn.Module`: `y, state = module(x, state=None)`, x [batch, time, …].
+
+    `backend="reference"` gives the token-by-token reference in float64 with the same parameters. `compiled=False` runs
+    the generated code without torch.compile. Raises `ProgramError`.
+    """
+    return compile_unit(_checked(program, system, parameters), backend=backend, compiled=compiled)
+
+
+def compile_unit(
+    unit: Unit, *, backend: Backend = "torch", compiled: bool = True, observe: bool = False
+) -> torch.nn.Module:
+    """Compile a checked unit. With `observe`, states carry the inner losses that `memory_report` reads."""
+    if backend == "reference":
+        from nsam.backends.reference.module import ReferenceModule
+
+        return ReferenceModule(unit)
+    if backend != "torch":
+        raise fail("N0402", f"there is no backend `{backend}`", help="torch or reference")
+    from nsam.backends.torch.build import build
+
+    module = build(unit, compiled=compiled)
+    if observe:
+        for part in module.modules():
+            part.observe = True  # type: ignore[assignment]
+    return module
+
+
+def source(program: Program, system: str, /, **parameters: object) -> str:
+    """The Python source of a system, readable and runnable without the compiler. Raises `ProgramError`."""
+    from nsam.backends.torch.build import write_source
+
+    return write_source(_checked(program, system, parameters))[0]
+
+
+def _checked(program: Program, system: str, parameters: Mapping[str, object]) -> Unit:
+    """Instantiate a system and check its levels."""
+    from nsam.compiler.checks import check_unit
+    from nsam.dsl.diagnostics import Report as Findings
+
+    unit = program.instantiate(system, parameters)
+    findings = Findings()
+    check_unit(unit, report=findings)
+    findings.raise_if_failed()
+    return unit
+
+
+def new_sequence(state: Any) -> Any:
+    """Begin a new sequence: per-sequence memories restart, those with `reset never` go on."""
+    if isinstance(state, dict) and "steps" in state:
+        from nsam.backends.torch.runtime.system import new_sequence as restart
+
+        return restart(state)
+    from nsam.backends.reference.module import new_sequence as restart_reference
+
+    return restart_reference(state)
+
+
+def optimizer(
+    library: str | Program, rule: str, target: torch.nn.Module | Iterable[torch.Tensor], /, **arguments: float
+) -> torch.optim.Optimizer:
+    """A torch optimizer from a learning rule: `optimizer("std.rules", "m3", module, lr=0.004)`.
+
+    `library` is "std.rules" or a program that declares the rule. `target`: a module, or tensors (then those with two axes
+    or more are the matrices). Raises `ProgramError` when there is no such rule or it cannot serve as an optimizer.
+    """
+    from nsam.backends.torch.optim import optimizer as make
+    from nsam.dsl.program import standard_rule
+
+    if isinstance(library, Program):
+        use = library.rule(rule, arguments)
+    elif library == "std.rules":
+        use = standard_rule(rule, arguments)
+    else:
+        raise fail("N0402", f"there is no library `{library}`", help='"std.rules", or a program from nsam.load')
+    return make(use, target)
+
+
+def train_optimizer(train: Train, module: torch.nn.Module, *, compiled: bool = False) -> torch.optim.Optimizer:
+    """The optimizer that a `train` declaration asks for. Raises `ProgramError`."""
+    from nsam.backends.torch.optim import optimizer as make
+
+    return make(train.rules, module, compiled=compiled)
+
+
+def verify(program: Program, system: str, /, **parameters: object) -> Report:
+    """Compare the compiled system with the reference: values, gradients, the six invariants. See `Report.ok`."""
+    from nsam.verification import verify_unit
+
+    return verify_unit(_checked(program, system, parameters))
+
+
+def memory_report(module: torch.nn.Module, state: Any) -> dict[str, dict[str, float]]:
+    """Mean inner loss and level of every fast memory, by path, from a state of a module that observes."""
+    unit = getattr(module, "nsam_unit", None)
+    if unit is None:
+        return {}
+    from nsam.compiler.graph import levels_of, ordered
+
+    levels = levels_of(ordered(unit))
+    found = {}
+    for path, shared, loss in _losses(unit, state, "", ""):
+        found[path] = {"loss": float(loss), "level": levels[shared]}
+    return found
+
+
+def _losses(unit: Unit, state: Any, path: str, shared: str) -> Iterable[tuple[str, str, Any]]:
+    """Yield (path, path in the level graph, loss) of the fast memories of a state."""
+    for name, loss in state.get("losses", {}).items():
+        yield path + name, shared + name, loss
+    for step in unit.children:
+        child = state["children"].get(step.name)
+        if child is None:
+            continue
+        if isinstance(step, Repeat):
+            for i, one in enumerate(child):
+                yield from _losses(step.body, one, f"{path}{step.name}.{i}.", f"{shared}{step.name}.*.")
+        else:
+            yield from _losses(step.unit, child, f"{path}{step.name}.", f"{shared}{step.name}.")
