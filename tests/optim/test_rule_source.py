@@ -9,6 +9,7 @@ import torch
 
 from nsam.backends.torch.rule_source import IMPORTS, elementwise, emit_initial, emit_step, load, scalar_keyword
 from nsam.compiler.rule_plan import lower_rule, number
+from nsam.dsl.program import Program
 
 RULES = ["gd", "dgd", "safe_dgd", "momentum", "delta_momentum", "adamw", "muon", "m3_algorithm1", "m3"]
 HOST = (2, 3, 4, 5)
@@ -123,6 +124,11 @@ def test_elementwise_rules(std: Any) -> None:
     assert elementwise(lower_rule(std("momentum", lr=0.1).rule))
     assert not elementwise(lower_rule(std("muon", lr=0.1).rule))
     assert not elementwise(lower_rule(std("delta_momentum", lr=0.1).rule))
+
+
+def test_an_initial_state_that_looks_at_the_shape_is_not_elementwise() -> None:
+    text = "nsam 1\nrule r(lr) { state a = rows(self); a <- a / 2; self <- self - lr * a * grad }\n"
+    assert not elementwise(lower_rule(Program.loads(text).rule("r", {"lr": 0.1}).rule))
 
 
 @pytest.mark.slow
