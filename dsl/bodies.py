@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,10 @@ from nsam.dsl.findings import Findings, Skip
 from nsam.dsl.memories import Info, Named, declare_memories
 from nsam.dsl.names import (
     Module,
+    UniqueNames,
     all_statements,
     assigned_names,
     declared_names,
-    unique,
 )
 from nsam.dsl.order import ordered
 from nsam.dsl.reads import SystemExpressions
@@ -50,6 +51,7 @@ class Body:
         span: Span,
         outer: Body | None = None,
     ) -> None:
+        checker.spend(span)
         self.checker = checker
         self.findings: Findings = checker.findings
         self.module = module
@@ -59,13 +61,14 @@ class Body:
         self.span = span
         self.outer = outer
         self.failed = False
+        self.declared = declared_names(statements)
         self.evaluator = Evaluator(self.findings, parameters, self._why_not_constant)
         self.inputs: list[Input] = []
         self.versions: dict[str, list[int]] = {}
         self.results: dict[tuple[str, int], Expr] = {}
         self.steps: dict[NodeId, list[Binding | Child]] = {}
         self.current: list[Binding | Child] = []
-        self.binding_names: set[str] = set()
+        self.binding_names = UniqueNames()
         self.calls = Calls(self)
         self.inner = {
             name: identifier
@@ -159,7 +162,7 @@ class Body:
 
     def declaration(self, name: str) -> Span | None:
         """Return where this body declares `name`, or None."""
-        found = declared_names(self.statements).get(name)
+        found = self.declared.get(name)
         return None if found is None else found.span
 
     def _declare_assign(self, node: syntax.Assign, position: int, repeated: bool) -> None:
@@ -200,7 +203,7 @@ class Body:
     def _add_input(self, given: Input) -> None:
         self.inputs.append(given)
         self.versions.setdefault(given.name, [START])
-        self.binding_names.add(given.name)
+        self.binding_names.take(given.name)
         self.results[given.name, START] = Ref(given.type, given.span, given.name)
 
     # --- evaluation ---
@@ -223,14 +226,13 @@ class Body:
 
     def _bind_as(self, statement: syntax.Let | syntax.Assign, position: int, value: Expr) -> None:
         source = statement.name.id
-        name = unique(source, self.binding_names)
+        name = self.binding_names.take(source)
         self.current.append(Binding(name, source, value, statement.span))
         self.results[source, position] = Ref(value.type, statement.span, name)
 
     def bind(self, name: str, value: Expr) -> Expr:
         """Give an intermediate value a name of its own, computed before the statement at hand."""
-        own = unique(name, self.binding_names | set(self.versions))
-        self.binding_names.add(own)
+        own = self.binding_names.take(name, self.versions)
         self.current.append(Binding(own, name, value, value.span))
         return Ref(value.type, value.span, own)
 
@@ -281,8 +283,8 @@ class Body:
         versions = self.versions.get(name)
         if not versions:
             return None
-        before = [version for version in versions if version < position]
-        return before[-1] if before else versions[0]
+        above = bisect_left(versions, position)
+        return versions[max(above - 1, 0)]
 
     def value(self, name: str, position: int) -> Expr | None:
         """Return the value that `name` has at `position`, or None when it is no value; Skip when it is a wrong one."""
@@ -343,7 +345,7 @@ class Body:
         )
 
     def _why_not_constant(self, name: str) -> str | None:
-        if name in declared_names(self.statements) or name in self.versions:
+        if name in self.declared or name in self.versions:
             return "a value or memory of the system; only parameters are known then"
         return None
 

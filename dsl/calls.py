@@ -11,7 +11,7 @@ from nsam.dsl.constants import Evaluator
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.findings import Skip, attempt_all
 from nsam.dsl.memories import Info
-from nsam.dsl.names import inside, memory_values, statement_values, unique
+from nsam.dsl.names import UniqueNames, inside, memory_values, statement_values
 from nsam.dsl.types import same_size, shape_text
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ class Calls:
 
     def prepare(self, infos: Iterable[Info]) -> None:
         """Name every call and repeat in the order of the text, and instantiate the systems that are called."""
-        taken = set(self.body.memories)
+        taken = UniqueNames(self.body.memories)
         by_position: dict[int, list[Info]] = {}
         for info in infos:
             by_position.setdefault(info.position, []).append(info)
         for position, node in enumerate(self.body.statements):
             if isinstance(node, syntax.Repeat):
-                self.names[id(node), ""] = unique("repeat", taken)
+                self.names[id(node), ""] = taken.take("repeat")
             elif isinstance(node, syntax.MemoryDeclaration):
                 for info in by_position.get(position, ()):
                     self._prepare_calls(memory_values(node), info.evaluator, info.path, taken)
@@ -47,14 +47,14 @@ class Calls:
                 self._prepare_calls(statement_values(node), self.body.evaluator, "", taken)
 
     def _prepare_calls(
-        self, expressions: Iterable[syntax.Expression], evaluator: Evaluator, owner: str, taken: set[str]
+        self, expressions: Iterable[syntax.Expression], evaluator: Evaluator, owner: str, taken: UniqueNames
     ) -> None:
         for node in inside(expressions):
             if not isinstance(node, syntax.Call) or node.function not in self.body.module.systems:
                 continue
             if node.function in self.body.memories or self.body.outer_memory(node.function) is not None:
                 continue
-            self.names[id(node), owner] = unique(node.function, taken)
+            self.names[id(node), owner] = taken.take(node.function)
             try:
                 unit = self.body.checker.called(self.body.module.systems[node.function], node, evaluator)
                 self.units[id(node), owner] = unit

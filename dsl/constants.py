@@ -164,7 +164,13 @@ class Evaluator:
             return self.names[node.id]
         why = self.explain(node.id)
         if why is not None:
-            raise self.findings.error("N0212", f"`{node.id}` is not known when the program is compiled", node.span, why)
+            raise self.findings.error(
+                "N0212",
+                f"`{node.id}` is not known when the program is compiled",
+                node.span,
+                why,
+                help="sizes, periods and counts are made of parameters, whose defaults may use those before them",
+            )
         raise self.findings.error(
             "N0201", f"unknown name `{node.id}`", node.span, "not a parameter", help=did_you_mean(node.id, self.names)
         )

@@ -104,7 +104,10 @@ def attempt_all(thunks: Iterable[Callable[[], T]]) -> list[T]:
 
 def suggest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that is closest to `name`, if one is close."""
-    found = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    if len(name) > 60:
+        return None
+    near = [other for other in known if abs(len(other) - len(name)) <= 3][:500]
+    found = get_close_matches(name, near, n=1, cutoff=0.6)
     return found[0] if found else None
 
 

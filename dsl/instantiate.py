@@ -11,7 +11,7 @@ from nsam.dsl.checked import Call, Rule, Unit
 from nsam.dsl.constants import Evaluator, Unknown, UnknownList, Value, conforms, kind_of, show
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.expressions import match_arguments
-from nsam.dsl.findings import Findings, Skip, attempt_all
+from nsam.dsl.findings import Findings, Skip, TooMany, attempt_all
 from nsam.dsl.memories import MOST_MEMORIES
 from nsam.dsl.names import Declared
 from nsam.dsl.rules import RuleMaker
@@ -20,6 +20,10 @@ from nsam.dsl.spans import Span
 
 MOST_DEPTH = 24
 """How deep systems may use systems."""
+
+_WORK_OF_ONE = 400
+MOST_WORK = 2_000_000
+"""How many characters of program text are instantiated, each use with other parameters counted again."""
 
 System = Declared[syntax.SystemDeclaration]
 
@@ -33,6 +37,14 @@ class Checker:
         self._rules: dict[Any, Rule | None] = {}
         self._active: list[tuple[object, str, Span]] = []
         self._counts: dict[int, int] = {}
+        self._work = 0
+
+    def spend(self, span: Span) -> None:
+        """Bound the work: systems that use each other with ever new parameters would grow without end."""
+        self._work += span.end - span.start + _WORK_OF_ONE
+        if self._work > MOST_WORK:
+            self.findings.error("N0240", "too many different uses of systems and rules", span, "used once too often")
+            raise TooMany
 
     # --- systems ---
 
@@ -166,6 +178,7 @@ class Checker:
         key = (id(declared.node), _key(statics))
         if key not in self._rules:
             self._rules[key] = None
+            self.spend(declared.node.span)
             self._enter(declared.node, declared.node.name)
             try:
                 self._rules[key] = RuleMaker(self, declared, statics).rule()

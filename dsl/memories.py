@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from nsam.dsl.bodies import Body
 
 MOST_MEMORIES = 100_000
+MOST_MEMBERS = 128
+"""Members of a list of memories; a chain of them is one expression inside another."""
 
 
 @dataclass(eq=False)
@@ -104,8 +106,10 @@ def _members(body: Body, node: syntax.MemoryDeclaration) -> tuple[list[Evaluator
         raise body.findings.error("N0210", "expected a list", values.span, "not a list")
     if not members:
         raise body.findings.error("N0211", "this list is empty", values.span, "no memory at all")
-    if len(members) > MOST_MEMORIES:
-        raise body.findings.error("N0240", f"more than {MOST_MEMORIES} memories", values.span, f"{length} here")
+    if len(members) > MOST_MEMBERS:
+        raise body.findings.error(
+            "N0240", f"a list of more than {MOST_MEMBERS} memories", values.span, f"{length} here"
+        )
     base = body.evaluator
     names = [dict(base.names) | {variable.id: item} for item in members]
     return [Evaluator(base.findings, found, base.explain) for found in names], length

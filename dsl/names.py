@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -172,11 +172,19 @@ def assigned_names(body: tuple[syntax.Statement, ...]) -> dict[str, syntax.Ident
     return found
 
 
-def unique(name: str, taken: set[str]) -> str:
-    """Return `name`, or `name_2`, `name_3`, … when it is taken; the result is taken from then on."""
-    found, number = name, 1
-    while found in taken:
-        number += 1
-        found = f"{name}_{number}"
-    taken.add(found)
-    return found
+class UniqueNames:
+    """Hands out names, each once: `h`, then `h_2`, `h_3`, …"""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+        self._numbers: dict[str, int] = {}
+
+    def take(self, name: str, besides: Container[str] = ()) -> str:
+        """Return `name`, or the first `name_2`, `name_3`, … that is free and not in `besides`; it is taken then."""
+        found, number = name, self._numbers.get(name, 1)
+        while found in self._taken or found in besides:
+            number += 1
+            found = f"{name}_{number}"
+        self._numbers[name] = number
+        self._taken.add(found)
+        return found

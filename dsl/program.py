@@ -382,7 +382,8 @@ def _use(findings: Findings, module: Module, name: str, arguments: Mapping[str, 
     missing = [p.name for p in declared.node.parameters if p.default is None and p.name not in given]
     if missing:
         quoted = ", ".join(f"`{item}`" for item in missing)
-        raise findings.error("N0250", f"rule `{name}` needs a value for {quoted}", None)
+        span = declared.node.name.span
+        raise findings.error("N0250", f"rule `{name}` needs a value for {quoted}", span, "declared here")
     scope = ConstantExpressions(findings, Evaluator(findings, {}))
     return bind_rule(Checker(findings), declared, given, scope, place)
 

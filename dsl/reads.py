@@ -11,6 +11,7 @@ from nsam.dsl.diagnostics import Label
 from nsam.dsl.expressions import Expressions
 from nsam.dsl.findings import Skip, attempt_all, did_you_mean
 from nsam.dsl.functions import names_in
+from nsam.dsl.memories import MOST_MEMBERS
 from nsam.dsl.sizes import divides
 from nsam.dsl.spans import Span
 from nsam.dsl.structures import has_transpose, input_size, value_of
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from nsam.dsl.bodies import Body
     from nsam.dsl.memories import Info
 
-_LONGEST_CHAIN = 128
 _MIXED = ("weights", "memories", "x")
 
 
@@ -313,8 +313,11 @@ class SystemExpressions(Expressions):
                     "not a memory",
                     help=did_you_mean(name, known),
                 )
-            found.extend(self.body.memories[item.id].members)
-        if not found or len(found) > _LONGEST_CHAIN:
-            count = "none" if not found else f"{len(found)}, the most is {_LONGEST_CHAIN}"
+            members = self.body.memories[item.id].members
+            if not members:
+                raise Skip
+            found.extend(members)
+        if not found or len(found) > MOST_MEMBERS:
+            count = "none" if not found else f"{len(found)}, the most is {MOST_MEMBERS}"
             raise self.findings.error("N0240", f"how many memories: {count}", node.span, "this list of memories")
         return found

@@ -37,8 +37,9 @@ def build_repeat(body: Body, position: int, node: syntax.Repeat) -> dict[tuple[s
             "no name of the system is reassigned in it",
             help_text="reassign a value declared before it: `h = h + …`",
         )
-        raise Skip
     unit = _fixed_point(body, node, name, carried, captured, outputs)
+    if not outputs:
+        raise Skip
     body.current.append(Repeat(name, count, unit, tuple(carried.items()), tuple(captured.items()), node.span))
     types = dict(unit.outputs)
     return {(key, position): Output(types[key].type, node.span, name, key) for key in carried}

@@ -39,6 +39,10 @@ _TRAIN = f"{_MODEL}; {_LOSS}; by gd(lr = 0.1); steps 4"
 _TWO = "nsam 1\n\nsystem inner(dim: int) {\n  input x: [dim]\n  output x\n}\n\n"
 _OUTER = "system outer(dim: int) {{\n  input x: [dim]\n  output {}\n}}\n"
 _LEARN = "learn k(x) -> x; minimize l2; by gd(lr = 0.1); every 16 tokens"
+_GENERATED = (
+    "input c: [dim] per sequence\nmemory w : linear(dim -> dim*dim)\n"
+    "memory m : linear(dim -> dim) { init w(c) }\noutput m(x)"
+)
 _TRACE = "memory trace : like(self) { learn grad; minimize dot; by gd(lr = 1); every 1 update }"
 
 TABLE: tuple[Code, ...] = (
@@ -240,7 +244,7 @@ TABLE: tuple[Code, ...] = (
         "N0225",
         "summed-needs-only-gradients",
         "error",
-        "A summed update sees the sum of the period's gradients: no key, no err, no argument that varies with the token.",
+        "A summed update sees only the sum of gradients: no key, no err, no argument that varies with the token.",
         _memory("learn k(x) -> x; minimize l2; by dgd(lr = 0.1); every 16 tokens summed"),
         _memory("learn k(x) -> x; minimize l2; by dgd(lr = 0.1); every 16 tokens"),
         "71",
@@ -250,9 +254,7 @@ TABLE: tuple[Code, ...] = (
         "key-of-gradients",
         "error",
         "A rule that uses `key` or `err` needs a context with keys; gradients have none.",
-        _rule(
-            "memory trace : like(self) { learn grad; minimize dot; by dgd(lr = 1); every 1 update }\nself <- self - lr * trace"
-        ),
+        _rule(_TRACE.replace("by gd", "by dgd") + "\nself <- self - lr * trace"),
         _rule(f"{_TRACE}\nself <- self - lr * trace"),
         "33-37",
     ),
@@ -286,22 +288,16 @@ TABLE: tuple[Code, ...] = (
         "generated-size",
         "error",
         "A generator writes every number of the state that it generates, and no more.",
-        _system(
-            "input c: [dim] per sequence\nmemory w : linear(dim -> dim)\nmemory m : linear(dim -> dim) { init w(c) }\noutput m(x)"
-        ),
-        _system(
-            "input c: [dim] per sequence\nmemory w : linear(dim -> dim*dim)\nmemory m : linear(dim -> dim) { init w(c) }\noutput m(x)"
-        ),
+        _system(_GENERATED.replace("dim*dim", "dim")),
+        _system(_GENERATED),
     ),
     Code(
         "N0231",
         "initial-state-varies",
         "error",
         "An initial state sees only inputs that are one a sequence, and memories.",
-        _system("memory w : linear(dim -> dim*dim)\nmemory m : linear(dim -> dim) { init w(x) }\noutput m(x)"),
-        _system(
-            "input c: [dim] per sequence\nmemory w : linear(dim -> dim*dim)\nmemory m : linear(dim -> dim) { init w(c) }\noutput m(x)"
-        ),
+        _system(_GENERATED.replace("w(c)", "w(x)")),
+        _system(_GENERATED),
     ),
     Code(
         "N0232",
@@ -318,9 +314,7 @@ TABLE: tuple[Code, ...] = (
         "error",
         "A declared transfer is what the clauses say: `init` and `generate` need an `init` clause; one kind a pair.",
         _system("memory a, b : linear(dim -> dim)\ntransfer a -> b : init\noutput b(a(x))"),
-        _system(
-            "memory a : linear(dim -> dim)\nmemory b : linear(dim -> dim) { init a }\ntransfer a -> b : init\noutput b(a(x))"
-        ),
+        _system("memory a : linear(dim -> dim)\nmemory b : like(a) { init a }\ntransfer a -> b : init\noutput b(a(x))"),
     ),
     Code(
         "N0234",
