@@ -32,7 +32,7 @@ def generate(
     if not prompt:
         raise typer.BadParameter("give at least one character", param_hint="--prompt")
     from nsam.training.restore import trained_model
-    from nsam.training.sampling import as_text, generate_bytes
+    from nsam.training.sampling import as_text, generate_bytes, harmless
 
     module = trained_model(run, device)
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
@@ -40,6 +40,6 @@ def generate(
     sys.stdout.flush()
     given = prompt.encode(errors="surrogateescape")
     for text in as_text(generate_bytes(module, given, tokens, temperature, top_k, seed)):
-        sys.stdout.write(text)
+        sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -125,7 +125,7 @@ def memory_table(memories: Mapping[str, Mapping[str, Any]]) -> Table:
     table.add_column("memory")
     table.add_column("inner loss", justify="right")
     for path, values in sorted(memories.items(), key=lambda item: (item[1]["level"], item[0])):
-        loss = values["inner_loss"]
+        loss = values["loss"]
         table.add_row(str(values["level"]), path, "-" if loss is None else f"{loss:.4g}")
     return table
 

@@ -66,7 +66,7 @@ def _inner_losses(metrics: Sequence[dict[str, Any]]) -> dict[int, Curves]:
     found: dict[int, Curves] = defaultdict(lambda: defaultdict(list))
     for line in metrics:
         for path, values in line.get("memories", {}).items():
-            loss = values["inner_loss"]
+            loss = values["loss"]
             if loss is not None and math.isfinite(loss):
                 found[values["level"]][path].append((line["step"], loss))
     return found

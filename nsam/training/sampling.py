@@ -57,3 +57,8 @@ def as_text(stream: Iterable[int]) -> Iterator[str]:
     rest = decoder.decode(b"", final=True)
     if rest:
         yield rest
+
+
+def harmless(text: str) -> str:
+    """Return `text` with what could steer a terminal made visible: a model may well write an escape byte."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

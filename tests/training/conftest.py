@@ -92,14 +92,14 @@ class FakeApi:
         self.poison_at: int | None = None
         self.extra: tuple[str, tuple[int, ...]] | None = None
 
-    def compile_unit(self, unit: Unit, compiled: bool = True) -> nn.Module:
+    def compile_unit(self, unit: Unit, *, compiled: bool = True, observe: bool = False) -> nn.Module:
         module = TinyModel(int(unit.parameters["vocab"]), int(unit.parameters["dim"]))  # type: ignore[arg-type]
         module.poison_at = self.poison_at
         if self.extra is not None:
             module.register_parameter(self.extra[0], nn.Parameter(torch.zeros(self.extra[1])))
         return module
 
-    def train_optimizer(self, train: Train, module: nn.Module) -> torch.optim.Optimizer:
+    def train_optimizer(self, train: Train, module: nn.Module, *, compiled: bool = False) -> torch.optim.Optimizer:
         return torch.optim.AdamW(module.parameters(), lr=1e-2)
 
     def new_sequence(self, state: Any) -> Any:
@@ -108,8 +108,8 @@ class FakeApi:
 
     def memory_report(self, module: nn.Module, state: Any) -> Mapping[str, Mapping[str, Any]]:
         return {
-            "repeat.0.titans.mem": {"level": 2, "inner_loss": float(state["sum"].square().mean())},
-            "repeat.0.titans.k": {"level": 1, "inner_loss": 0.5},
+            "repeat.0.titans.mem": {"level": 2, "loss": float(state["sum"].square().mean())},
+            "repeat.0.titans.k": {"level": 1, "loss": 0.5},
         }
 
 

@@ -214,7 +214,7 @@ def test_metrics_hold_memories_and_held_out_losses(api: Any, make_train: MakeTra
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
     assert [line["step"] for line in lines if "held_out" in line] == [2, 4, 6, 8, 10, 12]
     assert [line["step"] for line in lines if "memories" in line] == [1, 10, 12]
-    assert lines[0]["memories"]["repeat.0.titans.k"] == {"level": 1, "inner_loss": 0.5}
+    assert lines[0]["memories"]["repeat.0.titans.k"] == {"level": 1, "loss": 0.5}
     moved = [line["moved"]["3"] for line in lines if "moved" in line]
     assert 0 < moved[0] < moved[1] < moved[2] < 1
     assert watcher.seen[0] == ("saved", 0)

@@ -17,7 +17,7 @@ from nsam.runs.encoding import decode, encode
 from nsam.runs.folder import RunDescription, create_run, last_run, next_run, open_run
 from nsam.runs.metrics import MetricsLog, read_metrics
 from nsam.runs.plots import levels_plot, loss_plot
-from nsam.training.sampling import as_text, pick
+from nsam.training.sampling import as_text, harmless, pick
 
 DESCRIPTION = RunDescription(
     train="tiny",
@@ -175,7 +175,7 @@ def test_plots_are_pictures() -> None:
     from matplotlib.image import imread
 
     metrics = [
-        {"step": i, "loss": 5 / i, "moved": {"3": 0.1 * i}, "memories": {"m": {"level": 1, "inner_loss": 1 / i}}}
+        {"step": i, "loss": 5 / i, "moved": {"3": 0.1 * i}, "memories": {"m": {"level": 1, "loss": 1 / i}}}
         for i in range(1, 30)
     ]
     metrics.append({"step": 29, "held_out": 1.0})
@@ -197,3 +197,7 @@ def test_pick_follows_temperature_and_top_k() -> None:
 def test_text_streams_by_whole_characters() -> None:
     assert list(as_text("aé€".encode())) == ["a", "é", "€"]
     assert list(as_text(b"a\xffb\xe2")) == ["a", "�", "b", "�"]
+
+
+def test_a_sample_cannot_steer_a_terminal() -> None:
+    assert harmless("a\x1b[2Jb\r\n\té\x9b") == "a�[2Jb�\n\té�"
