@@ -53,9 +53,9 @@ def parse_with_report(source: Source, report: Report) -> syntax.File | None:
         else:
             assert isinstance(found, syntax.File)
             file = with_comments(found, scanned)
-    failed = own.failed
-    report.diagnostics.extend(found for found in own.diagnostics if found not in report.diagnostics)
-    return None if failed else file
+    in_order = sorted(own.diagnostics, key=lambda found: -1 if found.primary is None else found.primary.span.start)
+    report.diagnostics.extend(found for found in in_order if found not in report.diagnostics)
+    return None if own.failed else file
 
 
 def with_comments(file: syntax.File, scanned: Scanned) -> syntax.File:
