@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,10 +22,10 @@ def share(plan: RulePlan) -> RulePlan:
         number += 1
         name = f"shared.{number}"
         users = [i for i, assign in enumerate(body) if repeated in _parts(assign.value)]
-        strides = {body[i].stride for i in users}
+        stride = math.gcd(*(body[i].stride for i in users))
         for i in users:
             body[i] = replace(body[i], value=_named(body[i].value, repeated, name))
-        body.insert(users[0], Assign(name, repeated, strides.pop() if len(strides) == 1 else 1))
+        body.insert(users[0], Assign(name, repeated, stride))
         plan = replace(plan, kinds={**plan.kinds, name: plan.algebra.kind(repeated)})
     return replace(plan, body=tuple(body))
 

@@ -149,6 +149,15 @@ rule deep(lr) {
   memory m : like(self) { learn grad; minimize huber(0.5); by inner(lr = 0.5); every 2 updates; reads running }
   self <- self - lr * m
 }
+rule measured(lr) {
+  let e = tanh(grad)
+  memory v : like(self) { learn grad; minimize dot; by gd(lr = norm(e)); every 2 updates summed; reads running }
+  self <- self - lr * norm(e) * grad - lr * v
+}
+rule at_many_strides(lr) {
+  memory m : like(self) { learn grad; minimize l2; by measured(lr = 0.1); every 3 updates summed }
+  self <- self - lr * (grad + m)
+}
 rule mean_of(beta) {
   state n = zeros
   n <- beta * n + (1 - beta) * grad
@@ -173,7 +182,7 @@ rule words(lr, count = 2, lambda = 3, torch = 4) {
 }
 """
 CHECKED = "nested lp_memory huber_memory oja_memory both_reads own_target of_the_host pull towards_identity eye vectors"
-CHECKED += " slow_work order deep unbiased every_function words"
+CHECKED += " at_many_strides slow_work order deep unbiased every_function words"
 
 
 @pytest.mark.parametrize("name", CHECKED.split())
