@@ -39,7 +39,7 @@ def _format(file: Path, check: bool) -> bool:
     from nsam.dsl.imports import read_source
 
     text = read_source(file).text
-    formatted = format_source(text)
+    formatted = format_source(text, str(file))
     if formatted == text:
         return False
     if check:

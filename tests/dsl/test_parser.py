@@ -251,7 +251,8 @@ def test_equality_ignores_place_and_comments() -> None:
 
 def test_many_errors_come_in_the_order_of_the_text() -> None:
     text = (
-        "nsam 1\nsystem a(dim: int) {\n  input x [dim]\n  memory m : linear(dim -> dim) {\n    every 4\n    reads runing\n"
+        "nsam 1\nsystem a(dim: int) {\n  input x [dim]\n  memory m : linear(dim -> dim) {\n    every 4\n"
+        "    reads runing\n"
         "  }\n  let y = x $ 2\n}\nrule b(lr) {\n  self <- \n}\ntrain c {\n  stepz 3\n}\n"
     )
     found = errors(text)
