@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -38,7 +39,7 @@ def _options(
     """Hold the options that stand before a command."""
 
 
-_PANELS = {
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Programs": (check.check, fmt.fmt, explain.explain, graph.graph, schedule.schedule),
     "Models": (compile.compile_, verify.verify, train.train, generate.generate, bench.bench),
 }

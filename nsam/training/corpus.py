@@ -87,7 +87,7 @@ def load_corpus(paths: Sequence[Path], context: int) -> Corpus:
 def _too_short(source: str, total: int, row: int) -> Exception:
     return fail(
         "N0503",
-        f"{source} has {total:,} bytes: too short for rows of {row:,}",
+        f"there are {total:,} bytes in {source}: too few for rows of {row:,}",
         notes=(
             f"a row holds context + 1 = {row:,} bytes, and the training text and the held-out text need one each "
             "that the other does not repeat",

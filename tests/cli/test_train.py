@@ -151,6 +151,24 @@ def test_wrong_requests_are_diagnostics(train: Run, arguments: list[str], code: 
     assert "Traceback" not in found.stderr
 
 
+def test_a_memory_that_is_never_reset_goes_on_in_a_resumed_run(
+    train: Run, run: Run, tmp_path: Path, tiny: Path
+) -> None:
+    program = tiny.read_text()
+    tiny.write_text(program.replace("every    chunk tokens", "every    chunk tokens\n    reset    never"))
+    assert train("--out", "whole", "--set", "steps=6").returncode == 0
+    assert train("--out", "parts", "--set", "steps=3").returncode == 0
+    found = run("train", tiny, "--out", "parts", "--resume", "--no-compile", "--set", "steps=6")
+    assert found.returncode == 0, found.stdout + found.stderr
+    losses = {name: [c for c in curve(tmp_path / name) if c[1] == "loss"] for name in ("whole", "parts")}
+    assert losses["parts"] == losses["whole"]
+    tiny.write_text(program)
+    assert train("--out", "reset", "--set", "steps=6").returncode == 0
+    reset = [c for c in curve(tmp_path / "reset") if c[1] == "loss"]
+    assert reset[0] == losses["whole"][0]
+    assert reset[1:] != losses["whole"][1:]
+
+
 def test_a_resumed_run_keeps_its_seed(train: Run) -> None:
     assert train("--resume", "--seed", 3).returncode == 2
 
