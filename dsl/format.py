@@ -34,7 +34,7 @@ _SPACED = frozenset({"EQUAL", "ARROW", "LEFT_ARROW", "PLUS", "MINUS", "STAR", "S
 
 def format_source(text: str, name: str = "<text>") -> str:
     """Return `text` in the standard layout; raise `ProgramError` when it is no program."""
-    source = Source(name, text)
+    source = Source(name, text.removeprefix("\ufeff"))
     return format_file(parse(source), source)
 
 
