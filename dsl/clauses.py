@@ -136,7 +136,7 @@ class _Clauses:
         kind = self.info.structure.kind
         if kind not in LEARNERS and not on_steps and self.every is not None:
             self._senseless(self.every, f"`{kind}` cannot learn inside the sequence", "linear, mlp and vector can")
-        if kind not in LEARNERS and self.learn is not None:
+        elif kind not in LEARNERS and self.learn is not None:
             self._senseless(self.learn, f"`{kind}` has no context of keys and values", "linear, mlp and vector have")
         if on_steps and self.reads is not None and self.reads.mode == "running":
             self._senseless(self.reads, "a memory that moves between steps has no running state in a sequence")
@@ -162,12 +162,15 @@ class _Clauses:
             "learn": "say what it learns: `learn key -> value`, or `minimize task` for what backpropagation brings",
             "by": "say by which rule: `by gd(lr = 0.1)`",
         }
-        self.error(
+        self.body.failed = True
+        name = self.info.node.names[0]
+        self.findings.error(
             "N0221",
-            f"memory `{self.info.path}` has no `{word}`",
-            self.info.span,
+            f"memory `{name.id}` has no `{word}`",
+            name.span,
             "this memory learns",
             help=helps[word],
+            detail=word,
         )
 
     def _senseless(self, clause: syntax.Node, message: str, help: str | None = None) -> None:

@@ -268,7 +268,8 @@ def symbolic_operator(function: str, left: Any, right: Any) -> Value:
         return left * right  # type: ignore[no-any-return]
     if function == "div":
         exact = quotient(left, right)
-        return Unknown("float") if exact is None else exact
+        # May turn out whole or not: a symbol that fits both; where it matters, the numbers decide.
+        return Poly.variable(f"({left}) / ({right})", None) if exact is None else exact
     if function == "pow" and isinstance(right, int) and 0 <= right <= 8:
         power: Any = 1
         for _ in range(right):

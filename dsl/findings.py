@@ -32,7 +32,7 @@ class Findings:
 
     def __init__(self) -> None:
         self.report = Report()
-        self._seen: set[tuple[str, Span | None]] = set()
+        self._seen: set[tuple[str, Span | None, str]] = set()
         self._calls: list[tuple[Span, str]] = []
         self._errors = 0
 
@@ -57,10 +57,15 @@ class Findings:
         notes: Sequence[str] = (),
         help: str | None = None,
         fix: Fix | None = None,
+        detail: str = "",
     ) -> Skip:
-        """Report a finding and return the exception to raise where work cannot go on."""
-        if (code, span) not in self._seen:
-            self._seen.add((code, span))
+        """Report a finding and return the exception to raise where work cannot go on.
+
+        `detail` tells findings apart that have one place, such as two missing clauses.
+        """
+        key = (code, span, detail or (message if span is None else ""))
+        if key not in self._seen:
+            self._seen.add(key)
             context = [f"in {text}" for _, text in self._calls[-1:]]
             called = [Label(place, "used here") for place, _ in self._calls[-1:]]
             self.report.add(

@@ -150,12 +150,11 @@ class Checker:
                 values[parameter.name] = _settled(parameter, value)
         return values
 
-    def symbolic(self, declared: System, given: Mapping[str, Value]) -> dict[str, Value]:
-        """Return values for all parameters: `given`, and symbols for the rest."""
-        return {
-            parameter.name: given[parameter.name] if parameter.name in given else _symbol(parameter)
-            for parameter in declared.node.parameters
-        }
+    def symbolic(self, declared: System, defaults: bool) -> dict[str, Value]:
+        """Return symbols for all parameters, or only for those without a default."""
+        parameters = declared.node.parameters
+        symbols = {p.name: _symbol(p) for p in parameters if p.default is None or not defaults}
+        return self.with_defaults(declared, symbols)
 
     def check_value(self, parameter: syntax.Parameter, value: Value, span: Span | None) -> None:
         """Report N0210 when a parameter's value is not of its type."""
@@ -190,6 +189,11 @@ class Checker:
         if found is None:
             raise Skip
         return found
+
+
+def missing_parameters(declared: System, given: Mapping[str, Value]) -> list[str]:
+    """Return the parameters that have neither a value nor a default."""
+    return [p.name for p in declared.node.parameters if p.name not in given and p.default is None]
 
 
 def _inputs(declared: System) -> list[str]:

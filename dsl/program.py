@@ -15,7 +15,7 @@ from nsam.dsl.constants import Evaluator, Value, conforms, kind_of, show
 from nsam.dsl.diagnostics import Diagnostic, ProgramError
 from nsam.dsl.findings import Findings, Skip, TooMany, did_you_mean
 from nsam.dsl.imports import LoadedProgram, load_file, load_text
-from nsam.dsl.instantiate import Checker, System
+from nsam.dsl.instantiate import Checker, System, missing_parameters
 from nsam.dsl.names import Declared, Module
 from nsam.dsl.rule_uses import ConstantExpressions, bind_rule
 from nsam.dsl.sizes import Poly
@@ -80,8 +80,7 @@ class Program:
             declared = _find(findings, self.module.systems, system, "system")
             checker = Checker(findings)
             given = _given(findings, declared, parameters or {})
-            values = checker.with_defaults(declared, given)
-            missing = [p.name for p in declared.node.parameters if p.name not in values]
+            missing = missing_parameters(declared, given)
             if missing:
                 quoted = ", ".join(f"`{name}`" for name in missing)
                 raise findings.error(
@@ -91,7 +90,7 @@ class Program:
                     "declared here",
                     help="give it: " + " ".join(f"-p {name}={_example(declared, name)}" for name in missing),
                 )
-            return checker.unit(declared, values)
+            return checker.unit(declared, checker.with_defaults(declared, given))
 
         return _run(findings, build)
 
@@ -228,9 +227,7 @@ def _check_declarations(checker: Checker, module: Module, defaults: bool) -> Non
             continue
         try:
             if isinstance(node, syntax.SystemDeclaration):
-                given = checker.with_defaults(module.systems[node.name.id], {}) if defaults else {}
-                values = checker.symbolic(module.systems[node.name.id], given)
-                checker.unit(module.systems[node.name.id], values)
+                checker.unit(module.systems[node.name.id], checker.symbolic(module.systems[node.name.id], defaults))
             elif isinstance(node, syntax.RuleDeclaration):
                 _check_rule(checker, module.rules[node.name.id], defaults)
             elif defaults:

@@ -142,8 +142,8 @@ def quotient(size: Size, by: Size) -> Size | None:
     """Return size / by when it is exact whatever the parameters are, else None."""
     if isinstance(size, int) and isinstance(by, int):
         return size // by if by != 0 and size % by == 0 else None
-    if size == by:
-        return 1
+    if size == by or size == 0:
+        return 0 if size == 0 else 1
     divisor = _terms(by)
     if len(divisor) != 1 or divisor[0][1] == 0:
         return None

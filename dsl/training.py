@@ -14,7 +14,7 @@ from nsam.dsl.diagnostics import Label
 from nsam.dsl.expressions import Expressions, match_arguments
 from nsam.dsl.findings import Skip, attempt_all, did_you_mean
 from nsam.dsl.functions import names_in
-from nsam.dsl.instantiate import Checker, System
+from nsam.dsl.instantiate import Checker, System, missing_parameters
 from nsam.dsl.names import Declared
 from nsam.dsl.rule_uses import ConstantExpressions, bind_rule, find_rule
 from nsam.dsl.sizes import at_least
@@ -168,14 +168,18 @@ class TrainMaker:
             )
         if not found and needed:
             raise self.findings.error(
-                "N0221", f"train declaration `{self.node.name.id}` has no `{word}`", self.node.name.span, "incomplete"
+                "N0221",
+                f"train declaration `{self.node.name.id}` has no `{word}`",
+                self.node.name.span,
+                "incomplete",
+                detail=word,
             )
         return found[0] if found else None
 
     def _model(self, overrides: Mapping[str, Value]) -> Unit:
         declared, call = self.model_call()
-        values = self.checker.with_defaults(declared, {**self.model_values(), **overrides})
-        missing = [p.name for p in declared.node.parameters if p.name not in values]
+        given = {**self.model_values(), **overrides}
+        missing = missing_parameters(declared, given)
         if missing:
             quoted = ", ".join(f"`{name}`" for name in missing)
             raise self.findings.error(
@@ -185,6 +189,7 @@ class TrainMaker:
                 "too few arguments",
                 secondary=[Label(declared.node.name.span, "declared here")],
             )
+        values = self.checker.with_defaults(declared, given)
         text = ", ".join(f"{name} = {show(value)}" for name, value in values.items())
         with self.findings.inside(call.span, f"`{call.function}({text})`"):
             return self.checker.unit(declared, values)

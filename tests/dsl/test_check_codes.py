@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from nsam.dsl.codes import n02xx
 from nsam.dsl.codes.entry import Code
 from nsam.dsl.diagnostics import ProgramError
