@@ -101,7 +101,7 @@ class Program:
         def build() -> Unit:
             declared = _find(findings, self.module.systems, system, "system")
             checker = Checker(findings)
-            return checker.unit(declared, checker.symbolic(declared, checker.with_defaults(declared, {})))
+            return checker.unit(declared, checker.symbolic(declared, defaults=True))
 
         return _run(findings, build)
 

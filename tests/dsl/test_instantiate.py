@@ -211,6 +211,13 @@ def test_carried_constant_becomes_a_token_value() -> None:
     assert [item.type.per for item in repeat.body.inputs] == ["token", "token"]
 
 
+def test_symbolic_unit_has_open_sizes_and_defaults(hope: Program) -> None:
+    unit = hope.symbolic("titans")
+    assert str(unit.memory("q").structure.sizes) == "(dim, dim)"
+    assert unit.memory("mem").frequency is not None
+    assert unit.memory("mem").frequency.period == 16
+
+
 # --- rules and training --------------------------------------------------------------------------
 
 
