@@ -172,7 +172,7 @@ class Checker:
 
     # --- rules ---
 
-    def rule(self, declared: Declared[syntax.RuleDeclaration], statics: Mapping[str, Value | None], span: Span) -> Rule:
+    def rule(self, declared: Declared[syntax.RuleDeclaration], statics: Mapping[str, Value | None]) -> Rule:
         """Return a rule for arguments with these compile-time values (None: it varies)."""
         key = (id(declared.node), _key(statics))
         if key not in self._rules:

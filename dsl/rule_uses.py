@@ -84,8 +84,10 @@ def bind_rule(
         elif parameter.default is not None:
             found[parameter.name] = defaults.build(parameter.default)
     statics = {name: static_value(value, expressions) for name, value in found.items()}
+    if span == declared.node.name.span:  # checked on its own, used nowhere
+        return RuleUse(checker.rule(declared, statics), tuple(found.items()), span)
     with checker.findings.inside(span, f"rule `{declared.node.name.id}` as it is used"):
-        rule = checker.rule(declared, statics, span)
+        rule = checker.rule(declared, statics)
     return RuleUse(rule, tuple(found.items()), span)
 
 
