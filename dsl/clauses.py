@@ -13,7 +13,7 @@ from nsam.dsl.initials import build_initial
 from nsam.dsl.memories import Info
 from nsam.dsl.objectives import build_objective
 from nsam.dsl.reads import SystemExpressions
-from nsam.dsl.rule_uses import use_rule
+from nsam.dsl.rule_uses import periods, use_rule
 from nsam.dsl.sizes import Size, at_least, divides
 from nsam.dsl.spans import Span
 from nsam.dsl.structures import input_size, output_size, state_shape
@@ -373,8 +373,6 @@ class _Clauses:
         """The memories inside a rule count updates of a summed host: their periods, in tokens, are cut too."""
         if reset.kind != "every" or not frequency.summed or frequency.unit != "token":
             return
-        from nsam.dsl.rule_uses import periods
-
         for count, span in periods(rule.rule):
             whole = frequency.period * count
             if divides(whole, reset.period) is False:

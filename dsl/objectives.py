@@ -10,7 +10,7 @@ from nsam.dsl.constants import Evaluator, is_symbolic, show
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.expressions import Expressions
 from nsam.dsl.findings import Skip, did_you_mean, suggest
-from nsam.dsl.functions import names_in
+from nsam.dsl.functions import FUNCTIONS, names_in
 from nsam.dsl.spans import Span
 from nsam.dsl.structures import has_transpose, state_shape
 from nsam.dsl.types import SCALAR, shape_text
@@ -80,14 +80,9 @@ class ObjectiveExpressions(Expressions):
         """Return what a call means here, or None for a function."""
         if node.function == "self":
             return self._read(node)
-        if node.function not in names_in("objective") and not self._is_function(node.function):
+        if node.function not in FUNCTIONS:
             raise self._foreign(node.function, node.function_span, did_you_mean(node.function, self.callables()))
         return None
-
-    def _is_function(self, name: str) -> bool:
-        from nsam.dsl.functions import FUNCTIONS
-
-        return name in FUNCTIONS
 
     def _read(self, node: syntax.Call) -> Expr:
         (value,) = self.arguments(node, ["x"], ["x"], "`self`")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nsam.dsl import syntax
-from nsam.dsl.checked import Constant, Rule, RuleUse, Train, Unit
+from nsam.dsl.checked import Constant, RuleUse, Train, Unit
 from nsam.dsl.constants import Evaluator, Value, conforms, kind_of, show
 from nsam.dsl.diagnostics import Diagnostic, ProgramError
 from nsam.dsl.findings import Findings, Skip, TooMany, did_you_mean
@@ -260,7 +260,7 @@ def _find(findings: Findings, table: Mapping[str, Declared[Any]], name: str, wha
 def _example(declared: System, name: str) -> str:
     parameter = next(parameter for parameter in declared.node.parameters if parameter.name == name)
     kind = "int" if parameter.type is None else parameter.type.id
-    return {"int": "64", "float": "0.5", "bool": "true", "str": "text", "list": "[1,4,16]"}[kind]
+    return _sample(kind)
 
 
 def _given(findings: Findings, declared: System, parameters: Mapping[str, object]) -> dict[str, Value]:
@@ -328,7 +328,7 @@ def _overrides(findings: Findings, maker: TrainMaker, given: Mapping[str, object
     clock: dict[str, Value] = {}
     declared, _ = maker.model_call()
     parameters = {parameter.name: parameter for parameter in declared.node.parameters}
-    kind = maker._data({})[0]
+    kind = maker.data_kind()
     for name, raw in given.items():
         full = _full_name(findings, names, name)
         scope, _, last = full.rpartition(".")
@@ -383,6 +383,3 @@ def _use(findings: Findings, module: Module, name: str, arguments: Mapping[str, 
         raise findings.error("N0250", f"rule `{name}` needs a value for {quoted}", span, "declared here")
     scope = ConstantExpressions(findings, Evaluator(findings, {}))
     return bind_rule(Checker(findings), declared, given, scope, place)
-
-
-__all__ = ["Program", "ProgramError", "Rule", "standard_rule"]

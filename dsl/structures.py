@@ -8,7 +8,8 @@ from typing import Any
 
 from nsam.dsl import syntax
 from nsam.dsl.checked import Structure, ValueType
-from nsam.dsl.constants import Evaluator
+from nsam.dsl.constants import Evaluator, Unknown
+from nsam.dsl.diagnostics import Label
 from nsam.dsl.findings import Skip, did_you_mean
 from nsam.dsl.functions import ACTIVATIONS
 from nsam.dsl.sizes import Size, at_least, divides, product
@@ -169,8 +170,6 @@ class Structures:
             self._heads_divide(heads, values, sizes, named["heads"])
         residual = "residual" in flags
         if residual and not same_size(values[0], values[-1]):
-            from nsam.dsl.diagnostics import Label
-
             raise self.findings.error(
                 "N0217",
                 f"a residual memory adds its input to its output: {values[0]} is not {values[-1]}",
@@ -193,7 +192,6 @@ class Structures:
     def _heads_divide(
         self, heads: Size, values: Sequence[Size], sizes: Sequence[syntax.Expression], argument: syntax.Argument
     ) -> None:
-        from nsam.dsl.diagnostics import Label
 
         for value, size in zip(values, sizes, strict=True):
             if divides(heads, value) is False:
@@ -215,8 +213,6 @@ class Structures:
         else:
             name = self.evaluator.value(value)
         if not isinstance(name, str):
-            from nsam.dsl.constants import Unknown
-
             if name == Unknown("str"):
                 return ACTIVATIONS[0]
             raise self.findings.error("N0210", "an activation is a name", value.span, "not a name")

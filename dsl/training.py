@@ -12,13 +12,12 @@ from nsam.dsl.clauses import period_of
 from nsam.dsl.constants import Evaluator, Value, conforms, kind_of, show
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.expressions import Expressions, match_arguments
-from nsam.dsl.findings import Skip, attempt_all, did_you_mean
+from nsam.dsl.findings import attempt_all, did_you_mean
 from nsam.dsl.functions import names_in
 from nsam.dsl.instantiate import Checker, System, missing_parameters
 from nsam.dsl.names import Declared
 from nsam.dsl.rule_uses import ConstantExpressions, bind_rule, find_rule
 from nsam.dsl.sizes import at_least
-from nsam.dsl.spans import Span
 from nsam.dsl.types import SCALAR, shape_text
 
 N = TypeVar("N", bound=syntax.Node)
@@ -142,9 +141,9 @@ class TrainMaker:
             self.checker.check_value(parameters[name], value, node.span)
         return dict(zip(given, values, strict=True))
 
-    def data_values(self) -> dict[str, Value]:
-        """Return the options that the program gives to the data."""
-        return self._data({})[1]
+    def data_kind(self) -> str:
+        """Return the kind of data that the program names."""
+        return self._data({})[0]
 
     def rule_uses(self) -> list[syntax.By]:
         """Return the `by` clauses in order."""
@@ -305,7 +304,7 @@ def settable(maker: TrainMaker) -> dict[str, list[str]]:
     """Return what `overrides` may name: each short name, with the full names that it may stand for."""
     declared, _ = maker.model_call()
     full = [f"model.{parameter.name}" for parameter in declared.node.parameters]
-    kind = maker._data({})[0]
+    kind = maker.data_kind()
     full += [f"data.{name}" for name in DATA[kind]]
     for use in maker.rule_uses():
         rule = find_rule(maker.findings, maker.module, use)
@@ -315,6 +314,3 @@ def settable(maker: TrainMaker) -> dict[str, list[str]]:
         found.setdefault(name.split(".", 1)[1], []).append(name)
         found.setdefault(name, []).append(name)
     return found
-
-
-__all__ = ["DATA", "Overrides", "Skip", "Span", "TrainMaker", "settable"]
