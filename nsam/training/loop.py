@@ -67,6 +67,7 @@ class Trainer:
         self.loss = math.nan
         self.held_out: float | None = None
         self._elapsed_before = 0.0
+        self._speed_before: float | None = None
         self._memories: Mapping[str, Mapping[str, Any]] = {}
         if resume is not None:
             self._restore(resume)
@@ -102,7 +103,7 @@ class Trainer:
                 self._save(watcher, elapsed)
         finally:
             metrics.close()
-        return Outcome(self.step, self.loss, self.held_out, self._speed.tokens_per_second, elapsed, self.step < steps)
+        return Outcome(self.step, self.loss, self.held_out, self._tokens_per_second(), elapsed, self.step < steps)
 
     # --- one step --------------------------------------------------------------------------------
 
@@ -171,11 +172,15 @@ class Trainer:
             steps=self.train.steps,
             loss=self.loss,
             held_out=self.held_out,
-            tokens_per_second=self._speed.tokens_per_second,
+            tokens_per_second=self._tokens_per_second(),
             elapsed=elapsed,
             remaining=None if seconds is None else seconds * (self.train.steps - self.step),
             memories=self._memories,
         )
+
+    def _tokens_per_second(self) -> float | None:
+        """Of this process once it has warmed up; until then, of the one before it."""
+        return self._speed.tokens_per_second or self._speed_before
 
     # --- checkpoints -----------------------------------------------------------------------------
 
@@ -191,9 +196,8 @@ class Trainer:
         generators = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
-        progress = {"elapsed": elapsed, "loss": self.loss}
-        if self.held_out is not None:
-            progress["held_out"] = self.held_out
+        known = {"held_out": self.held_out, "tokens_per_second": self._tokens_per_second()}
+        progress = {"elapsed": elapsed, "loss": self.loss} | {k: v for k, v in known.items() if v is not None}
         path = save_checkpoint(
             self.folder.checkpoints,
             Checkpoint(
@@ -235,6 +239,7 @@ class Trainer:
         self.loss = checkpoint.progress["loss"]
         self.held_out = checkpoint.progress.get("held_out")
         self._elapsed_before = checkpoint.progress["elapsed"]
+        self._speed_before = checkpoint.progress.get("tokens_per_second")
 
 
 def keeps_state(unit: Unit) -> bool:

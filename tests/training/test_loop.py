@@ -207,6 +207,15 @@ def test_checkpoint_with_an_extra_tensor_is_refused(api: Any, make_train: MakeTr
     assert "it has a tensor `late`" in caught.value.diagnostics[0].message
 
 
+def test_a_finished_run_resumed_says_the_same_again(api: Any, make_train: MakeTrain, text: Path, run_dir: Path) -> None:
+    first = trainer(make_train(), text, run_dir).run(Silent())
+    before = (run_dir / "metrics.jsonl").read_text()
+    again = trainer(make_train(), text, run_dir, resume=True).run(Silent())
+    assert first.tokens_per_second is not None
+    assert replace(again, elapsed=first.elapsed) == first
+    assert (run_dir / "metrics.jsonl").read_text() == before
+
+
 def test_metrics_hold_memories_and_held_out_losses(api: Any, make_train: MakeTrain, text: Path, run_dir: Path) -> None:
     watcher = Silent()
     trainer(make_train(), text, run_dir).run(watcher)
