@@ -97,7 +97,7 @@ def new_sequence(state: Any) -> Any:
         from nsam.backends.torch.runtime.system import new_sequence as restart
 
         return restart(state)
-    from nsam.backends.reference.module import new_sequence as restart_reference
+    from nsam.backends.reference.run import new_sequence as restart_reference
 
     return restart_reference(state)
 

@@ -1,0 +1,71 @@
+"""All checks of a system, in the order in which a reader asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from nsam.dsl.checked import Unit
+from nsam.verification.against_reference import check_gradients, check_values
+from nsam.verification.learning import check_learning
+from nsam.verification.report import Report, Row
+from nsam.verification.samples import Samples
+from nsam.verification.sequences import check_causality, check_isolation, check_splits
+from nsam.verification.shape import Lengths, choose_lengths
+from nsam.verification.stability import TOKENS, check_stability
+
+
+def verify_unit(
+    unit: Unit,
+    *,
+    lengths: Lengths | int | None = None,
+    tolerance: float = 1e-9,
+    compiled: bool = False,
+    seed: int = 0,
+    stability_tokens: int = TOKENS,
+) -> Report:
+    """Verify a system's generated code against the reference, and the invariants that every compiled system satisfies.
+
+    `lengths` are chosen from the system's periods; a number is the longest sequence for the reference. `compiled` runs
+    the generated code through torch.compile. Raises `ProgramError` when the system has no compiled form.
+    """
+    from nsam.backends.torch.build import build
+
+    return verify_module(
+        unit, lambda: build(unit, compiled=compiled), lengths=lengths, tolerance=tolerance, seed=seed,
+        stability_tokens=stability_tokens,
+    )  # fmt: skip
+
+
+def verify_module(
+    unit: Unit,
+    make: Callable[[], nn.Module],
+    *,
+    lengths: Lengths | int | None = None,
+    tolerance: float = 1e-9,
+    seed: int = 0,
+    stability_tokens: int = TOKENS,
+) -> Report:
+    """Verify what `make` builds: a module with the parameters, inputs and states of a compiled `unit`."""
+    chosen = lengths if isinstance(lengths, Lengths) else choose_lengths(unit, *([lengths] if lengths else []))
+    samples = Samples(unit, seed)
+
+    def seeded() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return make()
+
+    module = seeded().double()
+    samples.perturb(module)
+    rows: list[Row] = [
+        *check_values(unit, module, chosen, samples, tolerance),
+        *check_gradients(unit, module, chosen, samples, tolerance),
+        *check_causality(unit, module, chosen, samples),
+        *check_isolation(unit, module, chosen, samples),
+        *check_learning(unit, module, chosen, samples),
+        *check_splits(unit, module, chosen, samples, tolerance),
+        *check_stability(unit, seeded, samples, stability_tokens),
+    ]
+    return Report(unit.name, tuple(rows))
