@@ -365,8 +365,7 @@ class _Build:
             keep = found.state.get("self") or zero
             erase = b.neg(found.state.get("self xx'") or zero)
             write = b.neg(found.state.get("grad") or zero)
-            args = (state, *pairs, keep, erase, write, *([layer_key] if layer_key is not None else []))
-            return b.make("rank_one", args, state.shape, "fold", **attrs, exact=False), "rank-one"
+            return self.rank_one(state, tensor, products, (keep, erase, write), layer_key, exact=False), "rank-one"
         reason = momentum_shape(found)
         if reason is not None:
             reasons.append(reason)
@@ -378,10 +377,45 @@ class _Build:
         theta = trace.get(name) or zero
         write = b.neg(b.mul(kappa, trace.get("grad") or zero))
         node = b.make(
-            "momentum", (state, *pairs, keep, theta, write), state.shape, "fold", **attrs, trace=name,
+            "momentum", (state, *pairs, self.decay(keep), self.decay(theta), write), state.shape, "fold", **attrs, trace=name,
             kappa=float(kappa.value),
         )  # fmt: skip
         return node, "momentum"
+
+    def rank_one(
+        self,
+        state: Node,
+        tensor: str,
+        products: list[OuterProduct],
+        gates: tuple[Node, Node, Node],
+        key: Node | None,
+        *,
+        exact: bool,
+    ) -> Node:
+        """The fold M_t = M_{t-1}(keep I − erase x xᵀ) − write Σ g uᵀ. Decays and triangle are nodes of their own, so that
+        memories with equal gates and keys share them."""
+        keep, erase, write = gates
+        pairs = [n for p in products for n in (p.right, p.left)]
+        decay = self.decay(keep, exact)
+        args = [state, *pairs, decay, write]
+        if not (erase.op == "number" and erase.value == 0):
+            assert key is not None
+            args += [erase, key, self.b.make("triangle", (key, erase, decay), (), "fold", **self.block(exact))]
+        elif not products and key is not None:
+            args += [erase, key]
+        return self.b.make(
+            "rank_one", args, state.shape, "fold", memory=self.m.name, tensor=tensor, pairs=len(products), exact=exact
+        )
+
+    def decay(self, keep: Node, exact: bool = False) -> Node:
+        """Decays between the tokens of a block."""
+        node = self.b.make("decay", (keep,), (), "fold", **self.block(exact))
+        self.l.like.setdefault(node.id, self.l.state(self.m, self.tensors[0]))
+        return node
+
+    def block(self, exact: bool) -> dict[str, int | bool]:
+        """What memories must agree on to share work over a block."""
+        return {"block": EXACT_BLOCK if exact else self.period, "never": self.m.reset.kind == "never"}
 
     def exact_fold(
         self, tensor: str, state: Node, gradient: Gradient, arguments: dict[str, Node], key: Node | None
@@ -413,11 +447,7 @@ class _Build:
         erase = b.add(b.neg(found.state.get("self xx'") or zero), b.mul(write, slope))
         if erase.op != "number" and x is None:
             return None
-        pairs = [n for p in plain for n in (p.right, p.left)]
-        args = (state, *pairs, keep, erase, write, *([x] if x is not None else []))
-        node = b.make(
-            "rank_one", args, state.shape, "fold", memory=self.m.name, tensor=tensor, pairs=len(plain), exact=True
-        )
+        node = self.rank_one(state, tensor, plain, (keep, erase, write), x, exact=True)
         return Fold(tensor, node, "rank-one", gradient)
 
 

@@ -18,6 +18,7 @@ from nsam.dsl import checked as c
 class Lowered:
     """A unit as plan expressions.
 
+    `like` gives, for each `decay`, a state whose precision and device it takes.
     `events` are the `child` nodes (calls and repeats). `initial` gives, for fast memories with a generated initial
     state, the vector it is cut from.
     """
@@ -29,6 +30,7 @@ class Lowered:
     fast: tuple[FastMemory, ...]
     events: tuple[Node, ...]
     initial: tuple[tuple[str, Node], ...]
+    like: dict[int, Node]
 
 
 def lower(unit: c.Unit) -> Lowered:
@@ -46,6 +48,7 @@ class Lowering:
     fast: dict[str, FastMemory] = field(default_factory=dict)
     started: set[str] = field(default_factory=set)
     children: dict[tuple[str, frozenset[str]], Node] = field(default_factory=dict)
+    like: dict[int, Node] = field(default_factory=dict)
     sites: dict[str, dict[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,7 +79,7 @@ class Lowering:
         )
         inputs = tuple(self.values[i.name, nothing] for i in self.unit.inputs)
         events = tuple(self.children.values())
-        return Lowered(self.unit, self.b, inputs, outputs, tuple(self.fast.values()), events, initial)
+        return Lowered(self.unit, self.b, inputs, outputs, tuple(self.fast.values()), events, initial, self.like)
 
     def input(self, item: c.Input) -> Node:
         """An input as it comes from outside; scalars get an axis of size 1."""

@@ -172,7 +172,7 @@ class _Scheduler:
             return self.place_fold(node, found, level_of[str(node.attr("memory"))])
         bound = self.bound(node)
         if node.layout == "fold" and node.op != "shown":
-            home = level_of[str(node.attr("memory"))]
+            home = self.home(node)
             return self.place_fold(node, found, home)
         if bound is None or bound[0] == SEQUENCE:
             if found.level != SEQUENCE and node.id not in self.needed:
@@ -184,12 +184,19 @@ class _Scheduler:
             raise _Illegal(f"the running state of {bound[1]} is read inside a faster loop")
         return found
 
+    def home(self, node: Node) -> int:
+        """The level whose blocks a fold, or a part that folds share, belongs to."""
+        if node.attr("memory") is not None:
+            return self._levels[str(node.attr("memory"))]
+        same = [n for n, f in self.fast.items() if f.block == node.attr("block")]
+        return self._levels[same[0]]
+
     def place_fold(self, node: Node, found: Place, home: int) -> Place:
         if found.level > home:
             return Place(home, True)
         if found.level < home:
             if found.after:
-                raise _Illegal(f"{node.attr('memory')} learns from what a slower loop gives only at its end")
+                raise _Illegal(f"{node.attr('memory', 'a memory')} learns from what a slower loop gives only at its end")
             return Place(home)
         return found
 
@@ -197,7 +204,7 @@ class _Scheduler:
         """The level inside which this node must run because it touches a state or a fold, with the memory's name."""
         for argument in node.args:
             source = argument.args[0] if argument.op == "shown" else argument
-            if source.op == "state" or source.layout == "fold":
+            if source.op == "state" or (source.layout == "fold" and source.attr("memory") is not None):
                 memory = str(source.attr("memory"))
                 return self._levels.get(memory, SEQUENCE), memory
         return None

@@ -19,9 +19,15 @@ class FoldSource:
 
     prefix: str
     memories: dict[str, FastMemory]
+    like: dict[int, Node]
 
     def fold(self, node: Node, printer: Printer) -> str:
-        """The expression that builds a fold."""
+        """The expression that builds a fold, or a part that folds share."""
+        if node.op == "decay":
+            like = printer.of(self.like[node.id])
+            return f"rt.Decay({printer.of(node.args[0])}, at.length, {like}{gate_sign([node.args[0]])})"
+        if node.op == "triangle":
+            return f"rt.triangle({', '.join(printer.of(a) for a in node.args)})"
         fast = self.memories[str(node.attr("memory"))]
         return {
             "rank_one": self.rank_one,
@@ -41,14 +47,13 @@ class FoldSource:
         return f"[{text}]", list(node.args[1 + 2 * count :])
 
     def rank_one(self, node: Node, fast: FastMemory, p: Printer) -> str:
-        pairs, (keep, erase, write, *key) = self.pairs(node, p)
-        text = f"{self.head(node)}, {pairs}, {p.of(keep)}, {p.of(erase)}, {p.of(write)}"
-        erases = not (erase.op == "number" and erase.value == 0)
-        if key and (erases or pairs == "[]"):
-            text += f", {p.of(key[0])}"
-            forward = None if node.attr("exact") else self.forward(node, key[0], p)
+        pairs, (decay, write, *erasing) = self.pairs(node, p)
+        text = f"{self.head(node)}, {pairs}, {p.of(decay)}, {p.of(write)}"
+        if erasing:
+            text += "".join(f", {p.of(a)}" for a in erasing)
+            forward = None if node.attr("exact") else self.forward(node, erasing[1], p)
             text += f", forward={forward}" if forward else ""
-        return f"rt.RankOne({text}{gate_sign([keep])})"
+        return f"rt.RankOne({text})"
 
     def forward(self, node: Node, key: Node, p: Printer) -> str | None:
         """The layer's output at its key if this function has already computed it."""
@@ -56,9 +61,8 @@ class FoldSource:
         return p.of(made) if made.id in p.text else None
 
     def momentum(self, node: Node, fast: FastMemory, p: Printer) -> str:
-        pairs, (keep, theta, write, *_) = self.pairs(node, p)
-        gates = f"{p.of(keep)}, {p.of(theta)}, {p.of(write)}{gate_sign([keep, theta])}"
-        return f'rt.Momentum({self.head(node)}, "{node.attr("trace")}", {pairs}, {gates})'
+        pairs, gates = self.pairs(node, p)
+        return f'rt.Momentum({self.head(node)}, "{node.attr("trace")}", {pairs}, {", ".join(p.of(g) for g in gates)})'
 
     def applied(self, node: Node, fast: FastMemory, p: Printer) -> str:
         """Folds that apply the rule as it stands."""

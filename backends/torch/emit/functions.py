@@ -8,6 +8,7 @@ from math import lcm
 
 from nsam.backends.torch.emit.folds import FoldSource, chunks, rule_alignment
 from nsam.backends.torch.emit.names import Names, identifier
+from nsam.backends.torch.emit.precision import wide_products
 from nsam.backends.torch.emit.printer import Printer, state_bindings
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.folds import FastMemory
@@ -46,7 +47,8 @@ class UnitSource:
             if node.op == "output":
                 child, name = str(node.args[0].attr("name")), str(node.attr("name"))
                 self.plan.lowered.builder.name(node, f"{child}_y" if name == "output" else name)
-        self.folds = FoldSource(self.prefix, {f.memory.name: f for f in self.plan.lowered.fast})
+        self.folds = FoldSource(self.prefix, {f.memory.name: f for f in self.plan.lowered.fast}, self.plan.lowered.like)
+        self.names.wide = wide_products(self.plan.lowered.fast)
         self.loops = self.plan_loops()
 
     # --- loops ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ RESERVED = frozenset(
 _OPS = {
     "linear": "y", "linear_t": "y", "sub": "error", "dot": "dot", "normalize": "unit", "silu": "act", "gelu": "act",
     "relu": "act", "tanh": "act", "rank_one": "fold", "momentum": "fold", "summed": "fold", "generic": "fold",
-    "fold_read": "y", "conv": "y", "rmsnorm": "normed", "layernorm": "normed", "embedding": "x", "attention": "mixed",
+    "fold_read": "y", "decay": "decay", "triangle": "inverse", "conv": "y", "rmsnorm": "normed", "layernorm": "normed", "embedding": "x", "attention": "mixed",
     "split": "heads", "merge": "flat", "add": "total", "mul": "product", "div": "ratio", "sqrt": "root",
 }  # fmt: skip
 
@@ -28,12 +28,16 @@ def identifier(text: str) -> str:
 
 
 class Names:
-    """Gives each node one Python name for the whole unit, so that functions agree on what they pass around."""
+    """Gives each node one Python name for the whole unit, so that functions agree on what they pass around.
+
+    `wide` are the nodes whose values are widened to float32 (see `precision.py`).
+    """
 
     def __init__(self, builder: Builder) -> None:
         self.builder = builder
         self.by_id: dict[int, str] = {}
         self.taken: set[str] = set(RESERVED)
+        self.wide: frozenset[int] = frozenset()
 
     def of(self, node: Node) -> str:
         """The name of `node`."""

@@ -111,6 +111,11 @@ class Printer:
 
     def expression(self, node: Node) -> tuple[str, int]:
         """A node's Python expression and how tightly it binds."""
+        text, level = self.plain(node)
+        return (f"rt.wide({text})", ATOM) if node.id in self.names.wide else (text, level)
+
+    def plain(self, node: Node) -> tuple[str, int]:
+        """The same, in the precision of its arguments."""
         op, args = node.op, node.args
         if op in _INFIX:
             sign, level = _INFIX[op]

@@ -30,6 +30,7 @@ from nsam.backends.torch.runtime.functions import (
     sqrt,
     sqrt_slope,
     step_at,
+    wide,
 )
 from nsam.backends.torch.runtime.system import (
     Memory,
@@ -50,5 +51,6 @@ from nsam.backends.torch.runtime.system import (
     update,
     zeros,
 )
+from nsam.backends.torch.runtime.triangular import Decay, triangle
 
 __all__ = [name for name in dir() if not name.startswith("_")]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.runtime.triangular import decays, shifted, unit_lower_inverse
+from nsam.backends.torch.runtime.triangular import Decay, shifted
 
 Gate = Tensor | float
 State = Mapping[str, Tensor]
@@ -49,7 +49,7 @@ class RankOne(Fold):
         (I + diag(η)(A ⊙ D₋)) P = diag(η γ₋) X Wᵀ + diag(w) G,      A = X Xᵀ
         M_T = γ_T W − (D[T] ⊙ P)ᵀ X
 
-    `pairs` are (u, g); with erasure there may be one more pair, (x, p − w g), or x is the u of the first pair.
+    `pairs` are (u, g). `inverse` is the inverted triangle for (key, erase); `forward` is X Wᵀ where it is known.
     """
 
     def __init__(
@@ -57,44 +57,29 @@ class RankOne(Fold):
         s: State,
         name: str,
         pairs: Sequence[Pair],
-        keep: Gate,
-        erase: Gate,
+        decay: Decay,
         write: Gate,
+        erase: Gate = 0.0,
         key: Tensor | None = None,
+        inverse: Tensor | None = None,
         *,
         forward: Tensor | None = None,
-        positive: bool = False,
     ) -> None:
         self.start = running(s, name)
+        self.decay = decay
         lead = key if key is not None else pairs[0][0]
-        self.batch, self.time = lead.shape[:3], lead.shape[2]
-        wide = self.start.dtype
-        if isinstance(keep, float | int) and keep == 1:
-            self.gamma: Gate = 1.0
-            self.decay = torch.ones(self.time, self.time, dtype=wide, device=lead.device).tril()
-        else:
-            self.gamma, self.decay = decays(keep, self.time, self.start, positive)
-        written = [(u, write * g) for u, g in pairs]
-        if isinstance(erase, Tensor) or erase != 0:
-            assert key is not None
-            written = self.erased(key, erase, written, None if f"{name}.run" in s else forward)
-        self.written = written
+        self.batch = lead.shape[:3]
+        self.written = [(u, write * g) for u, g in pairs]
+        if inverse is not None and key is not None:
+            known = None if f"{name}.run" in s else forward
+            self.written = self.erased(key, erase, inverse, key @ self.start.mT if known is None else known)
 
-    def erased(self, key: Tensor, erase: Gate, written: list[Pair], forward: Tensor | None) -> list[Pair]:
+    def erased(self, key: Tensor, erase: Gate, inverse: Tensor, along: Tensor) -> list[Pair]:
         """Solve for what each token really writes along its key."""
-        before = shifted(self.decay, 0.0)
-        along = forward if forward is not None else key @ self.start.mT
-        gamma = self.gamma if isinstance(self.gamma, float) else shifted(self.gamma, 1.0)
-        right = erase * (gamma * along)
-        others = []
-        for u, g in written:
-            if u is key:
-                right = right + g
-            else:
-                others.append((u, g))
-        for u, g in others:
-            right = right - erase * ((key @ u.mT * before) @ g)
-        inverse = unit_lower_inverse(erase * (key @ key.mT * before))
+        right = erase * (self.decay.before_gamma * along)
+        others = [(u, g) for u, g in self.written if u is not key]
+        for u, g in self.written:
+            right = right + g if u is key else right - erase * ((key @ u.mT * self.decay.before) @ g)
         return [(key, inverse.to(right.dtype) @ right), *others]
 
     def ones(self) -> Tensor:
@@ -103,11 +88,11 @@ class RankOne(Fold):
 
     def final(self) -> dict[str, Tensor]:
         """The weight after the chunk."""
-        last = self.gamma if isinstance(self.gamma, float) else self.gamma[..., -1:, :]
-        state = last * self.start
-        weight = self.decay[..., -1, :, None]
+        gamma = self.decay.gamma
+        state = self.start if isinstance(gamma, float) else gamma[..., -1:, :] * self.start
+        weight = self.decay.between[..., -1, :, None]
         for u, p in self.written:
-            state = state - (weight * p).mT @ u
+            state = state - (p if self.decay.plain else weight * p).mT @ u
         return {"": state.to(self.start.dtype)}
 
     def read(self, q: Tensor, strict: bool) -> Tensor:
@@ -128,10 +113,9 @@ class RankOne(Fold):
 
     def view(self, strict: bool) -> tuple[Gate, Tensor]:
         """Decays as seen after (`strict`: before) each token."""
-        if not strict:
-            return self.gamma, self.decay
-        gamma = self.gamma if isinstance(self.gamma, float) else shifted(self.gamma, 1.0)
-        return gamma, shifted(self.decay, 0.0)
+        if strict:
+            return self.decay.before_gamma, self.decay.before
+        return self.decay.gamma, self.decay.between
 
 
 class Momentum(Fold):
@@ -147,17 +131,15 @@ class Momentum(Fold):
         name: str,
         trace: str,
         pairs: Sequence[Pair],
-        keep: Gate,
-        theta: Gate,
+        decay: Decay,
+        surprise: Decay,
         write: Gate,
-        *,
-        positive: bool = False,
     ) -> None:
         self.start, self.trace, self.suffix = running(s, name), running(s, f"{name}.{trace}"), f".{trace}"
         self.batch, time = pairs[0][0].shape[:3], pairs[0][0].shape[2]
-        self.gamma, decay = decays(keep, time, self.start, positive)
-        self.theta, self.surprise = decays(theta, time, self.start, positive)
-        self.kernel, self.carried = decay @ self.surprise, decay @ self.theta
+        one = self.start.new_ones(time, 1)
+        self.gamma, self.theta, self.surprise = one * decay.gamma, one * surprise.gamma, surprise.between
+        self.kernel, self.carried = decay.between @ surprise.between, decay.between @ self.theta
         self.written = [(u, write * g) for u, g in pairs]
 
     def ones(self) -> Tensor:

@@ -16,6 +16,11 @@ NORM_EPS = 1e-6
 ROOT_FLOOR = 1e-12
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32 or wider: gates and states keep their digits where matrix products do not."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def split(x: Tensor, heads: int) -> Tensor:
     """[B, T, H n] → [B, H, T, n]."""
     batch, time, width = x.shape

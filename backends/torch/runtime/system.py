@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nsam.backends.torch.runtime.blocks import At
 from nsam.backends.torch.runtime.folds import vector_as_row
+from nsam.backends.torch.runtime.functions import wide
 
 State = dict[str, Any]
 CLOCKS = ("clock", "clock.never", "start")
@@ -76,6 +77,15 @@ class System(nn.Module):
 
     def _units(self) -> list[tuple[str, System]]:
         return [(f"{path}." if path else "", m) for path, m in self.named_modules() if isinstance(m, System)]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run `forward`; with weights in half precision under autocast, because states and gates stay in float32."""
+        weight = next(self.parameters(), None)
+        low = weight is not None and weight.dtype in (torch.bfloat16, torch.float16)
+        if weight is None or not low or torch.is_autocast_enabled(weight.device.type):
+            return super().__call__(*args, **kwargs)
+        with torch.autocast(weight.device.type, dtype=weight.dtype):
+            return super().__call__(*args, **kwargs)
 
     def weights(self) -> dict[str, Tensor]:
         """This unit's own parameters by path: `mem.w1`, `level.0.weight`."""
@@ -165,7 +175,7 @@ def learned(
         weight = w[f"{memory}.{name}"]
         weight = weight if heads else weight.unsqueeze(0)
         weight = weight.unsqueeze(-1) if weight.dim() == 2 else weight
-        copies = weight.expand(batch, *weight.shape)
+        copies = wide(weight).expand(batch, *weight.shape)
         found[f"{to or memory}.{name}"] = copies.clone(memory_format=torch.contiguous_format)
     return found
 
@@ -174,7 +184,7 @@ def empty_memory(
     w: Mapping[str, Tensor], batch: int, memory: str, heads: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
     """A memory that starts from zeros."""
-    return {f"{memory}.{name}": nothing(blank(w, batch, heads, *shape)) for name, shape in shapes.items()}
+    return {f"{memory}.{name}": nothing(wide(blank(w, batch, heads, *shape))) for name, shape in shapes.items()}
 
 
 def copied(s: Mapping[str, Tensor], source: str, memory: str, tensors: Iterable[str]) -> dict[str, Tensor]:
@@ -209,7 +219,7 @@ def cut(vector: Tensor, shapes: Iterable[tuple[str, tuple[int, ...]]], heads: in
         for n in shape:
             size *= n
         piece = vector[:, 0, start : start + size].reshape(batch, heads, *shape)
-        found[name] = piece if piece.dim() == 4 else piece.unsqueeze(-1)
+        found[name] = wide(piece if piece.dim() == 4 else piece.unsqueeze(-1))
         start += size
     return found
 

@@ -45,6 +45,31 @@ def shifted(rows: Tensor, first: float) -> Tensor:
     return torch.cat([torch.full_like(rows[..., :1, :], first), rows[..., :-1, :]], -2)
 
 
+class Decay:
+    """Decays over a block, shared by the folds with equal retention: `gamma` and `between` as in `decays`.
+
+    A retention of 1 needs neither logarithms nor exponentials.
+    """
+
+    def __init__(self, keep: Tensor | float, time: int, like: Tensor, *, positive: bool = False) -> None:
+        self.plain = isinstance(keep, float | int) and keep == 1
+        if self.plain:
+            self.gamma: Tensor | float = 1.0
+            self.before_gamma: Tensor | float = 1.0
+            wide = torch.promote_types(like.dtype, torch.float32)
+            self.between = torch.ones(time, time, dtype=wide, device=like.device).tril()
+            self.before = self.between.tril(-1)
+            return
+        gamma, self.between = decays(keep, time, like, positive)
+        self.gamma, self.before_gamma = gamma, shifted(gamma, 1.0)
+        self.before = shifted(self.between, 0.0)
+
+
+def triangle(key: Tensor, erase: Tensor | float, decay: Decay) -> Tensor:
+    """(I + diag(η)(X Xᵀ ⊙ D₋))⁻¹ [B, H, T, T], shared by the weights that are erased along the same keys."""
+    return unit_lower_inverse(erase * (key @ key.mT * decay.before))
+
+
 class _UnitLowerInverse(torch.autograd.Function):
     """(I + L)⁻¹ for strictly lower triangular L, with a backward of two products."""
 
