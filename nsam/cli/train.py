@@ -91,6 +91,7 @@ def train(
     from rich.console import Console
 
     from nsam.runs.folder import last_run, next_run
+    from nsam.training.limits import memory_errors
     from nsam.training.settings import Settings
     from nsam.training.start import new_run, resumed_run
 
@@ -104,14 +105,15 @@ def train(
         checkpoint_seconds=checkpoint_every,
         checkpoint_steps=checkpoint_steps,
     )
-    if resume:
-        run = resumed_run(program, name, overrides, settings, out or last_run(RUNS, name))
-    else:
-        declaration = program.train(name, overrides)
-        run = new_run(file, declaration, overrides, data or [], settings, out or next_run(RUNS, name))
     console = Console(highlight=False)
-    _describe(console, run)
-    outcome = _loop(console, run, file, settings.compiled)
+    with memory_errors():
+        if resume:
+            run = resumed_run(program, name, overrides, settings, out or last_run(RUNS, name))
+        else:
+            declaration = program.train(name, overrides)
+            run = new_run(file, declaration, overrides, data or [], settings, out or next_run(RUNS, name))
+        _describe(console, run)
+        outcome = _loop(console, run, file, settings.compiled)
     _finish(console, run, outcome, file)
 
 

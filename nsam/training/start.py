@@ -15,6 +15,7 @@ from nsam.runs.checkpoint import latest_checkpoint, load_checkpoint
 from nsam.runs.folder import RunDescription, RunFolder, create_run, open_run, update_overrides
 from nsam.runs.sources import program_sources
 from nsam.training.corpus import Corpus, load_corpus
+from nsam.training.limits import require_reasonable_step
 from nsam.training.loop import Trainer
 from nsam.training.objective import require_byte_model
 from nsam.training.settings import Settings, require_compiler, require_device
@@ -97,4 +98,5 @@ def _prepare(train: Train, data: Sequence[Path], settings: Settings) -> tuple[Co
     context, batch = options["context"], options["batch"]
     assert isinstance(context, int)
     assert isinstance(batch, int)
+    require_reasonable_step(context, batch)
     return load_corpus(data, context), context, batch

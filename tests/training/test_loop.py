@@ -20,6 +20,7 @@ from nsam.runs.checkpoint import checkpoints, latest_checkpoint, load_checkpoint
 from nsam.runs.folder import RunFolder
 from nsam.runs.metrics import read_metrics
 from nsam.training.corpus import load_corpus
+from nsam.training.limits import memory_errors
 from nsam.training.loop import Outcome, Trainer
 from nsam.training.objective import require_byte_model
 from nsam.training.progress import Progress
@@ -251,3 +252,19 @@ def test_models_that_are_not_of_bytes_are_refused(make_train: MakeTrain) -> None
     with pytest.raises(ProgramError) as caught:
         require_byte_model(replace(good, model=replace(good.model, inputs=())))
     assert code(caught) == "N0511"
+
+
+@pytest.mark.parametrize(
+    ("error", "ours"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_running_out_of_memory_is_said_plainly(error: Exception, ours: bool) -> None:
+    with pytest.raises(ProgramError if ours else RuntimeError) as caught, memory_errors():
+        raise error
+    if ours:
+        assert caught.value.diagnostics[0].code == "N0517"  # type: ignore[attr-defined]
