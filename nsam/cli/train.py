@@ -137,7 +137,8 @@ def _loop(console: Console, run: Run, file: Path, compiled: bool) -> Outcome:
     from nsam.cli.train_display import LineWatcher, LiveWatcher
     from nsam.runs.checkpoint import checkpoints
 
-    watcher = LiveWatcher(console, compiled) if sys.stdout.isatty() else LineWatcher(console, compiled)
+    live = sys.stdout.isatty()
+    watcher = LiveWatcher(console, compiled, run.train.steps) if live else LineWatcher(console, compiled)
     try:
         with watcher:
             return run.trainer.run(watcher)

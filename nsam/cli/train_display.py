@@ -30,7 +30,7 @@ class LineWatcher:
 
     def __init__(self, console: Console, compiled: bool) -> None:
         self._console, self._compiled = console, compiled
-        self._printed = 0.0
+        self._printed = -LINE_SECONDS
 
     def __enter__(self) -> LineWatcher:
         return self
@@ -44,6 +44,7 @@ class LineWatcher:
         """Say that the first step may take long."""
         if step < steps:
             self._print(COMPILING if self._compiled else UNCOMPILED)
+            self._printed = -LINE_SECONDS
 
     def stepped(self, progress: Progress) -> None:
         """Print a line when it is time."""
@@ -65,7 +66,7 @@ class LineWatcher:
 class LiveWatcher:
     """Keeps one screen up to date: progress, losses, speed, and a table of memories."""
 
-    def __init__(self, console: Console, compiled: bool) -> None:
+    def __init__(self, console: Console, compiled: bool, steps: int) -> None:
         self._compiled = compiled
         self._bar = Bar(
             TextColumn("step {task.completed:,} of {task.total:,}"),
@@ -74,11 +75,11 @@ class LiveWatcher:
             console=console,
             expand=True,
         )
-        self._task = self._bar.add_task("train", total=None)
+        self._task = self._bar.add_task("train", total=steps)
         self._progress: Progress | None = None
         self._begun = time.monotonic()
         self._saved: int | None = None
-        self._live = Live(get_renderable=self._screen, console=console, refresh_per_second=2)
+        self._live = Live(get_renderable=self.screen, console=console, refresh_per_second=2)
 
     def __enter__(self) -> LiveWatcher:
         self._live.start()
@@ -107,7 +108,8 @@ class LiveWatcher:
         """Remember the last checkpoint."""
         self._saved = step
 
-    def _screen(self) -> RenderableType:
+    def screen(self) -> RenderableType:
+        """Return what to show now; called by the refreshing thread at any moment, also before `started`."""
         if self._progress is None:
             seconds = time.monotonic() - self._begun
             note = COMPILING if self._compiled else UNCOMPILED
