@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nsam.backends.torch.emit.names import identifier
 from nsam.backends.torch.emit.printer import Printer, gate_sign
 from nsam.backends.torch.rule_source import emit_initial, emit_step, scalar_keyword
 from nsam.compiler.expressions import Node
 from nsam.compiler.folds import FastMemory
+from nsam.compiler.rule_algebra import names
+from nsam.compiler.rule_plan import RulePlan
+from nsam.compiler.unsupported import unsupported
+from nsam.dsl.checked import Memory
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ class FoldSource:
             if fast.plan is not None:
                 found.append(emit_step(fast.plan, function=self.step_name(fast)))
                 if fast.plan.states:
-                    found.append(emit_initial(fast.plan, function=self.step_name(fast).replace("_step", "_initial")))
+                    function = self.step_name(fast).replace("_step", "_initial")
+                    found.append(emit_initial(before_first_token(fast.plan, fast.memory), function=function))
         return found
 
     def uncompiled(self, fast: FastMemory) -> str | None:
@@ -120,6 +125,16 @@ class FoldSource:
         if fast.plan is not None and fast.plan.strides and fast.plan.needs_count:
             return f"rule `{fast.plan.name}` needs both its update count and periods of its own"
         return None
+
+
+def before_first_token(plan: RulePlan, memory: Memory) -> RulePlan:
+    """The plan without its parameters: no token has given an argument yet when states start. Raises `ProgramError`."""
+    used = {name for state in plan.states for name in names(state.initial)}
+    varying = [name for name in plan.parameters if name in used]
+    if varying:
+        message = f"a state of rule `{plan.name}` starts from `{varying[0]}`, which varies with the token"
+        raise unsupported(message, memory.span, "give it a number, or start the state from zeros")
+    return replace(plan, parameters=())
 
 
 def rule_alignment(fast: FastMemory) -> int:

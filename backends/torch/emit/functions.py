@@ -9,7 +9,7 @@ from math import lcm
 from nsam.backends.torch.emit.folds import FoldSource, chunks, rule_alignment
 from nsam.backends.torch.emit.names import Names, identifier
 from nsam.backends.torch.emit.precision import wide_products
-from nsam.backends.torch.emit.printer import Printer, state_bindings
+from nsam.backends.torch.emit.printer import Printer, each_token, state_bindings
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.folds import FastMemory
 from nsam.compiler.schedule import SEGMENT_TOKENS, UNROLLED_CHUNKS, Level, UnitPlan
@@ -261,7 +261,7 @@ class UnitSource:
         return "\n".join([*head, signature, f'{INDENT}"""{what}"""', *(INDENT + line for line in body)]) + "\n"
 
     def results(self, outputs: Sequence[Node]) -> list[str]:
-        listed = ", ".join(self.names.of(n) for n in outputs)
+        listed = ", ".join(each_token(n, self.names.of(n)) for n in outputs)
         return [f"return new, ({listed}{',' if len(outputs) == 1 else ''})"]
 
     def run_loop(self, position: int, inputs: Sequence[Node]) -> list[str]:
@@ -275,7 +275,7 @@ class UnitSource:
         lines = [f"{x}: list[Tensor] = []" for x in lists]
         names = [self.names.of(n) for n in timed]
         unpack = f"({', '.join(n + '_' for n in names)}{',' if len(names) == 1 else ''})"
-        listed = "".join(f", {n}" for n in names)
+        listed = "".join(f", {each_token(n, self.names.of(n))}" for n in timed)
         lines.append(f"for inner, {unpack} in rt.pieces(at, {loop.period}, ({cuts.strip()}){listed}):")
         passed = "".join(f", {self.names.of(n)}{'_' if n in timed else ''}" for n in [*timed, *fixed])
         order = {self.names.of(n): n for n in inputs}

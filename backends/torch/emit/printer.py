@@ -119,8 +119,10 @@ class Printer:
         op, args = node.op, node.args
         if op in _INFIX:
             sign, level = _INFIX[op]
-            right = level + 1 if op in ("sub", "div") else level
-            return f"{self.of(args[0], level)} {sign} {self.of(args[1], right)}", level
+            text = self.of(args[1], level)
+            if op in ("sub", "div") or " @ " in text:  # products of matrices bind like products of numbers, from the left
+                text = self.of(args[1], level + 1)
+            return f"{self.of(args[0], level)} {sign} {text}", level
         if op == "neg":
             return f"-{self.of(args[0], 7)}", 6
         if op == "pow":
@@ -245,6 +247,23 @@ class Printer:
                 ")",
             ]
         self.text[node.id] = (name, ATOM)
+
+
+def steady(node: Node) -> bool:
+    """Whether a value is the same for all tokens of a block, so that its time axis has length 1: made of states alone."""
+    if node.op == "row":
+        return node.args[0].op == "state"
+    if node.layout not in ("heads", "flat") or node.op in ("expand_like", "expand_tokens", "carry", "conv", "attention"):
+        return False
+    moving = [a for a in node.args if a.op not in ("number", "weight") and a.layout not in ("constant", "number")]
+    return bool(moving) and all(steady(a) for a in moving)
+
+
+def each_token(node: Node, text: str) -> str:
+    """`text` with one row for each token of the block, for a value that crosses the border of a function."""
+    if not steady(node):
+        return text
+    return f"{text}.expand(-1, {'-1, ' if node.layout == 'heads' else ''}at.length, -1)"
 
 
 def gate_sign(nodes: Iterable[Node]) -> str:
