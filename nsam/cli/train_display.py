@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -77,7 +78,7 @@ class LiveWatcher:
         )
         self._task = self._bar.add_task("train", total=steps)
         self._progress: Progress | None = None
-        self._begun = time.monotonic()
+        self._begun = self._kept = time.monotonic()
         self._saved: int | None = None
         self._live = Live(get_renderable=self.screen, console=console, refresh_per_second=2)
 
@@ -97,16 +98,19 @@ class LiveWatcher:
 
     def stepped(self, progress: Progress) -> None:
         """Keep the numbers for the next refresh."""
-        self._progress = progress
+        self._keep(progress)
         self._bar.update(self._task, completed=progress.step)
 
     def evaluated(self, progress: Progress) -> None:
         """Keep the numbers for the next refresh."""
-        self._progress = progress
+        self._keep(progress)
 
     def saved(self, step: int, path: Path) -> None:
         """Remember the last checkpoint."""
         self._saved = step
+
+    def _keep(self, progress: Progress) -> None:
+        self._progress, self._kept = progress, time.monotonic()
 
     def screen(self) -> RenderableType:
         """Return what to show now; called by the refreshing thread at any moment, also before `started`."""
@@ -114,7 +118,9 @@ class LiveWatcher:
             seconds = time.monotonic() - self._begun
             note = COMPILING if self._compiled else UNCOMPILED
             return Group(self._bar, Text(f"{note}  {_clock(seconds)}", style="yellow"))
-        parts: list[RenderableType] = [self._bar, _numbers(self._progress, self._saved)]
+        # The clock goes on during a long step, so that nobody takes it for a hang.
+        now = replace(self._progress, elapsed=self._progress.elapsed + time.monotonic() - self._kept)
+        parts: list[RenderableType] = [self._bar, _numbers(now, self._saved)]
         if self._progress.memories:
             parts.append(memory_table(self._progress.memories))
         return Group(*parts)

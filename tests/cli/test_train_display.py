@@ -48,6 +48,17 @@ def test_the_screen_can_be_drawn_at_any_moment(width: int) -> None:
     assert "8.000" in out.getvalue()
 
 
+def test_the_clock_goes_on_during_a_long_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(train_display.time, "monotonic", lambda: now)
+    screen, out = console()
+    watcher = LiveWatcher(screen, False, 2000)
+    watcher.stepped(LATE)
+    now += 60
+    screen.print(watcher.screen())
+    assert "1:03:05" in out.getvalue()
+
+
 def test_the_screen_shows_losses_speed_and_memories_by_level() -> None:
     screen, out = console()
     watcher = LiveWatcher(screen, False, 2000)
