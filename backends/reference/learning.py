@@ -225,6 +225,7 @@ class _ObjectiveScope(Scope):
         self.head = head
         self.names = {"value": value} if key is None else {"key": key, "value": value}
         self.trace = Trace()
+        self.answer: Array | None = None
 
     def ref(self, name: str) -> Array:
         if name == "identity":
@@ -242,5 +243,9 @@ class _ObjectiveScope(Scope):
         if expr.transposed:
             return read_head_transposed(self.ops, self.head, x)
         # What rules call key and err is about self(key), should the objective read the memory in several places.
-        plain = isinstance(expr.argument, Ref) and expr.argument.name == "key"
-        return read_head(self.ops, self.learner.structure, self.head, x, self.trace if plain else None)
+        if not (isinstance(expr.argument, Ref) and expr.argument.name == "key"):
+            return read_head(self.ops, self.learner.structure, self.head, x, None)
+        # Read once, so that its error is what every place that mentions it brings.
+        if self.answer is None:
+            self.answer = read_head(self.ops, self.learner.structure, self.head, x, self.trace)
+        return self.answer

@@ -102,7 +102,7 @@ class FoldSource:
             return f"at.updates({fast.period}{', never=True' if never else ''})" if summed else f"{offset} + 1"
         if not fast.plan.needs_count:
             return "0"
-        clock = 's["clock.never"]' if never else 's["clock"]'
+        clock = 's["clock.never"].double()' if never else 's["clock"].double()'
         clock = f"{clock} % {reset}" if reset else clock
         return f"({clock} + at.length) // {fast.period}" if summed else f"{clock} + 1"
 

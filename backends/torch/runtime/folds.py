@@ -139,7 +139,8 @@ class Momentum(Fold):
         self.batch, time = pairs[0][0].shape[:3], pairs[0][0].shape[2]
         one = self.start.new_ones(time, 1)
         self.gamma, self.theta, self.surprise = one * decay.gamma, one * surprise.gamma, surprise.between
-        self.kernel, self.carried = decay.between @ surprise.between, decay.between @ self.theta
+        with torch.autocast(one.device.type, enabled=False):
+            self.kernel, self.carried = decay.between @ surprise.between, decay.between @ self.theta
         self.written = [(u, write * g) for u, g in pairs]
 
     def ones(self) -> Tensor:
