@@ -185,7 +185,7 @@ class _Build:
         needs_plan = any(f.algorithm in ("summed", "generic") for f in folds)
         plan = self.plan() if needs_plan else None
         return FastMemory(
-            self.m, self.heads, self.period, EXACT_BLOCK if exact else self.period, exact, folds, plan,
+            self.m, self.heads, self.period, exact_block(self.m) if exact else self.period, exact, folds, plan,
             tuple(arguments.items()), key, loss, self.window,
         )  # fmt: skip
 
@@ -415,7 +415,7 @@ class _Build:
 
     def block(self, exact: bool) -> dict[str, int | bool]:
         """What memories must agree on to share work over a block."""
-        return {"block": EXACT_BLOCK if exact else self.period, "never": self.m.reset.kind == "never"}
+        return {"block": exact_block(self.m) if exact else self.period, "never": self.m.reset.kind == "never"}
 
     def exact_fold(
         self, tensor: str, state: Node, gradient: Gradient, arguments: dict[str, Node], key: Node | None
@@ -449,6 +449,11 @@ class _Build:
             return None
         node = self.rank_one(state, tensor, plain, (keep, erase, write), x, exact=True)
         return Fold(tensor, node, "rank-one", gradient)
+
+
+def exact_block(memory: c.Memory) -> int:
+    """How many tokens an exact memory folds at once: never beyond its reset."""
+    return min(EXACT_BLOCK, int(memory.reset.period or EXACT_BLOCK)) if memory.reset.kind == "every" else EXACT_BLOCK
 
 
 def momentum_shape(found: affine.Recurrence) -> str | None:

@@ -54,7 +54,9 @@ SYSTEMS: list[tuple[str, str, dict[str, Any], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("folder", "system", "parameters", "time"), SYSTEMS, ids=[f"{f}-{s}" for f, s, _, _ in SYSTEMS])
+@pytest.mark.parametrize(
+    ("folder", "system", "parameters", "time"), SYSTEMS, ids=[f"{f}-{s}" for f, s, _, _ in SYSTEMS]
+)
 def test_compiled_is_the_reference(
     folder: str, system: str, parameters: dict[str, Any], time: int, example: Any, pair: Any
 ) -> None:

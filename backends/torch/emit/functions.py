@@ -13,6 +13,7 @@ from nsam.backends.torch.emit.printer import Printer, each_token, state_bindings
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.folds import FastMemory
 from nsam.compiler.schedule import SEGMENT_TOKENS, UNROLLED_CHUNKS, Level, UnitPlan
+from nsam.dsl import checked as c
 
 INDENT = "    "
 TIMELESS = frozenset({"sequence", "constant", "number", "weight", "state"})
@@ -315,12 +316,29 @@ class UnitSource:
             folds = ", ".join(f'"{f.tensor}": {printer.of(f.node)}' for f in fast.folds)
             period = 1 if fast.exact else fast.period
             lines.append(f'new = rt.update(new, rt.advance(at, "{name}", {period}, {never}, {{{folds}}}))')
-        for name in sorted(level.resets, key=lambda m: -self.folds.memories[m].period):
+        for name in self.due_resets(level):
             period = int(self.folds.memories[name].memory.reset.period or 0)
             lines.append(f"if at.closes({period}):")
             reset = identifier(f"{self.prefix}_reset_{name}")
             lines.append(f"{INDENT}new = rt.update(new, {reset}(w, rt.update(s, new), at))")
         return lines
+
+    def due_resets(self, level: Level) -> list[str]:
+        """Memories to reset at the end of the level's blocks, sources of initial states first.
+
+        Where the boundaries of several levels fall together, an inner loop resets its memories before this level moves:
+        those that start from what moves here are reset again, from the new state.
+        """
+        touched = {*level.memories}
+        found = []
+        for memory in starting_order(self.plan.unit):
+            inner = memory.reset.kind == "every" and any(
+                memory.name in deeper.resets for deeper in self.plan.levels if deeper.index > level.index
+            )
+            if memory.name in level.resets or (inner and starts_from(memory) & touched):
+                touched.add(memory.name)
+                found.append(memory.name)
+        return found
 
     # --- stages ----------------------------------------------------------------------------------------
 
@@ -369,3 +387,28 @@ class UnitSource:
         if index <= loop_at:
             return "All tokens at once: what depends on no fast memory, hoisted out of the loop."
         return "All tokens at once: what no memory's update needs, after the loop."
+
+
+def starts_from(memory: c.Memory) -> set[str]:
+    """Memories that shape a memory's initial state."""
+    initial = memory.initial
+    found = set() if initial.memory is None else {initial.memory}
+    if initial.expression is not None:
+        found |= {node.memory for node in c.walk(initial.expression) if isinstance(node, c.Read | c.State)}
+    return found
+
+
+def starting_order(unit: c.Unit) -> list[c.Memory]:
+    """The unit's memories, sources of initial states before those that start from them."""
+    named = {memory.name: memory for memory in unit.memories}
+    order: dict[str, c.Memory] = {}
+
+    def visit(memory: c.Memory) -> None:
+        if memory.name not in order:
+            for source in sorted(starts_from(memory) & set(named)):
+                visit(named[source])
+            order[memory.name] = memory
+
+    for memory in unit.memories:
+        visit(memory)
+    return list(order.values())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from nsam.backends.torch.emit.functions import INDENT, UnitSource
+from nsam.backends.torch.emit.functions import INDENT, UnitSource, starting_order
 from nsam.backends.torch.emit.names import identifier
 from nsam.backends.torch.emit.printer import Printer, state_bindings
 from nsam.backends.torch.rule_source import IMPORTS as RULE_IMPORTS
@@ -110,19 +110,7 @@ class Resets:
 
     def memories(self) -> list[c.Memory]:
         """Memories with a state of their own, sources of initial states first."""
-        stateful = {m.name: m for m in self.unit.memories if m.fast or held(m)}
-        order: list[c.Memory] = []
-
-        def visit(memory: c.Memory) -> None:
-            if memory in order:
-                return
-            if memory.initial.memory in stateful:
-                visit(stateful[str(memory.initial.memory)])
-            order.append(memory)
-
-        for memory in stateful.values():
-            visit(memory)
-        return order
+        return [m for m in starting_order(self.unit) if m.fast or held(m)]
 
     def functions(self) -> list[str]:
         found = [self.reset(m) for m in self.memories()]

@@ -120,7 +120,9 @@ class Printer:
         if op in _INFIX:
             sign, level = _INFIX[op]
             text = self.of(args[1], level)
-            if op in ("sub", "div") or " @ " in text:  # products of matrices bind like products of numbers, from the left
+            if (
+                op in ("sub", "div") or " @ " in text
+            ):  # products of matrices bind like products of numbers, from the left
                 text = self.of(args[1], level + 1)
             return f"{self.of(args[0], level)} {sign} {text}", level
         if op == "neg":
@@ -253,7 +255,13 @@ def steady(node: Node) -> bool:
     """Whether a value is the same for all tokens of a block, so that its time axis has length 1: made of states alone."""
     if node.op == "row":
         return node.args[0].op == "state"
-    if node.layout not in ("heads", "flat") or node.op in ("expand_like", "expand_tokens", "carry", "conv", "attention"):
+    if node.layout not in ("heads", "flat") or node.op in (
+        "expand_like",
+        "expand_tokens",
+        "carry",
+        "conv",
+        "attention",
+    ):
         return False
     moving = [a for a in node.args if a.op not in ("number", "weight") and a.layout not in ("constant", "number")]
     return bool(moving) and all(steady(a) for a in moving)
