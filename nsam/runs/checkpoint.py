@@ -26,12 +26,17 @@ _FOLDER = re.compile(r"step-([0-9]{6,})\Z")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that the rest of a run depends on. `model` is a `state_dict`; `memory` the carried state or None."""
+    """Everything that the rest of a run depends on.
+
+    `model` is a `state_dict`, `memory` the carried state or None, `gradients` the sums of a level that has not closed
+    its period, by parameter name.
+    """
 
     step: int
     model: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, Any]
     memory: Any = None
+    gradients: Mapping[str, torch.Tensor] = field(default_factory=dict)
     generators: Mapping[str, torch.Tensor] = field(default_factory=dict)
     sampler: Mapping[str, int] = field(default_factory=dict)
     progress: Mapping[str, float] = field(default_factory=dict)
@@ -52,6 +57,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "step": checkpoint.step,
         "optimizer": encode(checkpoint.optimizer, "optimizer", tensors),
         "memory": encode(checkpoint.memory, "memory", tensors),
+        "gradients": encode(checkpoint.gradients, "gradients", tensors),
         "generators": encode(checkpoint.generators, "generators", tensors),
         "sampler": dict(checkpoint.sampler),
         "progress": dict(checkpoint.progress),
@@ -101,6 +107,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
             model={name: value.to(device) for name, value in model.items()},
             optimizer=decode(rest["optimizer"], tensors, device),
             memory=decode(rest["memory"], tensors, device),
+            gradients=decode(rest["gradients"], tensors, device),
             generators=decode(rest["generators"], tensors, "cpu"),
             sampler=rest["sampler"],
             progress=rest["progress"],

@@ -110,14 +110,16 @@ class Trainer:
     def _advance(self, metrics: MetricsLog) -> None:
         begun = time.perf_counter()
         rows = self.sampler.rows().to(self.device)
-        self.optimizer.zero_grad(set_to_none=True)
         loss, state = next_byte_loss(self.module, rows, self._memory, self.settings.precision)
         self.loss = float(loss.detach())
         if not math.isfinite(self.loss):
             raise self._not_finite(f"the loss of step {self.step + 1} is {self.loss}")
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
         self.step += 1
+        # `every n steps`: the level moves once a period, by the sum of the period's gradients (eq. 71).
+        if self.step % self.train.every == 0:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         self.sampler = self.sampler.advance()
         state = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, state)
         # Each step starts fresh sequences; only what is declared `reset never` goes on to the next one.
@@ -205,6 +207,7 @@ class Trainer:
                 model=weights,
                 optimizer=self.optimizer.state_dict(),
                 memory=self._memory,
+                gradients={n: p.grad for n, p in self.module.named_parameters() if p.grad is not None},
                 generators=generators,
                 sampler={"seed": self.sampler.seed, "step": self.sampler.step},
                 progress=progress,
@@ -224,6 +227,8 @@ class Trainer:
                 f"the optimizer in {path} does not belong to this program: {error}",
                 help="use the rules that the run was started with",
             ) from None
+        for name, parameter in self.module.named_parameters():
+            parameter.grad = checkpoint.gradients.get(name)
         torch.set_rng_state(checkpoint.generators["cpu"])
         if self.device.type == "cuda" and "cuda" in checkpoint.generators:
             torch.cuda.set_rng_state(checkpoint.generators["cuda"], self.device)

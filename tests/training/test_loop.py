@@ -115,6 +115,27 @@ def test_resumed_run_continues_the_same_curve(api: Any, make_train: MakeTrain, t
     assert str(a.optimizer) == str(b.optimizer)
 
 
+def test_a_level_that_moves_every_few_steps_sums_and_resumes_in_between(
+    api: Any, make_train: MakeTrain, text: Path, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    weights: dict[int, torch.Tensor] = {}
+    running = trainer(replace(make_train(steps=7), every=3), text, whole)
+    running.run(Silent(lambda progress: weights.update({progress.step: running.module.mix.detach().clone()})))
+    assert torch.equal(weights[1], weights[2])
+    assert not torch.equal(weights[2], weights[3])
+    assert torch.equal(weights[3], weights[5])
+    trainer(replace(make_train(steps=4), every=3), text, parts, evaluations=1).run(Silent())
+    kept = load_checkpoint(latest_checkpoint(parts / "checkpoints"))
+    assert set(kept.gradients) == {"embed", "mix"}
+    trainer(replace(make_train(steps=7), every=3), text, parts, resume=True).run(Silent())
+    a, b = (load_checkpoint(latest_checkpoint(path / "checkpoints")) for path in (whole, parts))
+    assert a.step == b.step == 7
+    assert all(torch.equal(a.model[name], b.model[name]) for name in a.model)
+
+
 def test_state_that_is_never_reset_is_carried_and_resumed(
     api: Any, make_train: MakeTrain, text: Path, tmp_path: Path
 ) -> None:
