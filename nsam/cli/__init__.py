@@ -5,6 +5,13 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command `nsam` and exit: 0 clean, 1 diagnostics, 2 usage, 70 internal error, 130 interrupted."""
+    import io
+    import sys
+
     from nsam.cli.app import app
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a sign of ours (η, ●) gets a question mark, not an error.
+            stream.reconfigure(errors="replace")
     app(prog_name="nsam")

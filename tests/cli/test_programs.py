@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,7 +122,8 @@ def test_schedule_and_explain(run: Run, tiny: Path) -> None:
     assert "hyperperiod 4 tokens" in found.stdout
     found = run("explain", tiny, "tiny", "-p", "dim=8")
     assert found.returncode == 0, found.stderr
-    assert "m" in found.stdout
+    assert "∂L/∂W" in found.stdout
+    assert "eq. 57" in found.stdout
 
 
 def test_explain_code(run: Run) -> None:
@@ -175,3 +177,15 @@ def test_verify(run: Run, tiny: Path) -> None:
     found = run("verify", tiny, "-p", "vocab=16")
     assert found.returncode == 0, found.stdout + found.stderr
     assert "tiny(dim = 8, vocab = 16)" in found.stdout
+
+
+def test_a_terminal_without_unicode_gets_question_marks(tiny: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "nsam", "schedule", str(tiny), "tiny"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "? moves" in found.stdout
