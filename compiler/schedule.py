@@ -129,6 +129,9 @@ class _Scheduler:
         clocks = {f.memory.reset.kind == "never" for f in self.fast.values()}
         if len(clocks) > 1 and len(set(periods)) > 1:
             groups, merged = [tuple(sorted(set(periods), reverse=True))], "memories that are reset and never reset mix"
+        early = self.early_start()
+        if early is not None:
+            groups, merged = [tuple(sorted(set(periods), reverse=True))], early
         try:
             places = self.place(groups)
         except _Illegal as problem:
@@ -143,6 +146,17 @@ class _Scheduler:
                 ) from None
         levels = tuple(self.level(i, g, groups, places) for i, g in enumerate(groups))
         return UnitPlan(self.lowered, self.stages(places, bool(groups)), levels, places, merged)
+
+    def early_start(self) -> str | None:
+        """Why a reset falls inside the block of the memory whose running state it copies, or None."""
+        for name, fast in self.fast.items():
+            origin = self.fast.get(str(fast.memory.initial.memory))
+            if origin is None or fast.memory.reset.kind != "every":
+                continue
+            moves = origin.exact or origin.memory.reads == "running"
+            if moves and int(fast.memory.reset.period or 0) % origin.block:
+                return f"{name} starts from the running state of {origin.memory.name}"
+        return None
 
     # --- places --------------------------------------------------------------------------------------
 
@@ -196,7 +210,9 @@ class _Scheduler:
             return Place(home, True)
         if found.level < home:
             if found.after:
-                raise _Illegal(f"{node.attr('memory', 'a memory')} learns from what a slower loop gives only at its end")
+                raise _Illegal(
+                    f"{node.attr('memory', 'a memory')} learns from what a slower loop gives only at its end"
+                )
             return Place(home)
         return found
 

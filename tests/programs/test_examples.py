@@ -1,4 +1,4 @@
-"""Every system of the examples against the reference: values and gradients, at lengths that are multiples of no period."""
+"""Every system of the examples against the reference: values and gradients, at lengths that no period divides."""
 
 from __future__ import annotations
 

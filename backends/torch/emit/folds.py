@@ -97,12 +97,15 @@ class FoldSource:
         assert fast.plan is not None
         never = fast.memory.reset.kind == "never"
         reset = int(fast.memory.reset.period or 0) if fast.memory.reset.kind == "every" else 0
-        if fast.plan.strides:
-            offset = "at.never" if never else "at.offset"
-            return f"at.updates({fast.period}{', never=True' if never else ''})" if summed else f"{offset} + 1"
-        if not fast.plan.needs_count:
+        if not fast.plan.strides and not fast.plan.needs_count:
             return "0"
-        clock = 's["clock.never"].double()' if never else 's["clock"].double()'
+        clock = 's["clock.never"]' if never else 's["clock"]'
+        if not fast.plan.strides:
+            clock = f"{clock}.double()"
+        elif fast.plan.needs_count:
+            clock = f"int({clock})"
+        else:  # which of the rule's periods close is static; counted from the block's start on, it is the same
+            clock = "at.never" if never else "at.offset"
         clock = f"{clock} % {reset}" if reset else clock
         return f"({clock} + at.length) // {fast.period}" if summed else f"{clock} + 1"
 

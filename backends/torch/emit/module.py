@@ -149,7 +149,8 @@ class Resets:
     def from_memory(self, memory: c.Memory, listed: str, heads: bool) -> list[str]:
         origin = self.unit.memory(str(memory.initial.memory))
         if origin.fast or held(origin):
-            return [f'new = rt.copied(s, "{origin.name}", "{memory.name}", ({listed}))']
+            running = ", running=True" if origin.fast and origin.reads == "running" else ""
+            return [f'new = rt.copied(s, "{origin.name}", "{memory.name}", ({listed}){running})']
         return [f'new = rt.learned(w, at.batch, "{origin.name}", ({listed}), heads={heads}, to="{memory.name}")']
 
     def generated(self, memory: c.Memory, tensors: list[str]) -> list[str]:

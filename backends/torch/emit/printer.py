@@ -25,6 +25,7 @@ INLINE = frozenset(
      "length", "softmax", "index", "slice", "expand_like", "ones", "rmsnorm", "layernorm", "detach", "concat"}
 ) - {"carry"}  # fmt: skip
 ATOM = 9
+_BY_TOKEN = frozenset({"expand_like", "expand_tokens", "carry", "conv", "attention"})
 
 
 def number(value: float | int) -> str:
@@ -252,7 +253,7 @@ class Printer:
 
 
 def steady(node: Node) -> bool:
-    """Whether a value is the same for all tokens of a block, so that its time axis has length 1: made of states alone."""
+    """Whether a value is made of states alone: the same for all tokens of a block, its time axis of length 1."""
     if node.op == "row":
         return node.args[0].op == "state"
     if node.layout not in ("heads", "flat") or node.op in (

@@ -187,9 +187,14 @@ def empty_memory(
     return {f"{memory}.{name}": nothing(wide(blank(w, batch, heads, *shape))) for name, shape in shapes.items()}
 
 
-def copied(s: Mapping[str, Tensor], source: str, memory: str, tensors: Iterable[str]) -> dict[str, Tensor]:
-    """A memory that starts from another one's state."""
-    return {f"{memory}.{name}": s[f"{source}.{name}"] for name in tensors}
+def copied(
+    s: Mapping[str, Tensor], source: str, memory: str, tensors: Iterable[str], *, running: bool = False
+) -> dict[str, Tensor]:
+    """A memory that starts from another one's boundary state, or with `running` from its state after the last token."""
+    states = {name: s[f"{source}.{name}"] for name in tensors}
+    if running:
+        states = {name: s.get(f"{source}.{name}.run", state) for name, state in states.items()}
+    return {f"{memory}.{name}": state for name, state in states.items()}
 
 
 def nothing(like: Tensor) -> Tensor:
