@@ -122,7 +122,7 @@ def test_schedule_and_explain(run: Run, tiny: Path) -> None:
     assert "hyperperiod 4 tokens" in found.stdout
     found = run("explain", tiny, "tiny", "-p", "dim=8")
     assert found.returncode == 0, found.stderr
-    assert "∂L/∂W" in found.stdout
+    assert "∂L/∂M" in found.stdout
     assert "eq. 57" in found.stdout
 
 
@@ -179,13 +179,15 @@ def test_verify(run: Run, tiny: Path) -> None:
     assert "tiny(dim = 8, vocab = 16)" in found.stdout
 
 
-def test_a_terminal_without_unicode_gets_question_marks(tiny: Path) -> None:
+@pytest.mark.slow
+def test_a_terminal_without_unicode_is_no_error(tmp_path: Path, tiny: Path, text: Path) -> None:
+    """Also where the output does not go through typer: the training display draws with rich."""
+    options = ["--data", str(text), "--no-compile", "--set", "steps=1", "--out", str(tmp_path / "ascii")]
     found = subprocess.run(
-        [sys.executable, "-m", "nsam", "schedule", str(tiny), "tiny"],
-        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        [sys.executable, "-m", "nsam", "train", str(tiny), *options],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"},
         capture_output=True,
-        text=True,
-        timeout=60,
+        timeout=120,
     )
     assert found.returncode == 0, found.stderr
-    assert "? moves" in found.stdout
+    assert b"?" in found.stdout  # the mark between prompt and sample
