@@ -296,7 +296,8 @@ class _Build:
         needs = self.rule.rule.needs
         tail = []
         if not self.summed and "key" in needs:
-            tail.append(self.required(layer_key, "key"))
+            rows = self.required(layer_key, "key")
+            tail.append(self.b.mul(rows, self.seen()) if self.window > 1 else rows)
         if not self.summed and "err" in needs:
             tail.append(self.required(err, "err"))
         node = self.b.make(
@@ -359,7 +360,6 @@ class _Build:
             reasons.append(str(problem))
             return None
         pairs = [n for p in products for n in (p.right, p.left)]
-        attrs = {"memory": self.m.name, "tensor": tensor, "pairs": len(products)}
         zero = b.number(0)
         if not found.traces:
             keep = found.state.get("self") or zero
@@ -377,7 +377,8 @@ class _Build:
         theta = trace.get(name) or zero
         write = b.neg(b.mul(kappa, trace.get("grad") or zero))
         node = b.make(
-            "momentum", (state, *pairs, self.decay(keep), self.decay(theta), write), state.shape, "fold", **attrs, trace=name,
+            "momentum", (state, *pairs, self.decay(keep), self.decay(theta), write), state.shape, "fold", memory=self.m.name, tensor=tensor,
+            pairs=len(products), trace=name,
             kappa=float(kappa.value),
         )  # fmt: skip
         return node, "momentum"

@@ -41,6 +41,7 @@ class FoldSource:
         }[node.op](node, fast, printer)
 
     def head(self, node: Node) -> str:
+        """The fold's first arguments: the states and the tensor's path."""
         return f's, "{node.attr("memory")}.{node.attr("tensor")}"'
 
     def pairs(self, node: Node, printer: Printer) -> tuple[str, list[Node]]:
@@ -51,6 +52,7 @@ class FoldSource:
         return f"[{text}]", list(node.args[1 + 2 * count :])
 
     def rank_one(self, node: Node, fast: FastMemory, p: Printer) -> str:
+        """An affine recurrence along keys."""
         pairs, (decay, write, *erasing) = self.pairs(node, p)
         text = f"{self.head(node)}, {pairs}, {p.of(decay)}, {p.of(write)}"
         if erasing:
@@ -65,6 +67,7 @@ class FoldSource:
         return p.of(made) if made.id in p.text else None
 
     def momentum(self, node: Node, fast: FastMemory, p: Printer) -> str:
+        """Linear momentum with scalar kernels."""
         pairs, gates = self.pairs(node, p)
         return f'rt.Momentum({self.head(node)}, "{node.attr("trace")}", {pairs}, {", ".join(p.of(g) for g in gates)})'
 
@@ -110,6 +113,7 @@ class FoldSource:
         return f"({clock} + at.length) // {fast.period}" if summed else f"{clock} + 1"
 
     def step_name(self, fast: FastMemory) -> str:
+        """The function that applies the memory's rule once."""
         return identifier(f"{self.prefix}_{fast.memory.name}_step")
 
     def functions(self) -> list[str]:

@@ -262,7 +262,7 @@ class Generic(Fold):
         for t in range(self.time):
             grad = sum(g[:, :, t : t + window].mT @ u[:, :, t : t + window] for u, g in pairs)
             scalars = {k: at_token(v, t) for k, v in arguments.items()}
-            layer = (None if key is None else key[:, :, t], None if err is None else err[:, :, t])
+            layer = (rows_at(key, t, window), rows_at(err, t, window))
             state, kept = step(
                 row(self.states[-1]), tuple(map(row, kept)), row(grad), *layer, **scalars, count=count + t
             )
@@ -289,6 +289,13 @@ class Generic(Fold):
     def read_t(self, q: Tensor, strict: bool) -> Tensor:
         """M_tᵀ q."""
         return (q.unsqueeze(-2) @ self.seen(strict)).squeeze(-2)
+
+
+def rows_at(rows: Tensor | None, t: int, window: int) -> Tensor | None:
+    """A layer's input or error at token t: one row, or the rows of the window that ends there."""
+    if rows is None or window == 1:
+        return None if rows is None else rows[:, :, t]
+    return rows[:, :, t : t + window]
 
 
 def _same(x: Tensor) -> Tensor:
