@@ -63,6 +63,11 @@ def load_text(text: str, name: str = "<text>") -> LoadedProgram:
     return _Loader(None).program(name, Source(name, text.removeprefix("\ufeff")), None)
 
 
+def load_standard(module: str) -> LoadedProgram:
+    """Parse a module of the standard library (`std.rules`) and all that it uses."""
+    return _Loader(None).program(module, Source(module, _standard_text(module)), None)
+
+
 def read_source(path: str | os.PathLike[str], *, shown_as: str | None = None) -> Source:
     """Read one file as program text; raise `ProgramError` when it cannot be one."""
     name = shown_as or os.fspath(path)
@@ -111,6 +116,11 @@ def standard_modules() -> tuple[str, ...]:
     """Return the modules of the standard library: `std.rules`, …"""
     found = [entry.name for entry in package_files("nsam.dsl.std").iterdir() if entry.name.endswith(".nsam")]
     return tuple(sorted(f"std.{name.removesuffix('.nsam')}" for name in found))
+
+
+def _standard_text(module: str) -> str:
+    name = module.removeprefix("std.") + ".nsam"
+    return package_files("nsam.dsl.std").joinpath(name).read_text(encoding="utf-8")
 
 
 class _Loader:
@@ -164,9 +174,7 @@ class _Loader:
         """Return the text of a module of the standard library."""
         modules = standard_modules()
         if use.module in modules:
-            name = use.module.removeprefix("std.") + ".nsam"
-            text = package_files("nsam.dsl.std").joinpath(name).read_text(encoding="utf-8")
-            return Source(use.module, text)
+            return Source(use.module, _standard_text(use.module))
         guess = nearest(use.module or "", modules)
         span = _place(use)
         fix = None if guess is None else Fix(span, guess)

@@ -14,7 +14,7 @@ from nsam.dsl.checked import Constant, RuleUse, Train, Unit
 from nsam.dsl.constants import Evaluator, Value, conforms, kind_of, show
 from nsam.dsl.diagnostics import Diagnostic, ProgramError
 from nsam.dsl.findings import Findings, Skip, TooMany, did_you_mean
-from nsam.dsl.imports import LoadedProgram, load_file, load_text
+from nsam.dsl.imports import LoadedProgram, load_file, load_standard, load_text
 from nsam.dsl.instantiate import Checker, System, missing_parameters
 from nsam.dsl.names import Declared, Module
 from nsam.dsl.rule_uses import ConstantExpressions, bind_rule
@@ -137,16 +137,15 @@ class Program:
         return tuple(node.name.id for node in self.module.file.declarations if isinstance(node, kind))
 
 
-def standard_rule(name: str, arguments: Mapping[str, object] | None = None) -> RuleUse:
+def standard_rule(name: str, arguments: Mapping[str, object] | None = None, module: str = "std.rules") -> RuleUse:
     """Return a rule of the standard library with these arguments: `standard_rule("m3", {"lr": 0.004})`."""
     findings = Findings()
-    return _run(findings, lambda: _use(findings, _standard(), name, arguments or {}))
+    return _run(findings, lambda: _use(findings, _standard(module), name, arguments or {}))
 
 
 @cache
-def _standard() -> Module:
-    loaded = load_text("nsam 1\nuse std.rules (gd)\n", "<standard library>")
-    return _modules(loaded, Findings())["std.rules"]
+def _standard(module: str) -> Module:
+    return _modules(load_standard(module), Findings())[module]
 
 
 def _run(findings: Findings, build: Callable[[], T]) -> T:

@@ -107,18 +107,23 @@ def optimizer(
 ) -> torch.optim.Optimizer:
     """A torch optimizer from a learning rule: `optimizer("std.rules", "m3", module, lr=0.004)`.
 
-    `library` is "std.rules" or a program that declares the rule. `target`: a module, or tensors (then those with two axes
+    `library` is a module of the standard library or a program that declares the rule. `target`: a module, or tensors (then those with two axes
     or more are the matrices). Raises `ProgramError` when there is no such rule or it cannot serve as an optimizer.
     """
     from nsam.backends.torch.optim import optimizer as make
+    from nsam.dsl.imports import standard_modules
     from nsam.dsl.program import standard_rule
 
     if isinstance(library, Program):
         use = library.rule(rule, arguments)
-    elif library == "std.rules":
-        use = standard_rule(rule, arguments)
+    elif library in standard_modules():
+        use = standard_rule(rule, arguments, library)
     else:
-        raise fail("N0402", f"there is no library `{library}`", help='"std.rules", or a program from nsam.load')
+        raise fail(
+            "N0402",
+            f"there is no library `{library}`",
+            help=f"{', '.join(standard_modules())}, or a program from nsam.load",
+        )
     return make(use, target)
 
 
