@@ -24,7 +24,7 @@ class NotAffine(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """Σ coefficient · symbol; symbols are `self`, `self xx'`, `grad`, and for each trace `t` also `t`, `t xx'`, `t new`."""
+    """Σ coefficient · symbol. Symbols: `self`, `self xx'`, `grad`, and for a trace `t` also `t`, `t xx'`, `t new`."""
 
     terms: tuple[tuple[str, Node], ...]
 

@@ -17,12 +17,12 @@ memory: `conv attention rope child`. The rest is named where it is lowered.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Layout: TypeAlias = Literal["number", "constant", "weight", "sequence", "flat", "heads", "state", "fold"]
-Attr: TypeAlias = "int | float | str | bool | None | tuple[Attr, ...]"
+Attr: TypeAlias = "int | float | str | bool | tuple[Attr, ...] | None"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -157,9 +157,7 @@ class Builder:
                 return self.apply("neg", self.apply("mul", left, right.args[0]))
             if left.op == "neg":
                 return self.apply("neg", self.apply("mul", left.args[0], right))
-        elif op == "div" and b == 1:
-            return left
-        elif op == "pow" and b == 1:
+        elif op in ("div", "pow") and b == 1:
             return left
         return None
 
@@ -232,8 +230,8 @@ class Builder:
         return self.make("gate", (x,), (1,), "heads", heads=heads)
 
 
-_UNARY = {"neg": lambda a: -a, "exp": math.exp, "abs": abs}
-_BINARY = {
+_UNARY: dict[str, Callable[[float], float]] = {"neg": lambda a: -a, "exp": math.exp, "abs": abs}
+_BINARY: dict[str, Callable[[float, float], float]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,

@@ -301,15 +301,15 @@ class _Build:
         if not self.summed and "err" in needs:
             tail.append(self.required(err, "err"))
         node = self.b.make(
-            algorithm, (state, *pairs, *extra, *tail), state.shape, "fold", memory=self.m.name, tensor=tensor,
-            pairs=len(products), arguments=named, key="key" in needs, err="err" in needs, window=self.window,
+            algorithm, (state, *pairs, *extra, *tail), state.shape, "fold",
+            memory=self.m.name, tensor=tensor, pairs=len(products), arguments=named, key="key" in needs, err="err" in needs, window=self.window,
         )  # fmt: skip
         return Fold(tensor, node, algorithm, gradient, tuple(reasons))
 
     def required(self, node: Node | None, what: str) -> Node:
         if node is None:
             raise unsupported(
-                f"rule `{self.rule.rule.name}` needs `{what}`, but the objective reads the memory in a way that has none",
+                f"rule `{self.rule.rule.name}` needs `{what}`, but the way in which the objective reads has none",
                 self.rule.span,
             )
         return node
@@ -377,8 +377,8 @@ class _Build:
         theta = trace.get(name) or zero
         write = b.neg(b.mul(kappa, trace.get("grad") or zero))
         node = b.make(
-            "momentum", (state, *pairs, self.decay(keep), self.decay(theta), write), state.shape, "fold", memory=self.m.name, tensor=tensor,
-            pairs=len(products), trace=name,
+            "momentum", (state, *pairs, self.decay(keep), self.decay(theta), write), state.shape, "fold",
+            memory=self.m.name, tensor=tensor, pairs=len(products), trace=name,
             kappa=float(kappa.value),
         )  # fmt: skip
         return node, "momentum"
@@ -393,8 +393,10 @@ class _Build:
         *,
         exact: bool,
     ) -> Node:
-        """The fold M_t = M_{t-1}(keep I − erase x xᵀ) − write Σ g uᵀ. Decays and triangle are nodes of their own, so that
-        memories with equal gates and keys share them."""
+        """The fold M_t = M_{t-1}(keep I − erase x xᵀ) − write Σ g uᵀ.
+
+        Decays and triangle are nodes of their own, so that memories with equal gates and keys share them.
+        """
         keep, erase, write = gates
         pairs = [n for p in products for n in (p.right, p.left)]
         decay = self.decay(keep, exact)

@@ -153,9 +153,11 @@ class Lowering:
         )
 
     def last_axis(self, name: str, x: Node) -> Node:
+        """A function over the last axis that keeps the shape."""
         return self.b.make(name, (x,), x.shape, x.layout)
 
     def one_axis(self, expr: c.Apply, args: list[Node]) -> None:
+        """Refuse to reduce matrix-valued tokens."""
         if any(len(a.shape) > 1 for a in args if a.op != "number"):
             raise unsupported(f"`{expr.function}` of a matrix-valued token has no compiled form yet", expr.span)
 
@@ -173,6 +175,7 @@ class Lowering:
         return self.children[step.name, direct]
 
     def output(self, expr: c.Output, direct: frozenset[str]) -> Node:
+        """What a call or repeat returns."""
         step = self.child_steps[expr.child]
         shape = tuple(int(n) for n in expr.type.shape) or (1,)
         event = self.child(step, frozenset())
@@ -218,6 +221,7 @@ class Lowering:
         return self.detached(node, memory.name, direct)
 
     def self_read(self, own: c.Memory, expr: c.Read, direct: frozenset[str]) -> Node:
+        """`self(x)` in a clause: always the state of the last boundary."""
         heads = memory_heads(own)
         if own.structure.kind == "vector":
             return self.b.make("row", (self.state(own, "weight"),), memory_width(own), "heads")
@@ -227,6 +231,7 @@ class Lowering:
         return self.b.merge(inside, heads) if flat else inside
 
     def fast_read(self, memory: c.Memory, x: Node, transposed: bool) -> Node:
+        """`m(x)` of a memory with a state: the boundary's, or the running one as its fold shows it."""
         heads = memory_heads(memory)
         x = self.b.split(x, heads)
         if memory.fast and (memory.name in self.exact or memory.reads == "running"):

@@ -14,7 +14,10 @@ from nsam.dsl import checked as c
 
 
 def write_source(unit: c.Unit) -> tuple[str, str]:
-    """Return the Python source for `unit` and the name of its class. Raises `ProgramError` if it has no compiled form."""
+    """Return the Python source for `unit` and the name of its class.
+
+    Raises `ProgramError` if it has no compiled form.
+    """
     module = ModuleSource()
     text = module.write(unit)
     return text, module.class_name(unit)

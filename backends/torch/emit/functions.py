@@ -66,7 +66,7 @@ class UnitSource:
         return tuple((period, never) for never in sorted(nevers))
 
     def plan_loops(self) -> list[Loop]:
-        """The nest of loops, with the one whose blocks are compiled, and a segment of several short blocks if needed."""
+        """The nest of loops: which one's blocks are compiled, and a segment of several blocks where they are short."""
         levels = list(self.plan.levels)
         if not levels:
             return []
@@ -132,7 +132,7 @@ class UnitSource:
         return list(found.values())
 
     def loss_nodes(self, fast: FastMemory, level: int) -> tuple[list[Node], list[Node]]:
-        """Nodes of a memory's loss that run in level `level` or deeper, in order, and the values they need from outside."""
+        """Nodes of a memory's loss that run in level `level` or deeper, and the values they need from outside."""
         local: list[Node] = []
         outside: dict[int, Node] = {}
         seen: set[int] = set()
@@ -162,6 +162,7 @@ class UnitSource:
         return found
 
     def passed(self, node: Node) -> bool:
+        """Whether a value is handed to functions as an argument."""
         return node.op not in ("number", "weight", "state", "child") and node.layout != "fold"
 
     def outputs(self, level: int) -> list[Node]:
@@ -191,6 +192,7 @@ class UnitSource:
         return next(lp.level.index for lp in self.loops[position:] if lp.level is not None)
 
     def loop_function(self, position: int) -> str:
+        """The function of one loop: what runs before the inner loop, the loop, what runs after, and the new states."""
         loop = self.loops[position]
         level = self.level_index(position)
         inputs, outputs = self.inputs(level), self.outputs(level)
@@ -229,6 +231,7 @@ class UnitSource:
         return ropes or any(f.plan is not None and f.plan.needs_count for f in self.folds.memories.values())
 
     def describe(self, level: Level) -> str:
+        """One line on what moves in this loop."""
         if not level.memories:
             return "Tokens up to the next reset."
         names = ", ".join(level.memories)
@@ -250,6 +253,7 @@ class UnitSource:
         compiled: int | None,
         stage: bool = False,
     ) -> str:
+        """A whole function: decorator, signature, docstring, body."""
         arguments = "".join(f", {self.names.of(n)}: Tensor" for n in inputs)
         head = [f"@rt.block({compiled})"] if compiled else ["@rt.stage"] if stage else []
         if len(arguments) > 70:
@@ -262,6 +266,7 @@ class UnitSource:
         return "\n".join([*head, signature, f'{INDENT}"""{what}"""', *(INDENT + line for line in body)]) + "\n"
 
     def results(self, outputs: Sequence[Node]) -> list[str]:
+        """The return statement."""
         listed = ", ".join(each_token(n, self.names.of(n)) for n in outputs)
         return [f"return new, ({listed}{',' if len(outputs) == 1 else ''})"]
 
@@ -381,6 +386,7 @@ class UnitSource:
         return f"{self.prefix}_stage" if len(used) == 1 else f"{self.prefix}_stage_{used.index(index) + 1}"
 
     def stage_title(self, index: int) -> str:
+        """One line on why this work stands here."""
         loop_at = next((i for i, st in enumerate(self.plan.stages) if st.loop), None)
         if loop_at is None:
             return "All tokens at once: nothing here moves during the sequence."

@@ -72,6 +72,7 @@ class ModuleSource:
         return name
 
     def functions(self, source: UnitSource) -> list[str]:
+        """All functions of one unit: rules, resets, loops, stages."""
         steps = source.folds.functions()
         self.rules = self.rules or bool(steps)
         resets = Resets(source).functions()
@@ -79,6 +80,7 @@ class ModuleSource:
         return [*steps, *resets, *source.loop_functions(), *stages]
 
     def fresh_class(self, path: str) -> str:
+        """A class name that nothing else has."""
         base = "".join(word.capitalize() for part in path.split(".") for word in part.split("_"))
         name, number = base, 2
         while any(name == taken for _, taken in self.units):
@@ -113,12 +115,14 @@ class Resets:
         return [m for m in starting_order(self.unit) if m.fast or held(m)]
 
     def functions(self) -> list[str]:
+        """All functions of one unit: rules, resets, loops, stages."""
         found = [self.reset(m) for m in self.memories()]
         if found or self.buffers():
             found.append(self.initial())
         return found
 
     def name(self, memory: c.Memory) -> str:
+        """The function that resets a memory."""
         return identifier(f"{self.source.prefix}_reset_{memory.name}")
 
     def reset(self, memory: c.Memory) -> str:
@@ -147,6 +151,7 @@ class Resets:
         return "\n".join([head, *(INDENT + line for line in body)]) + "\n"
 
     def from_memory(self, memory: c.Memory, listed: str, heads: bool) -> list[str]:
+        """Initial state copied from another memory."""
         origin = self.unit.memory(str(memory.initial.memory))
         if origin.fast or held(origin):
             running = ", running=True" if origin.fast and origin.reads == "running" else ""
@@ -154,6 +159,7 @@ class Resets:
         return [f'new = rt.learned(w, at.batch, "{origin.name}", ({listed}), heads={heads}, to="{memory.name}")']
 
     def generated(self, memory: c.Memory, tensors: list[str]) -> list[str]:
+        """Initial state cut from what another memory writes."""
         node = next(n for name, n in self.source.plan.lowered.initial if name == memory.name)
         inputs = [n for n in postorder([node]) if n.op == "input"]
         printer = Printer(self.source.names, self.source.folds.fold, inputs)
@@ -189,9 +195,11 @@ class Resets:
         return lines
 
     def carries(self, memory: c.Memory) -> list[Node]:
+        """What a memory with a window keeps of earlier tokens."""
         return [n for n in self.all_nodes() if n.op == "carry" and n.attr("memory") == memory.name]
 
     def all_nodes(self) -> list[Node]:
+        """Every node of the unit's loops and stages."""
         plan_ = self.source.plan
         found = [n for lv in plan_.levels for n in (*lv.before, *lv.after)]
         return found + [n for st in plan_.stages for n in st.nodes]
@@ -201,6 +209,7 @@ class Resets:
         return [n for n in self.all_nodes() if n.op in ("conv", "attention")]
 
     def buffer(self, node: Node) -> str:
+        """An empty store for what an operation keeps of earlier tokens."""
         memory = node.attr("memory")
         if node.op == "conv":
             width = node.args[1].shape[1] - 1
@@ -219,6 +228,7 @@ class Resets:
         )
 
     def initial(self) -> str:
+        """The function that fills in every state at the start of a sequence."""
         lines = ['"""States at the start of a sequence."""', "new: dict[str, Tensor] = {}"]
         lines += [f"new |= {self.buffer(n)}" for n in self.buffers()]
         for memory in self.memories():
@@ -243,6 +253,7 @@ class ClassSource:
         return self.source.plan.unit
 
     def write(self) -> str:
+        """The class as source."""
         lines = [f"class {self.name}(rt.System):", f'{INDENT}"""{signature(self.unit)}"""', ""]
         lines += [INDENT + line if line else "" for line in self.attributes()]
         lines += [INDENT + line if line else "" for line in self.init()]
@@ -251,6 +262,7 @@ class ClassSource:
         return "\n".join(lines) + "\n"
 
     def attributes(self) -> list[str]:
+        """Class attributes that say what the parameters are."""
         lines = []
         fast = "".join(f'"{m.name}", ' for m in self.unit.memories if m.fast).strip()
         if fast:
@@ -279,6 +291,7 @@ class ClassSource:
         return [*lines, ""] if lines else []
 
     def init(self) -> list[str]:
+        """The constructor: one attribute a memory, one a call."""
         lines = ["def __init__(self) -> None:", f"{INDENT}super().__init__()"]
         lists: dict[str, list[str]] = {}
         for memory in self.unit.memories:
@@ -302,6 +315,7 @@ class ClassSource:
         return lines
 
     def forward(self) -> list[str]:
+        """The forward method: stages, loops and calls in order."""
         lowered, names = self.source.plan.lowered, self.source.names
         inputs = [names.of(n) for n in lowered.inputs]
         listed = "".join(f", {x}: Tensor" for x in inputs)
@@ -345,6 +359,7 @@ class ClassSource:
         return f"Inputs {', '.join(text)}; returns the output and the state to carry on."
 
     def stage(self, index: int) -> list[str]:
+        """The call of one stage's function."""
         if not self.source.plan.stages[index].nodes:
             return []
         inputs, outputs = self.source.stage_border(index)
@@ -355,6 +370,7 @@ class ClassSource:
         return [f"part, ({targets}{',' if outputs else ''}) = {call}", update] if outputs else []
 
     def event(self, event: Node) -> list[str]:
+        """A call of a system, or a repeat."""
         step = next(st for st in self.unit.children if st.name == event.attr("name"))
         names = self.source.names
         results = self.results(event)

@@ -7,14 +7,13 @@ import re
 
 from nsam.compiler.expressions import Builder, Node
 
-RESERVED = frozenset(
-    {"torch", "F", "nn", "rt", "math", "Tensor", "w", "s", "at", "new", "part", "inner", "self", "state", "children"}
-)
+RESERVED = frozenset("torch F nn rt math Tensor w s at new part inner self state children sum max min abs".split())
 
 _OPS = {
     "linear": "y", "linear_t": "y", "sub": "error", "dot": "dot", "normalize": "unit", "silu": "act", "gelu": "act",
     "relu": "act", "tanh": "act", "rank_one": "fold", "momentum": "fold", "summed": "fold", "generic": "fold",
-    "fold_read": "y", "decay": "decay", "triangle": "inverse", "conv": "y", "rmsnorm": "normed", "layernorm": "normed", "embedding": "x", "attention": "mixed",
+    "fold_read": "y", "decay": "decay", "triangle": "inverse",
+    "conv": "y", "rmsnorm": "normed", "layernorm": "normed", "embedding": "x", "attention": "mixed",
     "split": "heads", "merge": "flat", "add": "total", "mul": "product", "div": "ratio", "sqrt": "root",
 }  # fmt: skip
 

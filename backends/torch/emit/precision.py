@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nsam.compiler.expressions import Node
 from nsam.compiler.folds import FastMemory
 
 _MATRIX = frozenset({"linear", "linear_t", "fold_read", "fold_read_t"})

@@ -66,6 +66,7 @@ class Printer:
             self.statement(node, uses.get(node.id, 0) <= 1 and node.id not in kept)
 
     def statement(self, node: Node, inline: bool) -> None:
+        """Print one node, as a statement or for use inside another's."""
         name = self.names.builder.names.get(node.id)
         if node.op in ("conv", "attention", "carry"):
             self.stateful(node)
@@ -77,6 +78,7 @@ class Printer:
         self.assign(node, text)
 
     def assign(self, node: Node, text: str) -> None:
+        """Print `name = text`."""
         name = self.names.of(node)
         self.lines.append(f"{name} = {text}" + self.shape_comment(node, len(name) + len(text)))
         self.text[node.id] = (name, ATOM)
@@ -97,6 +99,7 @@ class Printer:
         return text if own >= level else f"({text})"
 
     def leaf(self, node: Node) -> tuple[str, int]:
+        """A node that nothing has printed yet: a number, a weight, a state."""
         if node.op == "number":
             text = number(node.value)
             return text, ATOM if node.value >= 0 else 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 class At(NamedTuple):
     """Where a block stands. Static: a block's function is compiled once for each value of it.
 
-    `offset` is the number of tokens since the last boundary of the loop that the block belongs to (the clock of memories
+    `offset` is the number of tokens since the last boundary of the block's own loop (on the clock of memories
     that are reset for each sequence), `never` the same on the clock of memories that are never reset.
     """
 
@@ -45,7 +46,7 @@ def lengths(at: At, cuts: Sequence[tuple[int, bool]]) -> list[int]:
         first = -(at.never if never else at.offset) % period
         marks.update(range(first, at.length, period))
     edges = sorted(marks)
-    return [b - a for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [b - a for a, b in itertools.pairwise(edges)]
 
 
 def pieces(
@@ -53,8 +54,8 @@ def pieces(
 ) -> list[tuple[At, tuple[Tensor, ...]]]:
     """The pieces of a block, each with its slices of `values` along time.
 
-    Offsets of the pieces are taken modulo `period`, so that equal pieces share one compiled function. Slices come from one
-    split (whose backward is one concatenation).
+    Offsets of the pieces are taken modulo `period`, so that equal pieces share one compiled function. Slices come from
+    one split (whose backward is one concatenation).
     """
     sizes = lengths(at, cuts)
     if len(sizes) == 1:

@@ -255,12 +255,15 @@ class Generic(Fold):
         window: int = 1,
     ) -> None:
         self.suffixes = [f".{state}" for state in states]
-        self.states = [running(s, name)]
+        self.start = running(s, name)
+        self.states = [self.start]
         kept = tuple(running(s, name + suffix) for suffix in self.suffixes)
         self.batch, self.time = (*pairs[0][0].shape[:2],), pairs[0][0].shape[2] - window + 1
         row = vector_as_row(self.states[0]) if key is None else _same
         for t in range(self.time):
-            grad = sum(g[:, :, t : t + window].mT @ u[:, :, t : t + window] for u, g in pairs)
+            grad = torch.zeros_like(self.start)
+            for u, g in pairs:
+                grad = grad + g[:, :, t : t + window].mT @ u[:, :, t : t + window]
             scalars = {k: at_token(v, t) for k, v in arguments.items()}
             layer = (rows_at(key, t, window), rows_at(err, t, window))
             state, kept = step(
@@ -320,7 +323,7 @@ def last_token(gate: Gate) -> Gate:
 
 
 def window_weights(time: int, window: int, like: Tensor) -> Tensor:
-    """How many of the chunk's windows hold each of the window − 1 stored and `time` new tokens, [time + window − 1, 1]."""
+    """How many of the chunk's windows hold each of the window − 1 stored and `time` new tokens: [.., 1]."""
     rows = torch.arange(time + window - 1, device=like.device)
     newest = torch.minimum(rows, rows.new_tensor(time - 1))
     oldest = (rows - (window - 1)).clamp_min(0)

@@ -164,7 +164,9 @@ def rope(x: Tensor, position: Tensor) -> Tensor:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, stored_k: Tensor, stored_v: Tensor, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Causal softmax attention (eq. 62-63), scale 1/√d. q [B, H, T, n]; k, v [B, H_kv, T, n]; stored_* the earlier ones.
+    """Causal softmax attention (eq. 62-63), scale 1/√d.
+
+    q [B, H, T, n]; k, v [B, H_kv, T, n]; stored_k, stored_v those of earlier tokens.
 
     Returns the output [B, H, T, n] and the keys and values to store (the last window − 1 where there is a window).
     """

@@ -169,7 +169,7 @@ class System(nn.Module):
 def learned(
     w: Mapping[str, Tensor], batch: int, memory: str, tensors: Iterable[str], *, heads: bool, to: str | None = None
 ) -> dict[str, Tensor]:
-    """Initial states from weights, one copy for every sequence: [.., out, in] → [B, H, out, in], vectors [B, H, n, 1]."""
+    """Initial states from weights, one copy a sequence: [.., out, in] → [B, H, out, in], vectors [B, H, n, 1]."""
     found: dict[str, Tensor] = {}
     for name in tensors:
         weight = w[f"{memory}.{name}"]
@@ -198,7 +198,7 @@ def copied(
 
 
 def nothing(like: Tensor) -> Tensor:
-    """Zeros shaped like a state. They ask for a gradient where states will, so that compiled blocks see one kind of input."""
+    """Zeros shaped like a state. They ask for a gradient as later states do, so that blocks compile once."""
     return torch.zeros_like(like, requires_grad=torch.is_grad_enabled())
 
 

@@ -81,7 +81,7 @@ class _UnitLowerInverse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (inverse,) = ctx.saved_tensors
+        inverse: Tensor = ctx.saved_tensors[0]
         return -(inverse.mT @ gradient @ inverse.mT).tril(-1)
 
 
@@ -98,10 +98,12 @@ def _product_form(lower: Tensor) -> Tensor:
 
 
 def unit_lower_inverse(lower: Tensor) -> Tensor:
-    """Inverse of I + L, L strictly lower triangular [.., T, T], in float32 or wider (eq. 57's recurrence over a chunk)."""
+    """Inverse of I + L, L strictly lower triangular [.., T, T], in float32 or wider (eq. 57 over a chunk)."""
     with torch.autocast(lower.device.type, enabled=False):
         wide = lower.to(torch.promote_types(lower.dtype, torch.float32))
         if lower.shape[-1] <= PRODUCT_FORM_LIMIT:
-            return _UnitLowerInverse.apply(wide)  # type: ignore[no-any-return, no-untyped-call]
+            inverse: Tensor = _UnitLowerInverse.apply(wide)  # type: ignore[no-untyped-call]
+            return inverse
         eye = torch.eye(lower.shape[-1], dtype=wide.dtype, device=wide.device)
-        return torch.linalg.solve_triangular(wide + eye, eye, upper=False, unitriangular=True)
+        solved: Tensor = torch.linalg.solve_triangular(wide + eye, eye, upper=False, unitriangular=True)
+        return solved

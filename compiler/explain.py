@@ -1,0 +1,247 @@
+"""Explains a system: the equations that the compiler derived, the algorithms that it chose, and why.
+
+`explain` gives text of at most `WIDTH` columns, `explanation` the same as data. Equation numbers are those of arXiv
+2512.24695 and come from features of the program (`explain_equations.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import groupby
+from math import prod
+from textwrap import wrap
+
+from nsam.compiler import explain_equations as eq
+from nsam.compiler.describe import initial_text, source_text, structure_text
+from nsam.compiler.explain_memory import explain_memory
+from nsam.compiler.explain_model import Line, MemoryExplanation, Part, UnitExplanation
+from nsam.compiler.explain_schedule import schedule_lines
+from nsam.compiler.schedule import UnitPlan, plan
+from nsam.dsl import checked as c
+
+WIDTH = 100
+
+
+def explain(unit: c.Unit) -> str:
+    """Return the explanation of `unit` and of every system and repeat in it, each once, as text."""
+    return "\n".join("\n".join(_unit_text(found)) for found in explanation(unit))
+
+
+def explain_json(unit: c.Unit) -> str:
+    """Return the same as JSON: a list of units."""
+    return json.dumps([asdict(found) for found in explanation(unit)], indent=2, ensure_ascii=False)
+
+
+def explanation(unit: c.Unit) -> tuple[UnitExplanation, ...]:
+    """Explain `unit` and every unit inside it, each once. Raises `ProgramError` for what cannot be compiled."""
+    return tuple(_explain_unit(plan(found)) for found in _units(unit))
+
+
+def _units(unit: c.Unit) -> list[c.Unit]:
+    found: list[c.Unit] = []
+    todo = [unit]
+    while todo:
+        current = todo.pop(0)
+        if current not in found:
+            found.append(current)
+            todo += [step.body if isinstance(step, c.Repeat) else step.unit for step in current.children]
+    return found
+
+
+def _explain_unit(found: UnitPlan) -> UnitExplanation:
+    unit = found.unit
+    fast = {f.memory.name: explain_memory(found.lowered, f) for f in found.lowered.fast}
+    memories = [fast[m.name] for m in unit.memories if m.name in fast]
+    memories += [_attention(m) for m in unit.memories if m.structure.kind == "attention"]
+    return UnitExplanation(
+        unit.name,
+        tuple((name, _value(value)) for name, value in unit.parameters.items()),
+        tuple(_values(unit)),
+        tuple(_grouped(memories)),
+        tuple(_slow(unit)),
+        tuple(_transfers(unit)),
+        tuple(_calls(unit)),
+        schedule_lines(found),
+    )
+
+
+def _value(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_value(v) for v in value)}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _values(unit: c.Unit) -> Iterator[Line]:
+    for binding in unit.bindings:
+        yield Line(f"{binding.source} = {source_text(binding.value)}")
+    for name, value in unit.outputs:
+        if name == "output":
+            yield Line(f"output {source_text(value).removeprefix('output ')}")
+
+
+def _grouped(memories: list[MemoryExplanation]) -> Iterator[MemoryExplanation]:
+    """Memories that differ in name only, as one."""
+    groups: dict[tuple[str, tuple[Part, ...]], list[str]] = {}
+    first: dict[tuple[str, tuple[Part, ...]], MemoryExplanation] = {}
+    for memory in memories:
+        groups.setdefault((memory.kind, memory.parts), []).extend(memory.names)
+        first.setdefault((memory.kind, memory.parts), memory)
+    for key, names in groups.items():
+        yield replace(first[key], names=tuple(names))
+
+
+def _attention(memory: c.Memory) -> MemoryExplanation:
+    assert memory.context is not None
+    window = memory.structure.window
+    past = "1" if window is None else f"max(1, t−{int(window) - 1})"
+    parts = (
+        Part(
+            "context",
+            (Line(f"k = {source_text(memory.context.key)}"), Line(f"v = {source_text(memory.context.value)}")),
+        ),
+        Part(
+            "objective",
+            (Line("Σᵢ exp(⟨q, kᵢ⟩ / √d) ½ ‖M − vᵢ‖², solved in closed form at every read q", eq.ATTENTION),),
+        ),
+        Part(
+            "reads",
+            (Line(f"attn(q) = Σᵢ softmaxᵢ(⟨q, kᵢ⟩ / √d) vᵢ, i = {past}, …, t; d the width of a head", eq.ATTENTION),),
+        ),
+        Part("moves", (Line("every token is kept; frequency ∞, no parameters of its own"),)),
+    )
+    return MemoryExplanation((memory.name,), structure_text(memory.structure), parts)
+
+
+def _slow(unit: c.Unit) -> Iterator[tuple[str, ...]]:
+    """Weights that stay put in the sequence, rows of equal ones joined."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for memory in unit.memories:
+        if memory.fast or memory.structure.kind == "attention":
+            continue
+        count = sum(prod(int(n) for n in shape) for shape in memory.structure.tensors().values())
+        row = (structure_text(memory.structure), f"{count:,}", _start(memory), *_mover(memory))
+        rows.setdefault(row, []).append(memory.name)
+    for row, names in rows.items():
+        yield (", ".join(names), *row)
+
+
+def _start(memory: c.Memory) -> str:
+    if memory.initial.kind == "memory":
+        return f"= {memory.initial.memory}"
+    if memory.initial.kind == "expression":
+        return f"= {initial_text(memory.initial)}"
+    return initial_text(memory.initial)
+
+
+def _mover(memory: c.Memory) -> tuple[str, str]:
+    """What moves a slow weight, with its equation."""
+    if memory.initial.kind in ("memory", "expression"):
+        return "rewritten at each reset", eq.initial_equation(memory.initial)
+    if memory.frequency is None:
+        return "the training level", ""
+    frequency = memory.frequency
+    if frequency.period == float("inf"):
+        return "nothing (frequency 0)", ""
+    every = f"every {frequency.period} steps" if frequency.period != 1 else "every step"
+    by = "" if memory.rule is None else f", by {memory.rule.rule.name}"
+    return f"task, {every}, summed{by}", eq.schedule_equation(frequency, "")
+
+
+def _transfers(unit: c.Unit) -> Iterator[Line]:
+    says = {
+        "direct": "no outer gradient crosses",
+        "backprop": "the outer gradient crosses",
+        "init": "initial state",
+        "generate": "one writes the other's weights",
+    }
+    number = {"direct": eq.DIRECT, "init": "eq. 28", "generate": eq.GENERATED}
+    for transfer in unit.transfers:
+        text = f"{transfer.source} → {transfer.target}: {transfer.kind}, {says[transfer.kind]}"
+        yield Line(text, number.get(transfer.kind, ""))
+
+
+def _calls(unit: c.Unit) -> Iterator[Line]:
+    for step in unit.children:
+        if isinstance(step, c.Repeat):
+            yield Line(f"{step.name}: {step.body.name}, {step.count} passes, each with memories of its own")
+        else:
+            yield Line(f"{step.name}: {step.unit.name}({', '.join(source_text(a) for a in step.arguments)})")
+
+
+# --- text --------------------------------------------------------------------------------------------
+
+
+def _unit_text(found: UnitExplanation) -> Iterator[str]:
+    head = f"{found.name}({', '.join(f'{name} = {value}' for name, value in found.parameters)})"
+    yield from wrap(head, WIDTH, subsequent_indent="  ")
+    yield "─" * min(WIDTH, max(len(head), 20))
+    if found.values:
+        yield from _section("values", found.values)
+    seen: dict[Part, str] = {}
+    for memory in found.memories:
+        word = "memories" if len(memory.names) > 1 else "memory"
+        yield from wrap(f"{word} {', '.join(memory.names)} : {memory.kind}", WIDTH, subsequent_indent="  ")
+        for source, parts in _runs(memory, seen):
+            if source is None:
+                yield from _part(parts[0])
+            else:
+                labels = ", ".join(part.label for part in parts)
+                yield from _part(Part(f"as {source}", (Line(labels),)))
+        for part in memory.parts:
+            seen.setdefault(part, memory.names[0])
+        yield ""
+    if found.slow:
+        yield "weights that stay put in the sequence"
+        yield from _table(found.slow)
+        yield ""
+    for label, lines in (("transfers declared", found.transfers), ("parts", found.calls), ("schedule", found.schedule)):
+        if lines:
+            yield from _section(label, lines)
+
+
+def _runs(memory: MemoryExplanation, seen: dict[Part, str]) -> Iterator[tuple[str | None, list[Part]]]:
+    """Parts one by one, or runs of two and more that an earlier memory has word for word, with its name."""
+    for source, run in groupby(memory.parts, lambda part: seen.get(part)):
+        parts = list(run)
+        if source is None or len(parts) == 1:
+            yield from ((None, [part]) for part in parts)
+        else:
+            yield source, parts
+
+
+def _section(label: str, lines: tuple[Line, ...]) -> Iterator[str]:
+    yield label
+    for line in lines:
+        yield from laid_out(line, "  ")
+    yield ""
+
+
+def _part(part: Part) -> Iterator[str]:
+    for i, line in enumerate(part.lines):
+        yield from laid_out(line, f"  {part.label if i == 0 else '':<12}")
+
+
+def laid_out(line: Line, lead: str) -> Iterator[str]:
+    """Lay a line out within the width, its equation number at the right."""
+    room = WIDTH - (len(line.equation) + 2 if line.equation else 0)
+    indent = " " * len(lead)
+    extra = len(line.text) - len(line.text.lstrip())
+    rows = wrap(
+        lead + line.text, room, subsequent_indent=indent + " " * (extra + 4), break_long_words=True,
+        break_on_hyphens=False, replace_whitespace=False, drop_whitespace=True,
+    )  # fmt: skip
+    for i, row in enumerate(rows or [lead]):
+        yield f"{row:<{room}}  {line.equation}" if i == 0 and line.equation else row
+
+
+def _table(rows: tuple[tuple[str, ...], ...]) -> Iterator[str]:
+    names = [wrap(row[0], 26) or [""] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(1, len(rows[0]))]
+    left = max(len(part) for parts in names for part in parts)
+    for row, parts in zip(rows, names, strict=True):
+        cells = "  ".join(f"{cell:<{w}}" for cell, w in zip(row[1:], widths, strict=True))
+        line = f"  {parts[0]:<{left}}  {cells}".rstrip()
+        yield from wrap(line, WIDTH, subsequent_indent=" " * (left + 6)) if len(line) > WIDTH else [line]
+        yield from (f"  {part}" for part in parts[1:])

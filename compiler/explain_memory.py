@@ -1,0 +1,228 @@
+"""One fast memory explained: its inner problem, its update, when it moves and how that is computed."""
+
+from __future__ import annotations
+
+from nsam.compiler import explain_equations as eq
+from nsam.compiler import explain_text as tx
+from nsam.compiler.describe import initial_text, reset_text, source_text, structure_text
+from nsam.compiler.explain_algorithm import algorithm_lines
+from nsam.compiler.explain_model import Line, MemoryExplanation, Part
+from nsam.compiler.explain_problem import Problem, TensorGradient, read_problem, tensor_symbol, value_symbol
+from nsam.compiler.explain_rules import Symbols, Update, update
+from nsam.compiler.explain_text import Text
+from nsam.compiler.folds import FastMemory, affine_in, depends_on
+from nsam.compiler.lower import Lowered
+from nsam.dsl import checked as c
+
+
+def explain_memory(lowered: Lowered, fast: FastMemory) -> MemoryExplanation:
+    """Explain one fast memory."""
+    return _Memory(lowered, fast).explain()
+
+
+def structure_lines(structure: c.Structure) -> tuple[Line, ...]:
+    """What reading the structure computes, and the shapes of its tensors (of one head)."""
+    tensors = structure.tensors()
+    shapes = []
+    for tensor, shape in tensors.items():
+        inner = shape if structure.heads is None else shape[1:]
+        shapes.append(f"{tensor_symbol(structure, tensor)} [{', '.join(str(n) for n in inner)}]")
+    heads = f", {structure.heads} heads, each on its slice" if structure.heads is not None else ""
+    return (Line(f"{reading(structure)}        {'  '.join(shapes)}{heads}"),)
+
+
+def reading(structure: c.Structure) -> str:
+    """M(x) as a formula."""
+    if structure.kind == "vector":
+        return "M = m"
+    if structure.kind == "linear":
+        return "M(x) = M x + b" if structure.bias else "M(x) = M x"
+    if structure.kind != "mlp":
+        return structure_text(structure)
+    depth, act = len(structure.sizes) - 1, structure.act or "identity"
+    h = Text("x")
+    for layer in range(1, depth + 1):
+        i = tx.subscript(layer)
+        z = tx.apply(Text(f"W{i}"), h)
+        if structure.bias:
+            z = tx.add(z, Text(f"b{i}"))
+        if layer < depth and structure.gated:
+            h = tx.mul(_activation(act, tx.apply(Text(f"U{i}"), h)), z, " ⊙ ")
+        elif layer < depth:
+            h = _activation(act, z)
+        else:
+            h = z
+    return f"M(x) = {tx.add(Text('x'), h) if structure.residual else h}"
+
+
+def _activation(name: str, z: Text) -> Text:
+    return z if name == "identity" else tx.call(name, [z])
+
+
+class _Memory:
+    def __init__(self, lowered: Lowered, fast: FastMemory) -> None:
+        assert fast.memory.rule is not None
+        assert fast.memory.context is not None
+        assert fast.memory.objective is not None
+        assert fast.memory.frequency is not None
+        self.lowered, self.fast, self.memory = lowered, fast, fast.memory
+        self.rule, self.context, self.objective = fast.memory.rule, fast.memory.context, fast.memory.objective
+        self.frequency = fast.memory.frequency
+        self.problem: Problem = read_problem(lowered.builder, fast)
+        self.update = self.make_update()
+
+    def explain(self) -> MemoryExplanation:
+        parts = (
+            Part("structure", structure_lines(self.memory.structure)),
+            Part("context", tuple(self.context_lines())),
+            Part("objective", tuple(self.objective_lines())),
+            Part("gradient", tuple(self.gradient_lines())),
+            Part("update", tuple(self.update_lines())),
+            Part("moves", tuple(self.move_lines())),
+            Part("starts", tuple(self.start_lines())),
+            Part("computed", tuple(algorithm_lines(self.lowered, self.fast, self.update, self.problem.transposed))),
+        )
+        return MemoryExplanation((self.memory.name,), structure_text(self.memory.structure), parts)
+
+    # --- the inner problem ---------------------------------------------------------------------------
+
+    def context_lines(self) -> list[Line]:
+        lines = []
+        if self.context.key is not None:
+            lines.append(Line(f"k = {source_text(self.context.key)}"))
+        value = source_text(self.context.value)
+        own = value_symbol(self.memory) == "v̂"
+        lines.append(
+            Line(f"{'v̂' if own else 'v'} = {value}", eq.SELF_TARGET if own else "")
+            if value != source_text(self.context.key)
+            else Line("v = k")
+        )
+        if own:
+            lines.append(Line("self is this memory: it makes its own targets. k and v̂ are constants in the gradient"))
+        return lines
+
+    def objective_lines(self) -> list[Line]:
+        equation = eq.objective_equation(self.objective, self.problem.transposed)
+        lines = [Line(f"L = {self.problem.loss}", equation)]
+        if self.fast.window > 1:
+            past = self.fast.window - 1
+            lines.append(
+                Line(f"summed over the last {self.fast.window} tokens: Σᵢ L(kᵢ, vᵢ), i = t−{past}, …, t", eq.WINDOW)
+            )
+        return lines
+
+    def gradient_lines(self) -> list[Line]:
+        lines = [*self.problem.forward, *self.problem.backward]
+        if self.fast.window > 1:
+            lines.append(Line("for every token i of the window, with its stored kᵢ and vᵢ; ∇ is the sum over i"))
+        for gradient in self.problem.gradients:
+            lines.append(Line(f"∂L/∂{gradient.symbol} = {gradient.text}"))
+        return lines
+
+    # --- the update ----------------------------------------------------------------------------------
+
+    @property
+    def single(self) -> TensorGradient | None:
+        """The gradient of the only tensor, where it is one outer product."""
+        found = self.problem.gradients
+        one = len(found) == 1 and len(found[0].products) == 1 and self.fast.window == 1
+        return found[0] if one else None
+
+    def make_update(self) -> Update:
+        gradients = self.problem.gradients
+        plain = all(len(g.products) == 1 for g in gradients) and self.fast.window == 1
+        if self.single is not None:
+            left, right = self.single.products[0]
+            symbols = Symbols(self.single.symbol, right, tx.outer(left, right))
+        elif len(gradients) == 1:
+            derivative = Text("∇") if self.fast.window > 1 else Text(f"∂L/∂{gradients[0].symbol}")
+            symbols = Symbols(gradients[0].symbol, Text("k"), derivative)
+        else:
+            symbols = Symbols("W", Text("x"), tx.outer(Text("g"), Text("x")) if plain else Text("∇"))
+        if self.fast.memory.frequency is not None and self.frequency.summed:
+            symbols = Symbols(
+                symbols.state, symbols.key, Text("∇"), "ₛ", f"ₛ₊{tx.subscript(self.fast.period)}", timed=False
+            )
+        return update(self.rule, symbols)
+
+    def update_lines(self) -> list[Line]:
+        equation = eq.update_equation(self.rule, self.update, self.objective, self.problem.transposed)
+        lines = [
+            Line(text, equation if i == len(self.update.lines) - 1 else "") for i, text in enumerate(self.update.lines)
+        ]
+        online = self.online_form()
+        if online:
+            lines.append(Line(f"that is  {online}"))
+        uses_sum = any("∇" in text for text in self.update.lines)
+        if uses_sum:
+            lines.append(self.sum_line())
+        elif len(self.problem.gradients) > 1:
+            triples = "  ".join(f"({g.symbol}, {g.products[0][1]}, {g.products[0][0]})" for g in self.problem.gradients)
+            lines.append(Line(f"for (W, x, g) = {triples}"))
+        if uses_sum and len(self.problem.gradients) > 1:
+            lines.append(
+                Line(f"for W = {', '.join(g.symbol for g in self.problem.gradients)}, each with its ∇ (and x)")
+            )
+        lines += [Line(f"where {text}") for text in self.update.where]
+        return lines
+
+    def sum_line(self) -> Line:
+        state = "W" if len(self.problem.gradients) > 1 else self.problem.gradients[0].symbol
+        if self.frequency.summed:
+            return Line(f"∇ = Σᵢ ∂Lᵢ/∂{state} at {state}ₛ, i = s+1, …, s+{self.fast.period}", "eq. 71")
+        return Line(f"∇ = ∂L/∂{state}, of the window" if self.fast.window > 1 else f"∇ = ∂L/∂{state}")
+
+    def online_form(self) -> str:
+        """M_{t−1} (α I − (η + w a) k kᵀ) − w c kᵀ, where the error is a M k + c: the update with nothing left to derive."""
+        if self.fast.period != 1 or self.single is None or self.memory.structure.kind != "linear":
+            return ""
+        fold = self.single.fold
+        product = fold.gradient.products[0]
+        state = next(a for a in fold.node.args if a.op == "state")
+        if not depends_on(product.left, state) or depends_on(product.right, state):
+            return ""
+        split = affine_in(self.lowered.builder, product.left, self.lowered.builder.linear(product.right, state))
+        if split is None or split[0].op != "number" or split[0].value != 1 or self.update.trace:
+            return ""
+        return self.update.closed(self.single.symbol, self.single.products[0][1], value_symbol(self.memory))
+
+    # --- time ----------------------------------------------------------------------------------------
+
+    def move_lines(self) -> list[Line]:
+        n, reads = self.fast.period, self.memory.reads
+        symbol = "W" if len(self.problem.gradients) > 1 else self.problem.gradients[0].symbol
+        equation = eq.schedule_equation(self.frequency, reads)
+        if n == 1:
+            shown = (
+                f"a read at t shows {symbol}ₜ, the state after the token"
+                if reads == "running"
+                else (f"a read at t shows {symbol}ₜ₋₁, the state before the token")
+            )
+            return [Line(f"every token, the gradient at {symbol}ₜ₋₁; {shown}", equation)]
+        lines = [Line(f"every {n} tokens; s = {n} ⌊(t−1)/{n}⌋ is the last boundary before t", equation)]
+        if self.frequency.summed:
+            lines.append(Line(f"all gradients of a chunk are taken at {symbol}ₛ, summed, and the rule is applied once"))
+        else:
+            lines.append(
+                Line(
+                    f"k, v, the layers' inputs and errors are taken at {symbol}ₛ; the update folds over t = s+1, …, s+{n}"
+                )
+            )
+        if reads == "running" and not self.frequency.summed:
+            lines.append(Line(f"a read at t shows {symbol}ₜ, inside the chunk too"))
+        else:
+            lines.append(Line(f"a read at t shows {symbol}ₛ"))
+        return lines
+
+    def start_lines(self) -> list[Line]:
+        initial, reset = self.memory.initial, reset_text(self.memory.reset)
+        when = {"per sequence": "at the start of every sequence", "never": "once; it is never reset"}.get(
+            reset, f"at the start of every sequence and {reset}"
+        )
+        what = {
+            "learned": f"{initial_text(initial)} by the level that trains the system (transfer by initialisation)",
+            "zeros": "zeros",
+            "memory": f"what `{initial.memory}` has learnt by then (transfer by initialisation)",
+            "expression": f"written by {initial_text(initial)} (transfer by generation)",
+        }[initial.kind]
+        return [Line(f"{what}, {when}", eq.initial_equation(initial))]

@@ -1,0 +1,44 @@
+"""What an explanation holds, before it is laid out as text or as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of mathematics or of words. `equation` says where the paper has it: `eq. 90`, `section 3.3`, or nothing."""
+
+    text: str
+    equation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Lines under one label."""
+
+    label: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryExplanation:
+    """Memories that differ in name only: their inner problem, their update, and how it is computed."""
+
+    names: tuple[str, ...]
+    kind: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitExplanation:
+    """One system or repeat. `slow` is a table: memory, structure, numbers, initial state, what moves it."""
+
+    name: str
+    parameters: tuple[tuple[str, str], ...]
+    values: tuple[Line, ...]
+    memories: tuple[MemoryExplanation, ...]
+    slow: tuple[tuple[str, ...], ...]
+    transfers: tuple[Line, ...]
+    calls: tuple[Line, ...]
+    schedule: tuple[Line, ...]

@@ -1,0 +1,251 @@
+"""A rule's update in mathematics, its arguments put in.
+
+A rule that is an affine recurrence is written as one, M_t = M_{t−1} (α_t I − η_t x xᵀ) − η_t g xᵀ with what α and η are;
+any other as its straight-line form, one assignment a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from nsam.compiler import affine
+from nsam.compiler import explain_text as tx
+from nsam.compiler.expressions import Builder, Node
+from nsam.compiler.explain_nodes import Formula
+from nsam.compiler.explain_text import Text
+from nsam.compiler.rule_lowering import Lowering
+from nsam.compiler.rule_passes import clean
+from nsam.compiler.rule_plan import COUNT, RulePlan
+from nsam.dsl import checked as c
+
+OLD, NEW = "ₜ₋₁", "ₜ"
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """`lines` of mathematics, then `where` its coefficients. `erases` tells whether the state decays along the input."""
+
+    lines: tuple[str, ...]
+    where: tuple[str, ...]
+    erases: bool = False
+    trace: bool = False
+    affine: bool = False
+    reason: str = ""
+    keep: Text | None = None
+    erase: Text | None = None
+    write: Text | None = None
+
+    def closed(self, state: str, key: Text, value: str) -> str:
+        """The update of M where the error is M k − v, written without the error."""
+        if self.keep is None or self.write is None:
+            return ""
+        both = self.write
+        if self.erase is not None:
+            both = (
+                Text(f"2 {self.write.within(tx.TIGHT)}") if self.erase == self.write else tx.add(self.erase, self.write)
+            )
+        identity = scaled(self.keep, Text("I"))
+        erased = tx.sub(identity, scaled(both, tx.outer(key, key)))
+        wrote = scaled(self.write, tx.outer(Text(value), key))
+        return f"{state}{NEW} = {state}{OLD} ({erased}) + {wrote}"
+
+
+@dataclass(frozen=True, slots=True)
+class Symbols:
+    """How the state, the layer's input and the gradient are written, and the time marks of old and new states."""
+
+    state: str = "M"
+    key: Text = Text("x")
+    gradient: Text = Text("∇")
+    old: str = OLD
+    new: str = NEW
+    timed: bool = True
+
+
+def arguments_of(use: c.RuleUse) -> dict[str, Text]:
+    """A rule's arguments as written in the program; numbers as numbers."""
+    return {name: expression(value, {}) for name, value in use.arguments}
+
+
+def update(use: c.RuleUse, symbols: Symbols, arguments: Mapping[str, Text] | None = None) -> Update:
+    """Return a rule's update. `arguments` replaces the texts of its arguments (constants too)."""
+    try:
+        return _recurrence(use, symbols, arguments)
+    except affine.NotAffine as problem:
+        symbols = replace(symbols, gradient=Text("∇"))
+        lines = plan_lines(straight(use, arguments is None), symbols, arguments or arguments_of(use))
+        return Update(tuple(lines), (), reason=str(problem))
+
+
+def straight(use: c.RuleUse, fix: bool) -> RulePlan:
+    """The rule as straight-line code, nothing kept beside its states for speed."""
+    fixed = {name: value for name, value in use.arguments if isinstance(value, c.Constant)} if fix else {}
+    return clean(Lowering(use.rule).lower(fixed))
+
+
+# --- affine recurrences ----------------------------------------------------------------------------
+
+
+class _Coefficients:
+    """Greek letters for what is not a number, each explained once."""
+
+    def __init__(self, formula: Formula, timed: bool) -> None:
+        self.formula, self.timed = formula, timed
+        self.letters: dict[int, str] = {}
+        self.where: list[str] = []
+
+    def text(self, node: Node, letter: str) -> Text:
+        if node.op == "number":
+            return self.formula.text(node)
+        if node.op == "neg":
+            return tx.neg(self.text(node.args[0], letter))
+        if node.id not in self.letters:
+            symbol = f"{letter}{NEW}" if self.timed else letter
+            self.letters[node.id] = symbol
+            self.where.append(f"{symbol} = {self.formula.text(node)}")
+        return Text(self.letters[node.id])
+
+
+def _recurrence(use: c.RuleUse, symbols: Symbols, replaced: Mapping[str, Text] | None) -> Update:
+    b, formula = Builder(), Formula()
+    shown = replaced or arguments_of(use)
+    arguments: dict[str, Node] = {}
+    for name, value in use.arguments:
+        if replaced is None and isinstance(value, c.Constant):
+            arguments[name] = b.number(value.value)
+        else:
+            arguments[name] = b.make("input", (), (1,), "heads", name=name)
+            formula.texts[arguments[name].id] = shown[name]
+    key = b.make("input", (), (2,), "heads", name="key.")
+    formula.name(key, symbols.key.text)
+    found = affine.analyse(b, use, arguments, key)
+    letters = _Coefficients(formula, symbols.timed)
+    lines = []
+    traces = {
+        name: f"S{tx.subscript(i) if len(found.traces) > 1 else ''}" for i, (name, _) in enumerate(found.traces, 1)
+    }
+    for name, trace in found.traces:
+        lines.append(f"{traces[name]}{symbols.new} = {_combination(b, trace, letters, symbols, traces, 'θ')}")
+    lines.append(f"{symbols.state}{symbols.new} = {_combination(b, found.state, letters, symbols, traces, 'α')}")
+    terms = dict(found.state.terms)
+    erases = any(symbol.endswith("xx'") for symbol in terms)
+    keep, erase, write = (terms.get(symbol) for symbol in ("self", "self xx'", "grad"))
+    return Update(
+        tuple(lines), tuple(letters.where), erases, bool(found.traces), True, "",
+        None if keep is None else letters.text(keep, "α"),
+        None if erase is None else tx.neg(letters.text(erase, "η")),
+        None if write is None else tx.neg(letters.text(write, "w" if erases else "η")),
+    )  # fmt: skip
+
+
+def _combination(
+    b: Builder, linear: affine.Linear, letters: _Coefficients, symbols: Symbols, traces: Mapping[str, str], keep: str
+) -> Text:
+    """Σ coefficient · symbol, each state factored as M (α I − η x xᵀ)."""
+    names = {"self": f"{symbols.state}{symbols.old}"}
+    for name, symbol in traces.items():
+        names |= {name: f"{symbol}{symbols.old}", f"{name} new": f"{symbol}{symbols.new}"}
+    terms = dict(linear.terms)
+    found: list[Text] = []
+    for symbol, shown in names.items():
+        square, plain = terms.get(f"{symbol} xx'"), terms.get(symbol)
+        if square is not None:
+            identity = scaled(letters.text(plain, keep), Text("I")) if plain is not None else Text("0")
+            erase = scaled(letters.text(square, "η"), tx.outer(symbols.key, symbols.key))
+            found.append(Text(f"{shown} ({tx.add(identity, erase)})", tx.PRODUCT))
+        elif plain is not None:
+            found.append(
+                scaled(letters.text(plain, keep if symbol == "self" or symbol in traces else "κ"), Text(shown))
+            )
+    if "grad" in terms:
+        letter = "w" if any(s.endswith("xx'") for s in terms) else "η"
+        found.append(scaled(letters.text(terms["grad"], letter), symbols.gradient))
+    total = found[0] if found else Text("0")
+    for term in found[1:]:
+        total = tx.add(total, term)
+    return total
+
+
+def scaled(factor: Text, value: Text) -> Text:
+    """factor · value, nothing where the factor is 1."""
+    if factor.text == "1":
+        return value
+    if factor.text == "−1":
+        return tx.neg(value)
+    return tx.mul(factor, value)
+
+
+# --- straight-line rules -----------------------------------------------------------------------------
+
+
+def plan_lines(plan: RulePlan, symbols: Symbols, arguments: Mapping[str, Text]) -> list[str]:
+    """A rule's assignments, one a line, states with their time."""
+    before = {s.name: f"{_plain(s.name)}{symbols.old}" for s in plan.states} | {"self": f"{symbols.state}{symbols.old}"}
+    after = {value: name for name, value in plan.results if value not in before}
+    names: dict[str, Text] = {name: text for name, text in arguments.items() if name in plan.parameters}
+    names |= {name: Text(text) for name, text in before.items()}
+    names |= {"grad": symbols.gradient, "key": symbols.key, "err": Text("g"), COUNT: Text("t")}
+    lines = []
+    for a in plan.body:
+        shown = f"{_plain(after[a.target])}{symbols.new}" if a.target in after else _plain(a.target)
+        if after.get(a.target) == "self":
+            shown = f"{symbols.state}{symbols.new}"
+        text = expression(a.value, names)
+        when = ""
+        if a.stride > 1:
+            other = "" if a.otherwise is None else f", else {names.get(a.otherwise, Text(_plain(a.otherwise)))}"
+            when = f"   when t ≡ 0 (mod {a.stride}){other}"
+        lines.append(f"{shown} = {text}{when}")
+        names[a.target] = Text(shown)
+    return lines
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix("'").replace(".sum", "_Σ").replace(".", "_")
+
+
+_BINARY = {"add": tx.add, "sub": tx.sub, "div": tx.div, "pow": tx.power}
+_MATRICES = frozenset({"self", "grad", "key", "err"})
+
+
+def expression(expr: c.Expr, names: Mapping[str, Text]) -> Text:
+    """A checked expression as mathematics; `names` replaces references."""
+    if isinstance(expr, c.Constant):
+        return tx.number(expr.value)
+    if isinstance(expr, c.Ref):
+        return names.get(expr.name, Text(expr.name))
+    if isinstance(expr, c.State):
+        return names.get(expr.memory, Text(expr.memory))
+    if isinstance(expr, c.Read):
+        name = Text("M") if expr.memory == "self" else Text(expr.memory)
+        shown = tx.transpose(name) if expr.transposed else name
+        return tx.call(shown.text, [expression(expr.argument, names)])
+    if isinstance(expr, c.Output):
+        return Text(expr.child if expr.name == "output" else f"{expr.child}.{expr.name}")
+    assert isinstance(expr, c.Apply)
+    return _applied(expr, [expression(a, names) for a in expr.arguments])
+
+
+def _applied(expr: c.Apply, args: list[Text]) -> Text:
+    name = expr.function
+    if name in _BINARY:
+        return _BINARY[name](*args)
+    if name == "mul":
+        return tx.mul(*args)
+    if name == "matmul":
+        return Text(f"{args[0].within(tx.PRODUCT)} {args[1].within(tx.TIGHT)}", tx.PRODUCT)
+    if name == "orthogonalize":
+        return Text(f"NS{tx.subscript(args[1].text)}({args[0]})") if len(args) > 1 else tx.call("NS", args)
+    if name == "outer":
+        return tx.outer(*args)
+    if name == "dot":
+        return tx.squared_length(args[0]) if args[0] == args[1] else Text(f"⟨{args[0]}, {args[1]}⟩")
+    if name in ("identity", "zeros", "ones") and not args:
+        return Text({"identity": "I", "zeros": "0", "ones": "1"}[name])
+    if name == "zeros_like":
+        return Text("0")
+    if len(args) == 1 and name in tx.FUNCTIONS:
+        return tx.FUNCTIONS[name](args[0])
+    extra = [Text(f"{k} = {v}") for k, v in expr.options if not (k == "heads" and v == 1)]
+    return tx.call(name, [*args, *extra])

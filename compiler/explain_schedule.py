@@ -1,0 +1,99 @@
+"""The loops of a plan in words: what is done for the whole sequence at once, what inside which loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from textwrap import shorten
+
+from nsam.compiler.explain_model import Line
+from nsam.compiler.expressions import Node
+from nsam.compiler.folds import FastMemory
+from nsam.compiler.schedule import Level, UnitPlan
+
+_INNER = frozenset({"rank_one", "momentum", "summed", "generic"})
+
+
+def schedule_lines(plan: UnitPlan) -> tuple[Line, ...]:
+    """Describe the nest of loops, what was hoisted out of it and what sinks behind it."""
+    return tuple(_lines(plan))
+
+
+def _lines(plan: UnitPlan) -> Iterator[Line]:
+    if not plan.levels:
+        yield Line("no memory moves inside the sequence: everything is done for all tokens at once")
+        return
+    if plan.merged is not None:
+        cuts = " and ".join(str(n) for level in plan.levels for n in level.cuts)
+        yield Line(f"the loops over {cuts} tokens are one loop: {plan.merged}")
+    elif any(len(level.cuts) > 1 for level in plan.levels):
+        yield Line("periods that do not divide each other share a loop; a block ends at every boundary of any of them")
+    before = True
+    for stage in plan.stages:
+        work = describe(plan, stage.nodes)
+        if work and before:
+            yield Line(f"whole sequence, before the loop: {work}")
+        elif work:
+            yield Line(f"whole sequence, after the loop: {work}")
+        if stage.event is not None:
+            yield Line(f"whole sequence: run {stage.event.attr('name')}")
+        if stage.loop:
+            yield from _loops(plan, 0)
+            before = False
+
+
+def _loops(plan: UnitPlan, depth: int) -> Iterator[Line]:
+    if depth == len(plan.levels):
+        return
+    level, indent = plan.levels[depth], "  " * depth
+    yield Line(f"{indent}loop over {_blocks(plan, level)}: update {', '.join(level.memories) or 'nothing'}")
+    work = describe(plan, level.before)
+    if work:
+        yield Line(f"{indent}  once a block: {work}")
+    yield from _loops(plan, depth + 1)
+    late = describe(plan, level.after)
+    if late:
+        yield Line(f"{indent}  after the inner loop: {late}")
+    if level.resets:
+        yield Line(f"{indent}  reset {', '.join(level.resets)}")
+
+
+def _blocks(plan: UnitPlan, level: Level) -> str:
+    sizes = f"blocks of {level.cuts[0]} token{'s' * (level.cuts[0] != 1)}"
+    if len(level.cuts) > 1:
+        sizes = f"blocks that end at multiples of {' and '.join(map(str, level.cuts))}"
+    exact: list[FastMemory] = [plan.fast(name) for name in level.memories if plan.fast(name).exact]
+    return f"{sizes} (each token still has its own state)" if exact else sizes
+
+
+def describe(plan: UnitPlan, nodes: Iterable[Node]) -> str:
+    """What some nodes do: whose weights they read, which named values they make, which memories' gradients they take."""
+    nodes = tuple(nodes)
+    slow = _unique(str(a.attr("memory")) for n in nodes for a in n.args if a.op == "weight")
+    attention = _unique(str(n.attr("memory")) for n in nodes if n.op == "attention")
+    fast = _unique(str(_state(a).attr("memory")) for n in nodes if n.op not in _INNER for a in n.args if _is_state(a))
+    folds = _unique(str(n.attr("memory")) for n in nodes if n.op in _INNER)
+    names = plan.lowered.builder.names
+    own = {b.name for b in plan.unit.bindings}
+    values = _unique(names[n.id] for n in nodes if names.get(n.id) in own)
+    parts = []
+    if slow or fast:
+        parts.append(f"reads of {', '.join(_unique([*slow, *fast]))}")
+    if attention:
+        parts.append(f"attention {', '.join(attention)}")
+    if values:
+        parts.append(f"values {', '.join(values)}")
+    if folds:
+        parts.append(f"folds of {', '.join(folds)}")
+    return shorten("; ".join(parts), 2000)
+
+
+def _state(node: Node) -> Node:
+    return node.args[0] if node.op == "shown" else node
+
+
+def _is_state(node: Node) -> bool:
+    return _state(node).op == "state" or _state(node).layout == "fold"
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
