@@ -107,8 +107,9 @@ def optimizer(
 ) -> torch.optim.Optimizer:
     """A torch optimizer from a learning rule: `optimizer("std.rules", "m3", module, lr=0.004)`.
 
-    `library` is a module of the standard library or a program that declares the rule. `target`: a module, or tensors
-    (then those with two axes or more are the matrices). Raises `ProgramError` when there is no such rule or it cannot serve as an optimizer.
+    `library` is a module of the standard library, or a program that declares the rule. `target`: a module, or tensors
+    (then those with two axes or more are the matrices). Raises `ProgramError` when there is no such rule or it cannot
+    serve as an optimizer.
     """
     from nsam.backends.torch.optim import optimizer as make
     from nsam.dsl.imports import standard_modules
