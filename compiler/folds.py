@@ -302,7 +302,8 @@ class _Build:
             tail.append(self.required(err, "err"))
         node = self.b.make(
             algorithm, (state, *pairs, *extra, *tail), state.shape, "fold",
-            memory=self.m.name, tensor=tensor, pairs=len(products), arguments=named, key="key" in needs, err="err" in needs, window=self.window,
+            memory=self.m.name, tensor=tensor, pairs=len(products), arguments=named,
+            key="key" in needs, err="err" in needs, window=self.window,
         )  # fmt: skip
         return Fold(tensor, node, algorithm, gradient, tuple(reasons))
 
