@@ -16,7 +16,7 @@ from textwrap import wrap
 from nsam.compiler import explain_equations as eq
 from nsam.compiler.describe import initial_text, source_text, structure_text
 from nsam.compiler.explain_memory import explain_memory
-from nsam.compiler.explain_model import Line, MemoryExplanation, Part, UnitExplanation
+from nsam.compiler.explain_model import Line, MemoryExplanation, Part, SlowRow, UnitExplanation
 from nsam.compiler.explain_schedule import schedule_lines
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
@@ -114,17 +114,17 @@ def _attention(memory: c.Memory) -> MemoryExplanation:
     return MemoryExplanation((memory.name,), structure_text(memory.structure), parts)
 
 
-def _slow(unit: c.Unit) -> Iterator[tuple[str, ...]]:
+def _slow(unit: c.Unit) -> Iterator[SlowRow]:
     """Weights that stay put in the sequence, rows of equal ones joined."""
-    rows: dict[tuple[str, ...], list[str]] = {}
+    rows: dict[SlowRow, list[str]] = {}
     for memory in unit.memories:
         if memory.fast or memory.structure.kind == "attention":
             continue
         count = sum(prod(int(n) for n in shape) for shape in memory.structure.tensors().values())
-        row = (structure_text(memory.structure), f"{count:,}", _start(memory), *_mover(memory))
+        row = SlowRow("", structure_text(memory.structure), count, _start(memory), *_mover(memory))
         rows.setdefault(row, []).append(memory.name)
     for row, names in rows.items():
-        yield (", ".join(names), *row)
+        yield replace(row, names=", ".join(names))
 
 
 def _start(memory: c.Memory) -> str:
@@ -136,17 +136,17 @@ def _start(memory: c.Memory) -> str:
 
 
 def _mover(memory: c.Memory) -> tuple[str, str]:
-    """What moves a slow weight, with its equation."""
+    """What moves a slow weight if not every step of the training level, with its equation."""
     if memory.initial.kind in ("memory", "expression"):
-        return "rewritten at each reset", eq.initial_equation(memory.initial)
+        return "written anew at each reset", eq.initial_equation(memory.initial)
     if memory.frequency is None:
-        return "the training level", ""
+        return "", ""
     frequency = memory.frequency
     if frequency.period == float("inf"):
-        return "nothing (frequency 0)", ""
+        return "never moves (frequency 0)", ""
     every = f"every {frequency.period} steps" if frequency.period != 1 else "every step"
     by = "" if memory.rule is None else f", by {memory.rule.rule.name}"
-    return f"task, {every}, summed{by}", eq.schedule_equation(frequency, "")
+    return f"moves {every} by the sum of the task's gradients{by}", eq.schedule_equation(frequency, "")
 
 
 def _transfers(unit: c.Unit) -> Iterator[Line]:
@@ -193,7 +193,7 @@ def _unit_text(found: UnitExplanation) -> Iterator[str]:
             seen.setdefault(part, memory.names[0])
         yield ""
     if found.slow:
-        yield "weights that stay put in the sequence"
+        yield "weights that stay put in the sequence; the level that trains the system moves them"
         yield from _table(found.slow)
         yield ""
     for label, lines in (("transfers declared", found.transfers), ("parts", found.calls), ("schedule", found.schedule)):
@@ -228,20 +228,26 @@ def laid_out(line: Line, lead: str) -> Iterator[str]:
     room = WIDTH - (len(line.equation) + 2 if line.equation else 0)
     indent = " " * len(lead)
     extra = len(line.text) - len(line.text.lstrip())
-    rows = wrap(
-        lead + line.text, room, subsequent_indent=indent + " " * (extra + 4), break_long_words=True,
-        break_on_hyphens=False, replace_whitespace=False, drop_whitespace=True,
-    )  # fmt: skip
+    rows = _wrapped(lead + line.text, room, indent + " " * (extra + 4))
     for i, row in enumerate(rows or [lead]):
         yield f"{row:<{room}}  {line.equation}" if i == 0 and line.equation else row
 
 
-def _table(rows: tuple[tuple[str, ...], ...]) -> Iterator[str]:
-    names = [wrap(row[0], 26) or [""] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(1, len(rows[0]))]
+def _table(rows: tuple[SlowRow, ...]) -> Iterator[str]:
+    names = [wrap(row.names, 26) for row in rows]
     left = max(len(part) for parts in names for part in parts)
+    wide = max(len(row.structure) for row in rows)
+    count = max(len(f"{row.numbers:,}") for row in rows)
     for row, parts in zip(rows, names, strict=True):
-        cells = "  ".join(f"{cell:<{w}}" for cell, w in zip(row[1:], widths, strict=True))
-        line = f"  {parts[0]:<{left}}  {cells}".rstrip()
-        yield from wrap(line, WIDTH, subsequent_indent=" " * (left + 6)) if len(line) > WIDTH else [line]
+        line = f"  {parts[0]:<{left}}  {row.structure:<{wide}}  {f'{row.numbers:,}':>{count}}  {row.starts}"
+        yield from _wrapped(line, WIDTH, " " * (left + 8))
         yield from (f"  {part}" for part in parts[1:])
+        if row.moves:
+            yield from laid_out(Line(row.moves, row.equation), " " * (left + 6))
+
+
+def _wrapped(text: str, width: int, indent: str) -> list[str]:
+    """Wrap, never inside an equation number."""
+    kept = text.replace("eq. ", "eq.\u00a0").replace("section ", "section\u00a0")
+    rows = wrap(kept, width, subsequent_indent=indent, break_on_hyphens=False, replace_whitespace=False)
+    return [row.replace("\u00a0", " ") for row in rows]

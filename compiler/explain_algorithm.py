@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from nsam.compiler.explain_model import Line
-from nsam.compiler.explain_problem import tensor_symbol
+from nsam.compiler.explain_problem import state_of, tensor_symbol
 from nsam.compiler.explain_rules import Update
-from nsam.compiler.folds import FastMemory, Fold, exact_candidates
+from nsam.compiler.folds import FastMemory, Fold, depends_on, exact_candidates
 from nsam.compiler.lower import Lowered
 from nsam.dsl import checked as c
 
@@ -23,13 +23,13 @@ def algorithm_lines(lowered: Lowered, fast: FastMemory, update: Update, transpos
         symbols = ", ".join(tensor_symbol(fast.memory.structure, f.tensor) for f in folds)
         lines.append(Line(f"{symbols}: {_method(algorithm, fast, update)}"))
         if algorithm == "generic":
-            lines += [Line(f"why: {_sentence(reason)}") for reason in reasons]
-            lines += [Line(f"faster: {advice}") for advice in _advice(fast, update)]
+            lines += [Line(f"why: {reason}") for reason in reasons]
+            lines += [Line(f"{'or' if i else 'faster'}: {advice}") for i, advice in enumerate(_advice(fast, update))]
     if fast.period == 1 and not fast.exact and all(f.algorithm != "generic" for f in fast.folds):
         lines += [Line(f"why: {reason}") for reason in online_reasons(lowered.unit, fast, update, transposed)]
         lines.append(
             Line(
-                f"faster: `every {FASTER_CHUNK} tokens` takes a chunk's gradients at once, at its first state (eq. 90)"
+                f"faster: `every {FASTER_CHUNK} tokens`: the gradients of a chunk at once, at its first state (eq. 90)"
             )
         )
     return lines
@@ -55,9 +55,7 @@ def _method(algorithm: str, fast: FastMemory, update: Update) -> str:
 
 def erases(fast: FastMemory, update: Update) -> bool:
     """Whether the exact form decays the state along the input: by the rule, or because the error reads the state."""
-    from nsam.compiler.folds import depends_on
-
-    states = [a for f in fast.folds for a in f.node.args if a.op == "state"]
+    states = [state_of(fast, f) for f in fast.folds]
     return update.erases or any(depends_on(p.left, s) for f in fast.folds for p in f.gradient.products for s in states)
 
 
@@ -66,8 +64,8 @@ def online_reasons(unit: c.Unit, fast: FastMemory, update: Update, transposed: b
     memory = fast.memory
     structure = memory.structure
     if structure.kind != "linear" or structure.bias:
-        what = "a linear memory with a bias" if structure.kind == "linear" else f"a {structure.kind}"
-        return [f"the gradient of {what} is no affine function of its state with one direction a token"]
+        what = "one with a bias" if structure.kind == "linear" else f"a {structure.kind}"
+        return [f"only a linear memory without a bias has an exact parallel form; this is {what}"]
     if fast.window > 1:
         return [f"`over last {fast.window} tokens` writes each token {fast.window} times, at different states"]
     if memory.name not in exact_candidates(unit):
@@ -81,22 +79,17 @@ def online_reasons(unit: c.Unit, fast: FastMemory, update: Update, transposed: b
     return ["∂L/∂ŷ is not a known multiple of ŷ plus something known, as it is for dot and l2; only those unroll"]
 
 
-def _sentence(reason: str) -> str:
-    return reason
-
-
 def _advice(fast: FastMemory, update: Update) -> list[str]:
     """What would give a weight of this memory a faster algorithm, in terms of the program's clauses."""
     rule = fast.memory.rule
     assert rule is not None
     found = []
     if fast.window > 1 and update.affine:
-        found.append(f"drop `over last {fast.window} tokens`, or")
+        found.append(f"without `over last {fast.window} tokens` the chunk algebra applies")
     elif not update.affine:
-        name = rule.rule.name
         found.append(
-            f"write `{name}` as self <- self @ (a * identity - b * outer(key, key)) - c * grad with scalars a, b, c, or as "
-            "one `memory trace` that minimises dot by gd, or"
+            "a rule of the form `self <- self @ (a * identity - b * outer(key, key)) - c * grad`, a, b, c scalars, or "
+            "with one linear momentum (`memory trace : like(self) { learn grad; minimize dot; by gd(…) }`)"
         )
     varying = [n for n, value in rule.arguments if not isinstance(value, c.Constant)]
     n = max(fast.period, FASTER_CHUNK)

@@ -7,7 +7,7 @@ from nsam.compiler import explain_text as tx
 from nsam.compiler.describe import initial_text, reset_text, source_text, structure_text
 from nsam.compiler.explain_algorithm import algorithm_lines
 from nsam.compiler.explain_model import Line, MemoryExplanation, Part
-from nsam.compiler.explain_problem import Problem, TensorGradient, read_problem, tensor_symbol, value_symbol
+from nsam.compiler.explain_problem import Problem, TensorGradient, read_problem, state_of, tensor_symbol, value_symbol
 from nsam.compiler.explain_rules import Symbols, Update, update
 from nsam.compiler.explain_text import Text
 from nsam.compiler.folds import FastMemory, affine_in, depends_on
@@ -28,7 +28,10 @@ def structure_lines(structure: c.Structure) -> tuple[Line, ...]:
         inner = shape if structure.heads is None else shape[1:]
         shapes.append(f"{tensor_symbol(structure, tensor)} [{', '.join(str(n) for n in inner)}]")
     heads = f", {structure.heads} heads, each on its slice" if structure.heads is not None else ""
-    return (Line(f"{reading(structure)}        {'  '.join(shapes)}{heads}"),)
+    formula, sizes = reading(structure), f"{', '.join(shapes)}{heads}"
+    if len(formula) + len(sizes) < 76:
+        return (Line(f"{formula}        {sizes}"),)
+    return Line(formula), Line(sizes)
 
 
 def reading(structure: c.Structure) -> str:
@@ -173,12 +176,12 @@ class _Memory:
         return Line(f"∇ = ∂L/∂{state}, of the window" if self.fast.window > 1 else f"∇ = ∂L/∂{state}")
 
     def online_form(self) -> str:
-        """M_{t−1} (α I − (η + w a) k kᵀ) − w c kᵀ, where the error is a M k + c: the update with nothing left to derive."""
+        """M_{t−1} (α I − (η + w) k kᵀ) + w v kᵀ, where the error is M k − v: the update with nothing left to derive."""
         if self.fast.period != 1 or self.single is None or self.memory.structure.kind != "linear":
             return ""
         fold = self.single.fold
         product = fold.gradient.products[0]
-        state = next(a for a in fold.node.args if a.op == "state")
+        state = state_of(self.fast, fold)
         if not depends_on(product.left, state) or depends_on(product.right, state):
             return ""
         split = affine_in(self.lowered.builder, product.left, self.lowered.builder.linear(product.right, state))
@@ -198,15 +201,13 @@ class _Memory:
                 if reads == "running"
                 else (f"a read at t shows {symbol}ₜ₋₁, the state before the token")
             )
-            return [Line(f"every token, the gradient at {symbol}ₜ₋₁; {shown}", equation)]
+            return [Line(f"every token, gradient at {symbol}ₜ₋₁; {shown}", equation)]
         lines = [Line(f"every {n} tokens; s = {n} ⌊(t−1)/{n}⌋ is the last boundary before t", equation)]
         if self.frequency.summed:
             lines.append(Line(f"all gradients of a chunk are taken at {symbol}ₛ, summed, and the rule is applied once"))
         else:
             lines.append(
-                Line(
-                    f"k, v, the layers' inputs and errors are taken at {symbol}ₛ; the update folds over t = s+1, …, s+{n}"
-                )
+                Line(f"keys, values, layer inputs, errors at {symbol}ₛ; the update folds over t = s+1, …, s+{n}")
             )
         if reads == "running" and not self.frequency.summed:
             lines.append(Line(f"a read at t shows {symbol}ₜ, inside the chunk too"))
@@ -220,7 +221,7 @@ class _Memory:
             reset, f"at the start of every sequence and {reset}"
         )
         what = {
-            "learned": f"{initial_text(initial)} by the level that trains the system (transfer by initialisation)",
+            "learned": f"{initial_text(initial)} by the level that trains the system",
             "zeros": "zeros",
             "memory": f"what `{initial.memory}` has learnt by then (transfer by initialisation)",
             "expression": f"written by {initial_text(initial)} (transfer by generation)",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of mathematics or of words. `equation` says where the paper has it: `eq. 90`, `section 3.3`, or nothing."""
+    """One line of mathematics or of words. `equation` says where the paper has it: `eq. 90`, `section 3.3`, or ""."""
 
     text: str
     equation: str = ""
@@ -31,14 +31,26 @@ class MemoryExplanation:
 
 
 @dataclass(frozen=True, slots=True)
+class SlowRow:
+    """Weights that stay put in the sequence: how many `numbers` each has, how it starts, what else moves it."""
+
+    names: str
+    structure: str
+    numbers: int
+    starts: str
+    moves: str = ""
+    equation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class UnitExplanation:
-    """One system or repeat. `slow` is a table: memory, structure, numbers, initial state, what moves it."""
+    """One system or repeat: its values, fast memories and attention, slow weights, calls, and the nest of loops."""
 
     name: str
     parameters: tuple[tuple[str, str], ...]
     values: tuple[Line, ...]
     memories: tuple[MemoryExplanation, ...]
-    slow: tuple[tuple[str, ...], ...]
+    slow: tuple[SlowRow, ...]
     transfers: tuple[Line, ...]
     calls: tuple[Line, ...]
     schedule: tuple[Line, ...]

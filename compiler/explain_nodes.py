@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nsam.compiler import explain_text as tx
-from nsam.compiler.expressions import Builder, Node
 from nsam.compiler.explain_text import Text
+from nsam.compiler.expressions import Builder, Node
 
-_SILENT = frozenset("split merge gate given detach carry expand_like expand_heads expand_tokens row".split())
-_PLAIN = frozenset("exp sin cos tanh sigmoid silu gelu relu softplus normalize softmax sign max min rope mean".split())
+_LAYOUT = frozenset({"split", "merge", "gate", "detach", "carry", "expand_like", "expand_heads", "expand_tokens"})
+_SILENT = _LAYOUT | {"given", "row"}
 
 
 def tidy(b: Builder, roots: list[Node]) -> list[Node]:
@@ -21,7 +21,7 @@ def tidy(b: Builder, roots: list[Node]) -> list[Node]:
             done[node.id] = node
             continue
         args = tuple(done[a.id] for a in node.args)
-        if node.op in _SILENT - {"given", "row"}:
+        if node.op in _LAYOUT:
             done[node.id] = args[0]
         elif node.op == "div" and args[1].op == "number" and args[1].value == float("inf"):
             done[node.id] = b.number(0)
@@ -70,7 +70,7 @@ class Formula:
         if node.op in ("add", "sub", "div"):
             return {"add": tx.add, "sub": tx.sub, "div": tx.div}[node.op](*args)
         if node.op == "mul":
-            return self.product(node, args)
+            return self._product(node, args)
         if node.op == "pow":
             return tx.power(*args)
         if node.op in ("linear", "linear_t"):
@@ -78,18 +78,18 @@ class Formula:
             return tx.apply(matrix, args[0])
         if node.op in tx.FUNCTIONS:
             return tx.FUNCTIONS[node.op](*args)
-        return self.reduction(node, args)
+        return self._reduction(node, args)
 
-    def product(self, node: Node, args: list[Text]) -> Text:
+    def _product(self, node: Node, args: list[Text]) -> Text:
         left, right = node.args
         if left is right:
             return tx.power(args[0], Text("2"))
         wide = all(a.op != "number" and a.shape and a.shape[-1] > 1 for a in (left, right))
         if right.shape in ((), (1,)) and left.op != "number" and left.shape not in ((), (1,)):
             args = args[::-1]
-        return tx.mul(*args, " ⊙ " if wide else " ")
+        return tx.mul(args[0], args[1], " ⊙ " if wide else " ")
 
-    def reduction(self, node: Node, args: list[Text]) -> Text:
+    def _reduction(self, node: Node, args: list[Text]) -> Text:
         if node.op == "sum":
             inner = node.args[0]
             if inner.op == "pow" and inner.args[1].op == "number" and inner.args[1].value == 2:
@@ -141,8 +141,8 @@ def shared(roots: Iterable[Node]) -> list[Node]:
     return [n for n in order if counts.get(n.id, 0) > 1 and n.op not in trivial]
 
 
-def inner_order(roots: Iterable[Node]) -> list[Node]:
-    """Nodes of an inner problem, arguments first, not looking into keys and values (`given`)."""
+def inner_order(roots: Iterable[Node], stop: frozenset[str] = frozenset({"given"})) -> list[Node]:
+    """Nodes of an inner problem, arguments first, not looking into keys and values (`given`), or what `stop` says."""
     seen: set[int] = set()
     found: list[Node] = []
     for root in roots:
@@ -154,6 +154,6 @@ def inner_order(roots: Iterable[Node]) -> list[Node]:
             elif node.id not in seen:
                 seen.add(node.id)
                 stack.append((node, True))
-                if node.op != "given":
+                if node.op not in stop:
                     stack.extend((a, False) for a in reversed(node.args))
     return found

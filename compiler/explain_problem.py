@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nsam.compiler import explain_text as tx
-from nsam.compiler.expressions import Builder, Node
 from nsam.compiler.explain_model import Line
 from nsam.compiler.explain_nodes import Formula, inner_order, shared, tidy
 from nsam.compiler.explain_text import Text
+from nsam.compiler.expressions import Builder, Node, postorder
 from nsam.compiler.folds import FastMemory, Fold
 from nsam.compiler.layers import apply_layers
 from nsam.dsl import checked as c
@@ -76,6 +76,12 @@ def biased(node: Node) -> Node | None:
     if node.op == "add" and node.args[0].op == "linear" and node.args[1].op == "row":
         return node.args[0]
     return node if node.op == "linear" else None
+
+
+def state_of(fast: FastMemory, fold: Fold) -> Node:
+    """The node of the state that a fold moves."""
+    mine = ("state", fast.memory.name, fold.tensor)
+    return next(n for n in postorder([fold.node]) if (n.op, n.attr("memory"), n.attr("tensor")) == mine)
 
 
 class _Reader:
@@ -177,7 +183,7 @@ class _Reader:
 
     def state(self, tensor: str) -> Node | None:
         fold = next((f for f in self.fast.folds if f.tensor == tensor), None)
-        return None if fold is None else next((a for a in fold.node.args if a.op == "state"), None)
+        return None if fold is None else state_of(self.fast, fold)
 
     def preactivation(self, node: Node) -> str:
         tensor = str(node.args[1].attr("tensor"))
@@ -213,15 +219,15 @@ class _Reader:
         return tuple(found)
 
     def transposed(self) -> bool:
-        """Whether the objective reads the transposed memory, so that the state multiplies what is written (eq. 66-67)."""
+        """Whether the objective reads the transposed memory, so that the state enters what is written (eq. 66-67)."""
         return any(n.op == "linear_t" for pairs in self.products.values() for _, n in pairs if n is not None)
 
 
 def _at_state(b: Builder, fast: FastMemory) -> Node:
     """The loss of an exact memory with its running state replaced by the state that the gradient was derived at."""
     done: dict[int, Node] = {}
-    states = {f.tensor: next(a for a in f.node.args if a.op == "state") for f in fast.folds}
-    for node in inner_order([fast.loss]):
+    states = {f.tensor: state_of(fast, f) for f in fast.folds}
+    for node in inner_order([fast.loss], frozenset({"given", "shown"})):
         if node.op == "given":
             done[node.id] = node
         elif node.op == "shown":

@@ -1,7 +1,7 @@
 """A rule's update in mathematics, its arguments put in.
 
-A rule that is an affine recurrence is written as one, M_t = M_{t−1} (α_t I − η_t x xᵀ) − η_t g xᵀ with what α and η are;
-any other as its straight-line form, one assignment a line.
+A rule that is an affine recurrence is written as one, M_t = M_{t−1} (α_t I − η_t x xᵀ) − η_t g xᵀ with what α
+and η are; any other as its straight-line form, one assignment a line.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ from dataclasses import dataclass, replace
 
 from nsam.compiler import affine
 from nsam.compiler import explain_text as tx
-from nsam.compiler.expressions import Builder, Node
 from nsam.compiler.explain_nodes import Formula
 from nsam.compiler.explain_text import Text
+from nsam.compiler.expressions import Builder, Node
 from nsam.compiler.rule_lowering import Lowering
 from nsam.compiler.rule_passes import clean
 from nsam.compiler.rule_plan import COUNT, RulePlan
 from nsam.dsl import checked as c
 
 OLD, NEW = "ₜ₋₁", "ₜ"
+_X, _NABLA = Text("x"), Text("∇")
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """`lines` of mathematics, then `where` its coefficients. `erases` tells whether the state decays along the input."""
+    """`lines` of mathematics, then `where` its coefficients.
+
+    `erases` tells whether the state decays along the input, `trace` whether there is a momentum, `affine` whether the
+    rule is an affine recurrence, and `reason` why it is none. `keep`, `both` and `write` are α, η + w and w.
+    """
 
     lines: tuple[str, ...]
     where: tuple[str, ...]
@@ -33,20 +38,15 @@ class Update:
     affine: bool = False
     reason: str = ""
     keep: Text | None = None
-    erase: Text | None = None
+    both: Text | None = None
     write: Text | None = None
 
     def closed(self, state: str, key: Text, value: str) -> str:
         """The update of M where the error is M k − v, written without the error."""
-        if self.keep is None or self.write is None:
+        if self.keep is None or self.write is None or self.both is None:
             return ""
-        both = self.write
-        if self.erase is not None:
-            both = (
-                Text(f"2 {self.write.within(tx.TIGHT)}") if self.erase == self.write else tx.add(self.erase, self.write)
-            )
         identity = scaled(self.keep, Text("I"))
-        erased = tx.sub(identity, scaled(both, tx.outer(key, key)))
+        erased = tx.sub(identity, scaled(self.both, tx.outer(key, key)))
         wrote = scaled(self.write, tx.outer(Text(value), key))
         return f"{state}{NEW} = {state}{OLD} ({erased}) + {wrote}"
 
@@ -56,8 +56,8 @@ class Symbols:
     """How the state, the layer's input and the gradient are written, and the time marks of old and new states."""
 
     state: str = "M"
-    key: Text = Text("x")
-    gradient: Text = Text("∇")
+    key: Text = _X
+    gradient: Text = _NABLA
     old: str = OLD
     new: str = NEW
     timed: bool = True
@@ -80,7 +80,9 @@ def update(use: c.RuleUse, symbols: Symbols, arguments: Mapping[str, Text] | Non
 
 def straight(use: c.RuleUse, fix: bool) -> RulePlan:
     """The rule as straight-line code, nothing kept beside its states for speed."""
-    fixed = {name: value for name, value in use.arguments if isinstance(value, c.Constant)} if fix else {}
+    fixed: dict[str, c.Expr] = (
+        {name: value for name, value in use.arguments if isinstance(value, c.Constant)} if fix else {}
+    )
     return clean(Lowering(use.rule).lower(fixed))
 
 
@@ -105,6 +107,14 @@ class _Coefficients:
             self.letters[node.id] = symbol
             self.where.append(f"{symbol} = {self.formula.text(node)}")
         return Text(self.letters[node.id])
+
+    def sum(self, b: Builder, erase: Node, write: Node) -> Text:
+        """η + w, added up where both are numbers."""
+        if erase.op == "number" and (write.op == "number" or erase.value == 0):
+            return self.text(b.add(erase, write), "η")
+        if erase is write:
+            return tx.mul(Text("2"), self.text(write, "η"))
+        return tx.add(self.text(erase, "η"), self.text(write, "w"))
 
 
 def _recurrence(use: c.RuleUse, symbols: Symbols, replaced: Mapping[str, Text] | None) -> Update:
@@ -131,11 +141,13 @@ def _recurrence(use: c.RuleUse, symbols: Symbols, replaced: Mapping[str, Text] |
     terms = dict(found.state.terms)
     erases = any(symbol.endswith("xx'") for symbol in terms)
     keep, erase, write = (terms.get(symbol) for symbol in ("self", "self xx'", "grad"))
+    minus = None if write is None else b.neg(write)
+    both = None if minus is None else letters.sum(b, b.neg(erase) if erase is not None else b.number(0), minus)
     return Update(
         tuple(lines), tuple(letters.where), erases, bool(found.traces), True, "",
         None if keep is None else letters.text(keep, "α"),
-        None if erase is None else tx.neg(letters.text(erase, "η")),
-        None if write is None else tx.neg(letters.text(write, "w" if erases else "η")),
+        both,
+        None if minus is None else letters.text(minus, "w" if erases else "η"),
     )  # fmt: skip
 
 
@@ -232,7 +244,7 @@ def _applied(expr: c.Apply, args: list[Text]) -> Text:
     if name in _BINARY:
         return _BINARY[name](*args)
     if name == "mul":
-        return tx.mul(*args)
+        return tx.mul(args[0], args[1])
     if name == "matmul":
         return Text(f"{args[0].within(tx.PRODUCT)} {args[1].within(tx.TIGHT)}", tx.PRODUCT)
     if name == "orthogonalize":

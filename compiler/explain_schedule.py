@@ -23,8 +23,8 @@ def _lines(plan: UnitPlan) -> Iterator[Line]:
         yield Line("no memory moves inside the sequence: everything is done for all tokens at once")
         return
     if plan.merged is not None:
-        cuts = " and ".join(str(n) for level in plan.levels for n in level.cuts)
-        yield Line(f"the loops over {cuts} tokens are one loop: {plan.merged}")
+        cuts = ", ".join(str(n) for level in plan.levels for n in level.cuts)
+        yield Line(f"one loop for periods {cuts}, because {plan.merged}")
     elif any(len(level.cuts) > 1 for level in plan.levels):
         yield Line("periods that do not divide each other share a loop; a block ends at every boundary of any of them")
     before = True
@@ -66,11 +66,12 @@ def _blocks(plan: UnitPlan, level: Level) -> str:
 
 
 def describe(plan: UnitPlan, nodes: Iterable[Node]) -> str:
-    """What some nodes do: whose weights they read, which named values they make, which memories' gradients they take."""
+    """What some nodes do: whose weights they read, which named values they make, which memories they fold."""
     nodes = tuple(nodes)
     slow = _unique(str(a.attr("memory")) for n in nodes for a in n.args if a.op == "weight")
     attention = _unique(str(n.attr("memory")) for n in nodes if n.op == "attention")
-    fast = _unique(str(_state(a).attr("memory")) for n in nodes if n.op not in _INNER for a in n.args if _is_state(a))
+    sources = [_state(a) for n in nodes if n.op not in _INNER for a in n.args if _is_state(a)]
+    fast = _unique(str(s.attr("memory")) for s in sources if s.attr("memory") is not None)
     folds = _unique(str(n.attr("memory")) for n in nodes if n.op in _INNER)
     names = plan.lowered.builder.names
     own = {b.name for b in plan.unit.bindings}

@@ -82,7 +82,7 @@ def mul(left: Text, right: Text, sign: str = " ") -> Text:
     if right.negated is not None:
         return neg(mul(left, right.negated, sign))
     wide = sign == " ⊙ "
-    first = left.within(ATOM if wide or " / " in left.text and left.binding != ATOM else PRODUCT)
+    first = left.within(ATOM if wide or (" / " in left.text and left.binding != ATOM) else PRODUCT)
     return Text(f"{first}{sign}{right.within(ATOM if wide else TIGHT)}", PRODUCT)
 
 
