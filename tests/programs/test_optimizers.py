@@ -1,0 +1,140 @@
+"""Published optimizers, as rules: against torch, against restated equations, and inside a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import nsam
+
+SHAPES = [(3, 5), (5, 3), (4, 4), (7,), (1, 6)]
+STEPS = 50
+ALL = [
+    "nesterov", "adagrad", "rmsprop", "lion", "adamuon", "preconditioned_momentum", "generalized_huber", "generalized_lp",
+    "dgd_momentum", "dgd_momentum_inside",
+]  # fmt: skip
+
+
+def walk(optimizer_of: Callable[[list[Tensor]], torch.optim.Optimizer]) -> list[Tensor]:
+    """All parameters after each of 50 steps on gradients that depend on where they are."""
+    generator = torch.Generator().manual_seed(11)
+    parameters = [
+        torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in SHAPES
+    ]
+    optimizer = optimizer_of(parameters)
+    path = []
+    for _ in range(STEPS):
+        for p in parameters:
+            p.grad = p.detach().sin() + torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        optimizer.step()
+        path.append(torch.cat([p.detach().flatten() for p in parameters]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rule", "arguments", "theirs"),
+    [
+        ("nesterov", {"lr": 0.03}, lambda p: torch.optim.SGD(p, lr=0.03, momentum=0.9, nesterov=True)),
+        ("adagrad", {"lr": 0.1}, lambda p: torch.optim.Adagrad(p, lr=0.1)),
+        ("rmsprop", {"lr": 0.01, "beta": 0.9}, lambda p: torch.optim.RMSprop(p, lr=0.01, alpha=0.9)),
+    ],
+)
+def test_step_for_step_as_torch(rule: str, arguments: dict[str, float], theirs: Any) -> None:
+    mine = walk(lambda p: nsam.optimizer("std.optimizers", rule, p, **arguments))
+    wanted = walk(theirs)
+    assert max(float((a - b).abs().max()) for a, b in zip(mine, wanted, strict=True)) < 1e-12
+    assert float((mine[-1] - mine[0]).abs().max()) > 0.1
+
+
+class Restated(torch.optim.Optimizer):
+    """An optimizer from `update(p, grad, state, t) -> new p`, on matrices (a vector is one row)."""
+
+    def __init__(self, parameters: list[Tensor], update: Callable[..., Tensor]) -> None:
+        super().__init__(parameters, {})
+        self.update, self.kept, self.t = update, {}, 0
+
+    def step(self, closure: Any = None) -> None:
+        self.t += 1
+        for i, p in enumerate(self.param_groups[0]["params"]):
+            memory = self.kept.setdefault(i, {})
+            matrix = p.detach().reshape(1, -1) if p.dim() == 1 else p.detach()
+            p.data = self.update(matrix, p.grad.reshape(matrix.shape), memory, self.t).reshape(p.shape)
+
+
+def lion(p: Tensor, g: Tensor, s: dict[str, Tensor], t: int) -> Tensor:
+    m = s.get("m", torch.zeros_like(p))
+    s["m"] = 0.99 * m + 0.01 * g
+    return p - 0.02 * (torch.sign(0.9 * m + 0.1 * g) + 0.1 * p)
+
+
+def newton_schulz(m: Tensor) -> Tensor:
+    x = m / max(float(m.norm()), 1e-7)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x - 4.7750 * a @ x + 2.0315 * a @ a @ x
+    return x
+
+
+def adamuon(p: Tensor, g: Tensor, s: dict[str, Tensor], t: int) -> Tensor:
+    s["m"] = 0.95 * s.get("m", torch.zeros_like(p)) + g
+    o = newton_schulz(torch.sign(s["m"]))
+    s["v"] = 0.95 * s.get("v", torch.zeros_like(p)) + 0.05 * o**2
+    o = o / (s["v"].sqrt() + 1e-8)
+    return p - 0.02 * (0.2 * p.numel() ** 0.5 / o.norm() * o + 0.1 * p)
+
+
+def preconditioned(p: Tensor, g: Tensor, s: dict[str, Tensor], t: int) -> Tensor:
+    """Eq. 46-47 with P = diag(C)^(-1/2), C the running average of the rows' products."""
+    s["c"] = 0.99 * s.get("c", torch.zeros(p.shape[0], p.shape[0], dtype=p.dtype)) + 0.01 * g @ g.T
+    preconditioner = torch.diag(1 / (s["c"].diagonal().sqrt() + 1e-8))
+    s["m"] = 0.9 * s.get("m", torch.zeros_like(p)) - 0.02 * preconditioner @ g
+    return p + s["m"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "arguments", "update"),
+    [
+        ("lion", {"lr": 0.02, "decay": 0.1}, lion),
+        ("adamuon", {"lr": 0.02, "decay": 0.1}, adamuon),
+        ("preconditioned_momentum", {"lr": 0.02}, preconditioned),
+    ],
+)
+def test_step_for_step_as_published(rule: str, arguments: dict[str, float], update: Any) -> None:
+    mine = walk(lambda p: nsam.optimizer("std.optimizers", rule, p, **arguments))
+    wanted = walk(lambda p: Restated(p, update))
+    # Newton-Schulz turns the side where the Gram matrix is smaller, which rounds differently.
+    assert max(float((a - b).abs().max()) for a, b in zip(mine, wanted, strict=True)) < 1e-9
+    assert float((mine[-1] - mine[0]).abs().max()) > 0.1
+
+
+INSIDE = """nsam 1
+use std.optimizers ({rule})
+system s(dim: int) {{
+  input x: [dim]
+  memory q, k, v : linear(dim -> dim)
+  memory rate : linear(dim -> 1)
+  memory m : {structure} {{
+    learn k(x) -> v(x); minimize l2; by {rule}(lr = {rate}); every {every}; {more}
+  }}
+  output m(q(x))
+}}
+"""
+
+
+@pytest.mark.parametrize("rule", ALL)
+@pytest.mark.parametrize(
+    ("structure", "every", "rate", "more"),
+    [
+        ("linear(dim -> dim, heads = 2)", "3 tokens", "0.1 * sigmoid(rate(x))", "init learned"),
+        ("mlp(dim -> 6 -> dim, act = silu, residual)", "1 token", "0.05", "reads running"),
+        ("mlp(dim -> 6 -> dim, act = gelu)", "4 tokens", "0.05 * sigmoid(rate(x))", "reset every 8 tokens"),
+    ],
+    ids=["heads", "online", "resets"],
+)
+def test_inside_a_sequence(rule: str, structure: str, every: str, rate: str, more: str, pair: Any) -> None:
+    text = INSIDE.format(rule=rule, structure=structure, every=every, rate=rate, more=more)
+    assert pair(nsam.loads(text), "s", dim=4).apart(10) < 1e-9
