@@ -93,14 +93,13 @@ def plan(unit: c.Unit) -> UnitPlan:
 def nest(periods: list[int]) -> list[tuple[int, ...]]:
     """Group periods into levels, slowest first: nested where they divide, merged where they do not.
 
-    `nest([64, 16])` is `[(64,), (16,)]`; `nest([7, 5])` is `[(7, 5)]`.
+    `nest([64, 16])` is `[(64,), (16,)]`; `nest([7, 5])` is `[(7, 5)]`, `nest([15, 5, 4])` `[(15, 5, 4)]`: a loop starts
+    with every block around it, so its periods must divide all of theirs.
     """
     levels: list[tuple[int, ...]] = []
     for period in sorted(set(periods), reverse=True):
-        if levels and any(outer % period for outer in levels[-1]):
-            levels[-1] = (*levels[-1], period)
-        else:
-            levels.append((period,))
+        apart = next((i for i, group in enumerate(levels) if any(outer % period for outer in group)), len(levels))
+        levels[apart:] = [(*(p for group in levels[apart:] for p in group), period)]
     return levels
 
 

@@ -102,7 +102,7 @@ class FoldSource:
         reset = int(fast.memory.reset.period or 0) if fast.memory.reset.kind == "every" else 0
         if not fast.plan.strides and not fast.plan.needs_count:
             return "0"
-        clock = 's["clock.never"]' if never else 's["clock"]'
+        clock = "clock_never" if never else "clock"
         if not fast.plan.strides:
             clock = f"{clock}.double()"
         elif fast.plan.needs_count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import lcm
@@ -217,6 +218,7 @@ class UnitSource:
         lines += self.losses(loop.level, printer)
         lines += self.advances(loop.level, printer)
         opening = [*state_bindings(printer, printer.weights, "w"), *state_bindings(printer, printer.states, "s")]
+        opening += clocks(lines)
         opening.append("new: dict[str, Tensor] = {}")
         what = self.describe(loop.level)
         if self.needs_clock and position == len(self.loops) - 1:
@@ -418,3 +420,9 @@ def starting_order(unit: c.Unit) -> list[c.Memory]:
     for memory in unit.memories:
         visit(memory)
     return list(order.values())
+
+
+def clocks(lines: Iterable[str]) -> list[str]:
+    """Bind the token's number at the block's start where `lines` use it: an inner loop moves the clock on."""
+    used = {name for line in lines for name in re.findall(r"\bclock(?:_never)?\b(?!\")", line)}
+    return [f'{name} = s["{name.replace("_", ".")}"]' for name in sorted(used)]

@@ -7,7 +7,9 @@ import re
 
 from nsam.compiler.expressions import Builder, Node
 
-RESERVED = frozenset("torch F nn rt math Tensor w s at new part inner self state children sum max min abs".split())
+RESERVED = frozenset(
+    "torch F nn rt math Tensor w s at new part inner self state children clock clock_never sum max min abs".split()
+)
 
 _OPS = {
     "linear": "y", "linear_t": "y", "sub": "error", "dot": "dot", "normalize": "unit", "silu": "act", "gelu": "act",

@@ -217,7 +217,8 @@ class Printer:
         return f"F.layer_norm({self.of(x)}, ({node.shape[-1]},), {self.of(weight)}, {self.of(bias)}, 1e-6)"
 
     def _rope(self, node: Node) -> str:
-        return f'rt.rope({self.of(node.args[0])}, s["{self.clock}"])'
+        clock = "clock" if self.clock == "clock" else f's["{self.clock}"]'
+        return f"rt.rope({self.of(node.args[0])}, {clock})"
 
     def _fold_read(self, node: Node) -> str:
         shown, x = node.args
