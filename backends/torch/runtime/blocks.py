@@ -116,12 +116,19 @@ RECOMPILE_LIMIT = 64
 
 
 def _compile(function: Function) -> Function:
-    """torch.compile in one graph with static shapes; a graph break is an error, not a slow program."""
-    ready = torch.compile(function, fullgraph=True, dynamic=False)
+    """torch.compile in one graph with static shapes; a graph break is an error, not a slow program.
+
+    Compiling starts at the first call: loading generated source should not cost the import of the compiler.
+    """
+
+    @functools.cache
+    def ready() -> Function:
+        return torch.compile(function, fullgraph=True, dynamic=False)
 
     @functools.wraps(function)
     def run(*args: Any) -> Any:
+        compiled = ready()
         with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, accumulated_recompile_limit=4096):
-            return ready(*args)
+            return compiled(*args)
 
     return run

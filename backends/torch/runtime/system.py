@@ -99,10 +99,8 @@ class System(nn.Module):
 
     def _inside_child(self, path: str) -> bool:
         parts = path.split(".")
-        for end in range(1, len(parts)):
-            if isinstance(self.get_submodule(".".join(parts[:end])), System):
-                return True
-        return False
+        above = (".".join(parts[:end]) for end in range(1, len(parts)))
+        return any(isinstance(self.get_submodule(path), System) for path in above)
 
     def begin(
         self,
