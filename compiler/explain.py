@@ -39,6 +39,22 @@ def explanation(unit: c.Unit) -> tuple[UnitExplanation, ...]:
     return tuple(_explain_unit(plan(found)) for found in _units(unit))
 
 
+def equations(unit: c.Unit) -> Iterator[str]:
+    """Yield the text of the update equations of `unit` and its repeats: no called systems, algorithms, schedule."""
+    found = _explain_unit(plan(unit))
+    yield from _memories_text(found.memories, frozenset({"computed"}))
+    for row in found.slow:
+        if row.equation:
+            yield from _wrapped(f"{row.names} : {row.structure}", WIDTH, "  ")
+            yield from laid_out(Line(row.moves, row.equation), "  ")
+    for line in (*found.transfers, *found.calls):
+        yield from laid_out(line, "")
+    for step in unit.children:
+        if isinstance(step, c.Repeat):
+            yield ""
+            yield from equations(step.body)
+
+
 def _units(unit: c.Unit) -> list[c.Unit]:
     found: list[c.Unit] = []
     todo = [unit]
@@ -179,19 +195,7 @@ def _unit_text(found: UnitExplanation) -> Iterator[str]:
     yield "─" * min(WIDTH, max(len(head), 20))
     if found.values:
         yield from _section("values", found.values)
-    seen: dict[Part, str] = {}
-    for memory in found.memories:
-        word = "memories" if len(memory.names) > 1 else "memory"
-        yield from wrap(f"{word} {', '.join(memory.names)} : {memory.kind}", WIDTH, subsequent_indent="  ")
-        for source, parts in _runs(memory, seen):
-            if source is None:
-                yield from _part(parts[0])
-            else:
-                labels = ", ".join(part.label for part in parts)
-                yield from _part(Part(f"as {source}", (Line(labels),)))
-        for part in memory.parts:
-            seen.setdefault(part, memory.names[0])
-        yield ""
+    yield from _memories_text(found.memories)
     if found.slow:
         yield "weights that stay put in the sequence; the level that trains the system moves them"
         yield from _table(found.slow)
@@ -201,9 +205,27 @@ def _unit_text(found: UnitExplanation) -> Iterator[str]:
             yield from _section(label, lines)
 
 
-def _runs(memory: MemoryExplanation, seen: dict[Part, str]) -> Iterator[tuple[str | None, list[Part]]]:
+def _memories_text(memories: tuple[MemoryExplanation, ...], without: frozenset[str] = frozenset()) -> Iterator[str]:
+    seen: dict[Part, str] = {}
+    for memory in memories:
+        word = "memories" if len(memory.names) > 1 else "memory"
+        yield from wrap(f"{word} {', '.join(memory.names)} : {memory.kind}", WIDTH, subsequent_indent="  ")
+        for source, parts in _runs(memory, seen, without):
+            if source is None:
+                yield from _part(parts[0])
+            else:
+                labels = ", ".join(part.label for part in parts)
+                yield from _part(Part(f"as {source}", (Line(labels),)))
+        for part in memory.parts:
+            seen.setdefault(part, memory.names[0])
+        yield ""
+
+
+def _runs(
+    memory: MemoryExplanation, seen: dict[Part, str], without: frozenset[str]
+) -> Iterator[tuple[str | None, list[Part]]]:
     """Parts one by one, or runs of two and more that an earlier memory has word for word, with its name."""
-    for source, run in groupby(memory.parts, lambda part: seen.get(part)):
+    for source, run in groupby((p for p in memory.parts if p.label not in without), lambda part: seen.get(part)):
         parts = list(run)
         if source is None or len(parts) == 1:
             yield from ((None, [part]) for part in parts)

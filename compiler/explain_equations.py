@@ -64,11 +64,9 @@ def schedule_equation(frequency: c.Frequency, reads: str) -> str:
     """The equation that says when a memory moves and which state its gradients see."""
     if frequency.unit == "step":
         return "eq. 70–71"
-    if frequency.summed:
-        return "eq. 71"
     if frequency.period == 1:
-        return "eq. 15–16" if reads == "running" else ""
-    return "eq. 90"
+        return "eq. 15–16" if reads == "running" and not frequency.summed else ""
+    return "eq. 71" if frequency.summed else "eq. 90"
 
 
 def initial_equation(initial: c.Initial) -> str:

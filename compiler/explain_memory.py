@@ -122,6 +122,11 @@ class _Memory:
             lines.append(Line(f"∂L/∂{gradient.symbol} = {gradient.text}"))
         return lines
 
+    @property
+    def summed(self) -> bool:
+        """Whether gradients of several tokens are summed before the rule is applied."""
+        return self.frequency.summed and self.fast.period > 1
+
     # --- the update ----------------------------------------------------------------------------------
 
     @property
@@ -142,7 +147,7 @@ class _Memory:
             symbols = Symbols(gradients[0].symbol, Text("k"), derivative)
         else:
             symbols = Symbols("W", Text("x"), tx.outer(Text("g"), Text("x")) if plain else Text("∇"))
-        if self.fast.memory.frequency is not None and self.frequency.summed:
+        if self.summed:
             symbols = Symbols(
                 symbols.state, symbols.key, Text("∇"), "ₛ", f"ₛ₊{tx.subscript(self.fast.period)}", timed=False
             )
@@ -150,9 +155,7 @@ class _Memory:
 
     def update_lines(self) -> list[Line]:
         equation = eq.update_equation(self.rule, self.update, self.objective, self.problem.transposed)
-        lines = [
-            Line(text, equation if i == len(self.update.lines) - 1 else "") for i, text in enumerate(self.update.lines)
-        ]
+        lines = [Line(text, equation if i == self.update.main else "") for i, text in enumerate(self.update.lines)]
         online = self.online_form()
         if online:
             lines.append(Line(f"that is  {online}"))
@@ -171,7 +174,7 @@ class _Memory:
 
     def sum_line(self) -> Line:
         state = "W" if len(self.problem.gradients) > 1 else self.problem.gradients[0].symbol
-        if self.frequency.summed:
+        if self.summed:
             return Line(f"∇ = Σᵢ ∂Lᵢ/∂{state} at {state}ₛ, i = s+1, …, s+{self.fast.period}", "eq. 71")
         return Line(f"∇ = ∂L/∂{state}, of the window" if self.fast.window > 1 else f"∇ = ∂L/∂{state}")
 
@@ -196,20 +199,17 @@ class _Memory:
         symbol = "W" if len(self.problem.gradients) > 1 else self.problem.gradients[0].symbol
         equation = eq.schedule_equation(self.frequency, reads)
         if n == 1:
-            shown = (
-                f"a read at t shows {symbol}ₜ, the state after the token"
-                if reads == "running"
-                else (f"a read at t shows {symbol}ₜ₋₁, the state before the token")
-            )
-            return [Line(f"every token, gradient at {symbol}ₜ₋₁; {shown}", equation)]
+            after = reads == "running" and not self.summed
+            shown = f"{symbol}ₜ (after the token)" if after else f"{symbol}ₜ₋₁ (before the token)"
+            return [Line(f"every token, gradient at {symbol}ₜ₋₁; a read at t shows {shown}", equation)]
         lines = [Line(f"every {n} tokens; s = {n} ⌊(t−1)/{n}⌋ is the last boundary before t", equation)]
-        if self.frequency.summed:
+        if self.summed:
             lines.append(Line(f"all gradients of a chunk are taken at {symbol}ₛ, summed, and the rule is applied once"))
         else:
             lines.append(
                 Line(f"keys, values, layer inputs, errors at {symbol}ₛ; the update folds over t = s+1, …, s+{n}")
             )
-        if reads == "running" and not self.frequency.summed:
+        if reads == "running" and not self.summed:
             lines.append(Line(f"a read at t shows {symbol}ₜ, inside the chunk too"))
         else:
             lines.append(Line(f"a read at t shows {symbol}ₛ"))

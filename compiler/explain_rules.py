@@ -28,7 +28,8 @@ class Update:
     """`lines` of mathematics, then `where` its coefficients.
 
     `erases` tells whether the state decays along the input, `trace` whether there is a momentum, `affine` whether the
-    rule is an affine recurrence, and `reason` why it is none. `keep`, `both` and `write` are α, η + w and w.
+    rule is an affine recurrence, `main` which line is the host's, and `reason` why it is no recurrence. `keep`, `both`
+    and `write` are α, η + w and w.
     """
 
     lines: tuple[str, ...]
@@ -36,6 +37,7 @@ class Update:
     erases: bool = False
     trace: bool = False
     affine: bool = False
+    main: int = -1
     reason: str = ""
     keep: Text | None = None
     both: Text | None = None
@@ -75,7 +77,8 @@ def update(use: c.RuleUse, symbols: Symbols, arguments: Mapping[str, Text] | Non
     except affine.NotAffine as problem:
         symbols = replace(symbols, gradient=Text("∇"))
         lines = plan_lines(straight(use, arguments is None), symbols, arguments or arguments_of(use))
-        return Update(tuple(lines), (), reason=str(problem))
+        own = (i for i, line in enumerate(lines) if line.startswith(f"{symbols.state}{symbols.new} = "))
+        return Update(tuple(lines), (), main=next(own, len(lines) - 1), reason=str(problem))
 
 
 def straight(use: c.RuleUse, fix: bool) -> RulePlan:
@@ -144,7 +147,7 @@ def _recurrence(use: c.RuleUse, symbols: Symbols, replaced: Mapping[str, Text] |
     minus = None if write is None else b.neg(write)
     both = None if minus is None else letters.sum(b, b.neg(erase) if erase is not None else b.number(0), minus)
     return Update(
-        tuple(lines), tuple(letters.where), erases, bool(found.traces), True, "",
+        tuple(lines), tuple(letters.where), erases, bool(found.traces), True, len(lines) - 1, "",
         None if keep is None else letters.text(keep, "α"),
         both,
         None if minus is None else letters.text(minus, "w" if erases else "η"),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nsam.cli.options import Parameters, System, parse_pairs
+from nsam.cli.options import Format, OutputFormat, Parameters, System, parse_pairs
 from nsam.cli.request import resolve
 
 _CODE = re.compile(r"[Nn][0-9]{4}\Z")
@@ -21,6 +21,7 @@ def explain(
     ],
     system: System = None,
     param: Parameters = None,
+    output: OutputFormat = Format.text,
 ) -> None:
     """Explain a system: its update equations and the algorithms chosen. Or a diagnostic code: its rule and a repair.
 
@@ -36,8 +37,9 @@ def explain(
     program = load(Path(subject))
     unit, _ = resolve(program, system, params)
     from nsam.compiler.explain import explain as explain_unit
+    from nsam.compiler.explain import explain_json
 
-    typer.echo(explain_unit(unit))
+    typer.echo(explain_unit(unit) if output is Format.text else explain_json(unit))
 
 
 def _code_page(code: str) -> str:
