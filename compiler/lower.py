@@ -258,7 +258,7 @@ class Lowering:
         """Causal softmax attention, the non-parametric memory (eq. 62-63)."""
         if memory.context is None or memory.context.key is None:
             raise unsupported("attention needs `learn key -> value`", memory.span)
-        inner = direct | self.direct_sources(memory)
+        inner = self.direct_sources(memory)
         heads = int(memory.structure.heads or 1)
         kv_heads = int(memory.structure.kv_heads or heads)
         key = self.b.split(self.expr(memory.context.key, inner), kv_heads)

@@ -93,6 +93,7 @@ class FoldSource:
                     text += f", {flag}={p.of(tail.pop(0))}"
         if fast.window > 1:
             text += f", window={fast.window}"
+        text += vector_flag(fast.memory, str(node.attr("tensor")))
         return f"rt.{node.op.capitalize()}({text})"
 
     def count(self, fast: FastMemory, *, summed: bool) -> str:
@@ -132,6 +133,12 @@ class FoldSource:
         if fast.plan is not None and fast.plan.strides and fast.plan.needs_count:
             return f"rule `{fast.plan.name}` needs both its update count and periods of its own"
         return None
+
+
+def vector_flag(memory: Memory, tensor: str) -> str:
+    """The argument that tells a vector, kept as a column, from a matrix with one column."""
+    axes = len(memory.structure.tensors()[tensor]) - (memory.structure.heads is not None)
+    return ", vector=True" if axes == 1 else ""
 
 
 def before_first_token(plan: RulePlan, memory: Memory) -> RulePlan:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from nsam.backends.torch.emit.folds import vector_flag
 from nsam.backends.torch.emit.functions import INDENT, UnitSource, starting_order
 from nsam.backends.torch.emit.names import identifier
 from nsam.backends.torch.emit.printer import Printer, state_bindings
@@ -189,7 +190,8 @@ class Resets:
             if fold.algorithm in ("summed", "generic") and fast.plan is not None and fast.plan.states:
                 listed = "".join(f'"{st.name}", ' for st in fast.plan.states).strip()
                 function = self.source.folds.step_name(fast).replace("_step", "_initial")
-                lines.append(f'new |= rt.rule_states({function}, new["{path}"], "{path}", ({listed}))')
+                vector = vector_flag(memory, fold.tensor)
+                lines.append(f'new |= rt.rule_states({function}, new["{path}"], "{path}", ({listed}){vector})')
         if fast.window > 1:
             lines += [f"new |= {self.buffer(n)}" for n in self.carries(memory)]
         return lines

@@ -197,6 +197,7 @@ class Summed(Fold):
         closes: bool,
         count: Tensor | int,
         window: int = 1,
+        vector: bool = False,
     ) -> None:
         self.start = s[name]
         self.batch, self.time = (*pairs[0][0].shape[:2],), pairs[0][0].shape[2] - window + 1
@@ -209,7 +210,7 @@ class Summed(Fold):
         self.tensors |= {f".{state}": tensor for state, tensor in zip(states, old, strict=True)}
         if closes:
             scalars = {k: last_token(v) for k, v in arguments.items()}
-            row = vector_as_row(self.start)
+            row = as_row(vector)
             new, after = step(row(self.start), tuple(map(row, old)), row(total), None, None, **scalars, count=count)
             self.tensors = {"": row(new), ".sum": torch.zeros_like(total)}
             self.tensors |= {f".{state}": row(tensor) for state, tensor in zip(states, after, strict=True)}
@@ -253,13 +254,14 @@ class Generic(Fold):
         key: Tensor | None = None,
         err: Tensor | None = None,
         window: int = 1,
+        vector: bool = False,
     ) -> None:
         self.suffixes = [f".{state}" for state in states]
         self.start = running(s, name)
         self.states = [self.start]
         kept = tuple(running(s, name + suffix) for suffix in self.suffixes)
         self.batch, self.time = (*pairs[0][0].shape[:2],), pairs[0][0].shape[2] - window + 1
-        row = vector_as_row(self.states[0]) if key is None else _same
+        row = as_row(vector and key is None)
         for t in range(self.time):
             grad = torch.zeros_like(self.start)
             for u, g in pairs:
@@ -305,9 +307,9 @@ def _same(x: Tensor) -> Tensor:
     return x
 
 
-def vector_as_row(weight: Tensor) -> Callable[[Tensor], Tensor]:
+def as_row(vector: bool) -> Callable[[Tensor], Tensor]:
     """Rules see a vector as 1 × n; the runtime keeps it as a column."""
-    return (lambda x: x.mT) if weight.shape[-1] == 1 and weight.shape[-2] != 1 else _same
+    return (lambda x: x.mT) if vector else _same
 
 
 def at_token(gate: Gate, t: int) -> Gate:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nsam.backends.torch.runtime.blocks import At
-from nsam.backends.torch.runtime.folds import vector_as_row
+from nsam.backends.torch.runtime.folds import as_row
 from nsam.backends.torch.runtime.functions import wide
 
 State = dict[str, Any]
@@ -201,10 +201,15 @@ def nothing(like: Tensor) -> Tensor:
 
 
 def rule_states(
-    initial: Callable[[Tensor], tuple[Tensor, ...]], weight: Tensor, path: str, names: Iterable[str]
+    initial: Callable[[Tensor], tuple[Tensor, ...]],
+    weight: Tensor,
+    path: str,
+    names: Iterable[str],
+    *,
+    vector: bool = False,
 ) -> dict[str, Tensor]:
     """A rule's own states before the first update."""
-    row = vector_as_row(weight)
+    row = as_row(vector)
     return {f"{path}.{name}": row(state) for name, state in zip(names, initial(row(weight)), strict=True)}
 
 
