@@ -91,6 +91,8 @@ def _advice(fast: FastMemory, update: Update) -> list[str]:
             "a rule of the form `self <- self @ (a * identity - b * outer(key, key)) - c * grad`, a, b, c scalars, or "
             "with one linear momentum (`memory trace : like(self) { learn grad; minimize dot; by gd(…) }`)"
         )
+    else:
+        found.append("one trace of gradients alone beside a state that only decays has momentum kernels")
     varying = [n for n, value in rule.arguments if not isinstance(value, c.Constant)]
     n = max(fast.period, FASTER_CHUNK)
     if varying or rule.rule.needs & {"key", "err"}:

@@ -98,7 +98,7 @@ class _Coefficients:
     def __init__(self, formula: Formula, timed: bool) -> None:
         self.formula, self.timed = formula, timed
         self.letters: dict[int, str] = {}
-        self.where: list[str] = []
+        self.meanings: dict[str, str] = {}
 
     def text(self, node: Node, letter: str) -> Text:
         if node.op == "number":
@@ -106,10 +106,23 @@ class _Coefficients:
         if node.op == "neg":
             return tx.neg(self.text(node.args[0], letter))
         if node.id not in self.letters:
-            symbol = f"{letter}{NEW}" if self.timed else letter
-            self.letters[node.id] = symbol
-            self.where.append(f"{symbol} = {self.formula.text(node)}")
+            self.letters[node.id] = self.letter(letter, str(self.formula.text(node)))
         return Text(self.letters[node.id])
+
+    def letter(self, wished: str, meaning: str) -> str:
+        """The letter that has this meaning, or a free one."""
+        for symbol, known in self.meanings.items():
+            if known == meaning:
+                return symbol
+        marks = (wished + "′" * i + (NEW if self.timed else "") for i in range(1000))
+        symbol = next(s for s in marks if s not in self.meanings)
+        self.meanings[symbol] = meaning
+        return symbol
+
+    @property
+    def where(self) -> tuple[str, ...]:
+        """What each letter stands for."""
+        return tuple(f"{symbol} = {meaning}" for symbol, meaning in self.meanings.items())
 
     def sum(self, b: Builder, erase: Node, write: Node) -> Text:
         """η + w, added up where both are numbers."""
@@ -142,12 +155,14 @@ def _recurrence(use: c.RuleUse, symbols: Symbols, replaced: Mapping[str, Text] |
         lines.append(f"{traces[name]}{symbols.new} = {_combination(b, trace, letters, symbols, traces, 'θ')}")
     lines.append(f"{symbols.state}{symbols.new} = {_combination(b, found.state, letters, symbols, traces, 'α')}")
     terms = dict(found.state.terms)
-    erases = any(symbol.endswith("xx'") for symbol in terms)
+    erases = any(
+        symbol.endswith("xx'") for part in (found.state, *(t for _, t in found.traces)) for symbol, _ in part.terms
+    )
     keep, erase, write = (terms.get(symbol) for symbol in ("self", "self xx'", "grad"))
     minus = None if write is None else b.neg(write)
     both = None if minus is None else letters.sum(b, b.neg(erase) if erase is not None else b.number(0), minus)
     return Update(
-        tuple(lines), tuple(letters.where), erases, bool(found.traces), True, len(lines) - 1, "",
+        tuple(lines), letters.where, erases, bool(found.traces), True, len(lines) - 1, "",
         None if keep is None else letters.text(keep, "α"),
         both,
         None if minus is None else letters.text(minus, "w" if erases else "η"),
@@ -165,8 +180,11 @@ def _combination(
     found: list[Text] = []
     for symbol, shown in names.items():
         square, plain = terms.get(f"{symbol} xx'"), terms.get(symbol)
-        if square is not None:
-            identity = scaled(letters.text(plain, keep), Text("I")) if plain is not None else Text("0")
+        if square is not None and plain is None:
+            key = tx.outer(symbols.key, symbols.key)
+            found.append(scaled(letters.text(square, "η"), Text(f"{shown} {key}", tx.TIGHT)))
+        elif square is not None and plain is not None:
+            identity = scaled(letters.text(plain, keep), Text("I"))
             erase = scaled(letters.text(square, "η"), tx.outer(symbols.key, symbols.key))
             found.append(Text(f"{shown} ({tx.add(identity, erase)})", tx.PRODUCT))
         elif plain is not None:

@@ -113,6 +113,30 @@ def test_a_rule_outside_the_fast_patterns_is_told_why() -> None:
     assert has(found, "`every 16 tokens summed`")
 
 
+def test_equal_coefficients_share_a_letter_and_others_do_not() -> None:
+    rule = "rule r(a, b, c) {\n  self <- self @ (0.9 * identity - a * outer(key, key)) - b * self - c * grad\n}\n"
+    text = (
+        f"nsam 1\n{rule}"
+        + """system s(dim: int = 4) {
+  input x: [dim]
+  memory p, q : linear(dim -> 1)
+  memory m : linear(dim -> dim) { learn x -> x; minimize dot; by r(a = p(x), b = 0.1, c = q(x)); every 4 tokens }
+  memory n : linear(dim -> dim) { learn x -> x; minimize dot; by r(a = p(x), b = 0.1, c = p(x)); every 4 tokens }
+  output m(x) + n(x)
+}
+"""
+    )
+    found = lines(Program.loads(text), "s")
+    assert has(found, "Mₜ = Mₜ₋₁ (0.8 I − ηₜ k kᵀ) + wₜ k kᵀ")
+    assert has(found, "Mₜ = Mₜ₋₁ (0.8 I − ηₜ k kᵀ) + ηₜ k kᵀ")
+    assert found.count("where ηₜ = p(x)") == 2
+
+
+def test_erasing_inside_the_momentum() -> None:
+    deep = Program.load(ROOT / "examples/deep_memories/deep_memories.nsam")
+    assert has(lines(deep, "titans_erase_inside", dim=8), "Sₜ = ηₜ Wₜ₋₁ x xᵀ + θₜ Sₜ₋₁ + ηₜ g xᵀ")
+
+
 def test_a_window_is_told_as_the_obstacle() -> None:
     found = body("learn x -> x over last 3 tokens; minimize l2; by gd(lr = 0.1); every 4 tokens")
     assert has(found, "why: every token writes the last 3 tokens again")
