@@ -83,7 +83,7 @@ def check_gradients(
             yield skipped("gradients", what, "there are none with a gradient")
             continue
         bad = [name for name, g in group.items() if not g <= tolerance]
-        worst = max(group, key=lambda name: (group[name] != group[name], group[name]))  # noqa: B023
+        worst = next((n for n, g in group.items() if g != g), max(group, key=group.__getitem__))
         note = f"wrong in {len(bad)}: {', '.join(bad[:4])}" if bad else f"worst in {worst}"
         subject = f"{what} ({len(group)}), {lengths.gradient} tokens"
         yield at_most("gradients", subject, group[worst], tolerance, note)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +48,7 @@ class Samples:
         """Cut `time` tokens at `pieces` − 1 random places; returns the lengths."""
         cuts = {0, time, *(1 + int(self.below(max(time - 1, 1))) for _ in range(pieces - 1))}
         edges = sorted(cuts)
-        return [b - a for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        return [b - a for a, b in pairwise(edges)]
 
 
 def per_token(unit: Unit) -> list[bool]:
@@ -65,5 +67,5 @@ def gap(found: Tensor, wanted: Tensor, floor: float = 1e-12) -> float:
         return float("nan")
     if wanted.numel() == 0:
         return 0.0
-    difference = (found.double() - wanted.double()).abs().max()
-    return float(difference / wanted.double().abs().max().clamp_min(floor))
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(floor))

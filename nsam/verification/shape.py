@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nsam.compiler.folds import EXACT_BLOCK
 from nsam.dsl.checked import Call, Memory, RuleMemory, Unit
 
 REFERENCE_TOKENS = 150
@@ -48,6 +49,8 @@ def _periods(memory: Memory) -> Iterator[int]:
     if memory.fast and memory.frequency is not None:
         period = int(memory.frequency.period)
         yield period
+        if period == 1:
+            yield EXACT_BLOCK  # such memories may be folded many tokens at a time
         if memory.rule is not None:
             for statement in memory.rule.rule.statements:
                 if isinstance(statement, RuleMemory):

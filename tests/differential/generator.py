@@ -147,7 +147,9 @@ class Writer:
             heads = 2 if n % 2 == 0 and self.chance(0.5) else 1
             window = f", window = {self.random.choice((2, 5))}" if self.chance(0.3) else ""
             keep = f"rope({source}, {heads})" if n % (2 * heads) == 0 and self.chance(0.3) else source
-            self.lines.append(f"memory {name} : attention(heads = {heads}{window}) {{ learn {keep} -> {self.value(n)} }}")
+            self.lines.append(
+                f"memory {name} : attention(heads = {heads}{window}) {{ learn {keep} -> {self.value(n)} }}"
+            )
         self.values.append((text, n))
 
     def declare(self) -> Fast:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from generator import program
+from torch import Tensor, nn
 
 from nsam.backends.reference.module import ReferenceModule, values
 from nsam.backends.torch.build import build
@@ -44,14 +45,15 @@ def found(seed: int) -> tuple[str, Unit]:
     raise AssertionError(f"no valid program for seed {seed}")
 
 
-def compiled(seed: int) -> torch.nn.Module | None:
+def compiled(seed: int) -> nn.Module | None:
     """The compiled module; None where the compiler says that it has no form for the program."""
     _, unit = found(seed)
     torch.manual_seed(seed)
     try:
         module = build(unit, compiled=False).double()
     except ProgramError as error:
-        assert {d.code for d in error.diagnostics} == {"N0401"}, error
+        if {d.code for d in error.diagnostics} != {"N0401"}:
+            raise
         return None
     Samples(unit, seed).perturb(module)
     return module
@@ -67,18 +69,19 @@ def test_compiled_equals_reference(seed: int) -> None:
     time = (3, 9, 13, 19)[seed % 4]
     inputs = samples.inputs(2, time)
     weights = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    wanted, _ = values(unit, weights, {i.name: x.numpy() for i, x in zip(unit.inputs, inputs, strict=True)})
+    try:
+        wanted, _ = values(unit, weights, {i.name: x.numpy() for i, x in zip(unit.inputs, inputs, strict=True)})
+    except ProgramError as error:
+        if {d.code for d in error.diagnostics} != {"N0490"}:
+            raise
+        pytest.skip("not in the reference")
     if not np.isfinite(wanted).all():
         pytest.skip("the memory diverges")
     reference = ReferenceModule(unit)
     reference.load_state_dict(module.state_dict())
     direction = samples.normal(*wanted.shape)
     y, _ = module(*inputs)
-    try:
-        expected, _ = reference(*inputs)
-    except ProgramError as error:
-        assert {d.code for d in error.diagnostics} == {"N0490"}, error
-        pytest.skip("not in the reference")
+    expected, _ = reference(*inputs)
     problems = dict(differences(module, reference, direction, y, expected))
     problems["values"] = gap(y, torch.from_numpy(wanted))
     for name, sizes in {"tokens": [1] * time, "pieces": samples.splits(time, 3)}.items():
@@ -88,7 +91,11 @@ def test_compiled_equals_reference(seed: int) -> None:
 
 
 def differences(
-    module: torch.nn.Module, reference: torch.nn.Module, direction: torch.Tensor, y: torch.Tensor, expected: torch.Tensor
+    module: nn.Module,
+    reference: nn.Module,
+    direction: Tensor,
+    y: Tensor,
+    expected: Tensor,
 ) -> Iterator[tuple[str, float]]:
     """The gap of each parameter's gradient, relative to its own size or a part of the largest of all."""
     (y * direction).sum().backward()
@@ -100,7 +107,7 @@ def differences(
         yield f"gradient of {name}", gap(grad, wanted[name], floor)
 
 
-def in_pieces(unit: Unit, module: torch.nn.Module, inputs: list[torch.Tensor], sizes: list[int]) -> torch.Tensor:
+def in_pieces(unit: Unit, module: nn.Module, inputs: list[Tensor], sizes: list[int]) -> Tensor:
     """The output, computed in pieces with the state carried."""
     state, start, pieces = None, 0, []
     with torch.no_grad():
@@ -120,8 +127,8 @@ def test_programs_cover_the_language() -> None:
     """Every structure, objective, rule, clause that the generator knows comes up among the seeds."""
     text = "\n".join(found(seed)[0] for seed in range(60))
     wanted = (
-        "linear(", "mlp(", "vector(", "conv(", "attention(", "heads = 2", "bias", "residual", "gated", "repeat", "inner(",
-        "summed", "over last", "reads running", "reset every", "reset never", "init zeros", ".T(", "self(", "rope(",
+        "linear(", "mlp(", "vector(", "conv(", "attention(", "heads = 2", "bias", "residual", "gated", "repeat",
+        "inner(", "summed", "over last", "reads running", "reset every", "reset never", "init zeros", ".T(", "self(", "rope(",
         "per sequence", ": direct", "dot;", "l2;", "lp(3)", "huber(0.7)", "pseudo_huber(1)", "oja;", "by gd", "by dgd",
         "by safe_dgd", "by momentum", "by delta_momentum", "by muon", "by adamw", "by signed", "by leaky", "by delta(",
         "by counted", "by inward", "by forgetful",
