@@ -152,12 +152,12 @@ class _Build:
     def __init__(self, lowering: Lowering, memory: c.Memory) -> None:
         from nsam.compiler.lower import memory_heads
 
-        assert memory.context is not None
-        assert memory.frequency is not None
         if memory.rule is None or memory.objective is None or memory.objective.expression is None:
             raise unsupported(
                 f"memory `{memory.name}` learns the task on the token clock", memory.span, "give it a local objective"
             )
+        assert memory.context is not None
+        assert memory.frequency is not None
         self.l, self.m, self.b = lowering, memory, lowering.b
         self.context, self.rule, self.objective = memory.context, memory.rule, memory.objective.expression
         self.heads = memory_heads(memory)

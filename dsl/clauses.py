@@ -131,6 +131,9 @@ class _Clauses:
                 "leave out `learn`, or minimize an objective of the key and value",
             )
         on_steps = self.every is not None and self.every.unit == "step"
+        if on_steps and self.learn is not None and not task:
+            message = "a memory that moves between steps learns from the loss of the level that trains it"
+            self._senseless(self.learn, message, "write `minimize task`, or let it move by tokens")
         if self.by is None and not (task and on_steps):
             self._missing("by")
         kind = self.info.structure.kind

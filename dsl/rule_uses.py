@@ -10,6 +10,7 @@ from nsam.dsl.checked import Apply, Constant, Expr, Ref, Rule, RuleMemory, RuleU
 from nsam.dsl.constants import Evaluator, Unknown, Value, apply_operator, is_symbolic, symbolic_operator
 from nsam.dsl.expressions import Expressions, match_arguments
 from nsam.dsl.findings import Findings, attempt_all, did_you_mean
+from nsam.dsl.imports import load_standard, standard_modules
 from nsam.dsl.names import Declared, Module
 from nsam.dsl.sizes import Poly
 from nsam.dsl.spans import Span
@@ -17,8 +18,6 @@ from nsam.dsl.types import SCALAR
 
 if TYPE_CHECKING:
     from nsam.dsl.instantiate import Checker
-
-STANDARD = ("gd", "dgd", "safe_dgd", "momentum", "delta_momentum", "adamw", "muon", "m3", "m3_algorithm1")
 
 
 class ConstantExpressions(Expressions):
@@ -99,9 +98,18 @@ def find_rule(findings: Findings, module: Module, node: syntax.By) -> Declared[s
     if known is not None:
         raise findings.error("N0206", f"`{node.rule}` is a {known[0]}, not a rule", node.rule_span, "a rule is needed")
     help_text = did_you_mean(node.rule, module.rules)
-    if node.rule in STANDARD:
-        help_text = f"bring it in: `use std.rules ({node.rule})`"
+    home = _standard_home(node.rule)
+    if home is not None:
+        help_text = f"bring it in: `use {home} ({node.rule})`"
     raise findings.error("N0201", f"unknown rule `{node.rule}`", node.rule_span, "no rule of this name", help=help_text)
+
+
+def _standard_home(name: str) -> str | None:
+    """Return the module of the standard library that declares rule `name`, or None."""
+    for module in standard_modules():
+        if isinstance(load_standard(module).root.declaration(name), syntax.RuleDeclaration):
+            return module
+    return None
 
 
 def static_value(expr: Expr, scope: Expressions) -> Value | None:

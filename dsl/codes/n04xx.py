@@ -9,15 +9,16 @@ TABLE: tuple[Code, ...] = (
         "N0401",
         "no-compiled-form",
         "error",
-        "The program means something, and the compiler does not know how to compute it in parallel over a chunk. It says so "
-        "instead of computing something else; the reference backend may still run it. The message names the construct.",
+        "The program means something, and the compiler does not know how to compute it in parallel over a chunk. It "
+        "says so instead of computing something else; the reference backend may still run it. The message names the "
+        "construct.",
     ),
     Code(
         "N0402",
         "no-such-thing",
         "error",
         "A request from Python named a backend or a library of rules that does not exist. The backends are `torch` and "
-        "`reference`, the library is `std.rules`.",
+        "`reference`; a library is `std.rules`, `std.optimizers` or a loaded program.",
     ),
     Code(
         "N0490",
@@ -25,7 +26,8 @@ TABLE: tuple[Code, ...] = (
         "error",
         "The reference backend interprets memories that learn by their own objective, one token at a time. It does not "
         "differentiate the model's loss inside a sequence (`minimize task` on the token clock), and says so instead of "
-        "computing something else. No program text triggers this alone: the compiled backend may know what this does not.",
+        "computing something else. No program text triggers this alone: the compiled backend may know what this does "
+        "not.",
     ),
     Code(
         "N0480",

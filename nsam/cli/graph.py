@@ -41,7 +41,9 @@ def graph(
 
     drawn = build_graph(unit, train)
     render(drawn, out)
-    levels = {data["level"] for _, data in drawn.nodes(data=True) if "level" in data}
+    memories = sum(data["role"] != "training" for _, data in drawn.nodes(data=True))
+    levels = len({data["level"] for _, data in drawn.nodes(data=True)})
     typer.echo(
-        f"{out}: {drawn.number_of_nodes()} memories on {len(levels)} levels, {drawn.number_of_edges()} transfers"
+        f"{out}: {memories} memories on {levels} level{'s' if levels != 1 else ''}, "
+        f"{drawn.number_of_edges()} transfer{'s' if drawn.number_of_edges() != 1 else ''}"
     )
