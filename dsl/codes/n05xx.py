@@ -64,6 +64,6 @@ TABLE: tuple[Code, ...] = (
         "error",
         "On the CPU torch.compile needs a C++ compiler; without one a model runs uncompiled, several times slower.",
     ),
-    Code("N0517", "too-large", "error", "One step of training fits into the memory of the machine."),
+    Code("N0517", "out-of-memory", "error", "One step of training fits into the memory of the machine."),
     Code("N0515", "wrong-request", "error", "What a command is asked for is something that the program declares."),
 )
