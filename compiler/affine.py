@@ -95,7 +95,7 @@ class _Analysis:
         name = memory.name
         if memory.period != 1 or memory.summed:
             raise NotAffine(f"memory `{name}` of the rule moves every {memory.period} updates")
-        if memory.structure.kind != "like" or memory.context.key is not None:
+        if memory.structure.kind != "like" or memory.context.key is not None or memory.initial is not None:
             raise NotAffine(f"memory `{name}` of the rule is not a plain average of gradients")
         learnt = self.linear(self.value(memory.context.value, scope), memory.context.value)
         if memory.objective.name == "dot":

@@ -23,7 +23,7 @@ _ORDER: dict[Kind, int] = {"number": 0, "scalar": 1, "matrix": 2}
 NUMBERS = frozenset({"rows", "cols"})
 REDUCTIONS = frozenset({"dot", "sum", "mean", "norm", "root_mean_square", "lp", "huber", "pseudo_huber"})
 MATRICES = frozenset(
-    {"identity", "matmul", "transpose", "outer", "ones_like", "zeros_like", "orthogonalize", "normalize"}
+    {"identity", "matmul", "transpose", "outer", "ones_like", "zeros_like", "zeros_of", "orthogonalize", "normalize"}
 )
 _PRODUCTS = frozenset({"mul", "div"})
 

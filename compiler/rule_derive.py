@@ -8,7 +8,7 @@ value-less memory reads as T itself. Keys and values are constants in the inner 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nsam.compiler.rule_algebra import Algebra, call, constant, ref
@@ -34,18 +34,41 @@ def inner_gradient(objective: Expr, state: str, key: Expr | None, algebra: Algeb
 
     `objective` holds `read(x)` and `read_transposed(x)` applications and `Ref(state)`; any other name is a constant.
     """
-    order = _topological(objective)
-    adjoint: dict[Expr, Expr] = {objective: constant(1)}
-    moving = _moving(order, state)
-    for node in reversed(order):
-        if node in adjoint and isinstance(node, Apply) and node in moving:
-            for target, change in _pullbacks(node, adjoint[node], state, algebra):
-                if target in moving or target == ref(state):
-                    adjoint[target] = algebra.build("add", adjoint[target], change) if target in adjoint else change
+    adjoint = _adjoints(objective, (state,), algebra)
     total = adjoint.get(ref(state), constant(0))
     output = None if key is None else adjoint.get(call(READ, key))
     expand = Expansion(state, algebra)
     return InnerGradient(expand(total), None if output is None else expand(output))
+
+
+def network_gradient(
+    objective: Expr, states: Mapping[str, str], outputs: Mapping[str, Expr], algebra: Algebra
+) -> dict[str, InnerGradient]:
+    """Differentiate `objective`, written out in the weights of a network, with respect to each of them.
+
+    `states` names the weights by tensor, `outputs` gives what each layer returns at the key, where it is read there.
+    """
+    adjoint = _adjoints(objective, tuple(states.values()), algebra)
+    simple = algebra.simplify
+    found = {}
+    for tensor, name in states.items():
+        output = adjoint.get(outputs[tensor]) if tensor in outputs else None
+        total = adjoint.get(ref(name), constant(0))
+        found[tensor] = InnerGradient(simple(total), None if output is None else simple(output))
+    return found
+
+
+def _adjoints(objective: Expr, states: tuple[str, ...], algebra: Algebra) -> dict[Expr, Expr]:
+    """Return the derivative of `objective` by everything in it that depends on the states."""
+    order = _topological(objective)
+    adjoint: dict[Expr, Expr] = {objective: constant(1)}
+    moving = _moving(order, states)
+    for node in reversed(order):
+        if node in adjoint and isinstance(node, Apply) and node in moving:
+            for target, change in _pullbacks(node, adjoint[node], states[0], algebra):
+                if target in moving:
+                    adjoint[target] = algebra.build("add", adjoint[target], change) if target in adjoint else change
+    return adjoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +108,9 @@ _SHAPES = frozenset({"identity", "ones_like", "zeros_like", "rows", "cols", "cou
 """Functions that look at a matrix's shape only."""
 
 
-def _moving(order: list[Expr], state: str) -> set[Expr]:
-    """Return the nodes that depend on the state."""
-    found: set[Expr] = {ref(state)}
+def _moving(order: list[Expr], states: tuple[str, ...]) -> set[Expr]:
+    """Return the nodes that depend on the states, these included."""
+    found: set[Expr] = {ref(state) for state in states}
     for node in order:
         if not isinstance(node, Apply) or node.function in _SHAPES:
             continue

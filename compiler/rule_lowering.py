@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nsam.compiler.rule_algebra import Algebra, Kind, call, constant, functions, names, ref, substitute
-from nsam.compiler.rule_derive import READ, READ_TRANSPOSED, Expansion, NotDifferentiable, inner_gradient
+from nsam.compiler.rule_derive import (
+    READ,
+    READ_TRANSPOSED,
+    Expansion,
+    NotDifferentiable,
+    inner_gradient,
+    network_gradient,
+)
+from nsam.compiler.rule_networks import Layers, Shape, shapes
 from nsam.compiler.rule_plan import COUNT, INPUTS, Assign, PlanState, RulePlan
 from nsam.dsl.checked import (
     Apply,
@@ -32,6 +40,11 @@ def _rectangular(expr: Expr) -> bool:
     """Whether the checker knows `expr` as a matrix whose two sizes differ."""
     shape = expr.type.shape
     return len(shape) == 2 and shape[0] != shape[1]
+
+
+def _place(name: str, tensor: str) -> str:
+    """Return the name of a memory's tensor in the plan."""
+    return f"{name}.{tensor}" if tensor else name
 
 
 class Lowering:
@@ -69,7 +82,15 @@ class Lowering:
 class Scope:
     """The names of one rule (the host's, or a nested memory's) and the stride at which it is applied."""
 
-    def __init__(self, lowering: Lowering, prefix: str, stride: int, bound: dict[str, Expr], own: str) -> None:
+    def __init__(
+        self,
+        lowering: Lowering,
+        prefix: str,
+        stride: int,
+        bound: dict[str, Expr],
+        own: str,
+        shape: Shape | None = None,
+    ) -> None:
         self.lowering = lowering
         self.build = lowering.algebra.build
         self.prefix = prefix
@@ -78,13 +99,17 @@ class Scope:
         self.states = {"self": own}
         self.current = {own: own}
         self.bound["self"] = ref(own)
+        self.own = own
+        self.shape = shape
+        self.networks: dict[str, Layers] = {}
+        self.declared: Layers | None = None
 
     def run(self, statements: tuple[RuleStatement, ...]) -> None:
         """Lower the statements in order."""
         for statement in statements:
             if isinstance(statement, RuleState):
                 name = self.prefix + statement.name
-                self.lowering.states.append(PlanState(name, self.start(statement)))
+                self.lowering.states.append(PlanState(name, self.start(statement), shape=self.shape))
                 self.states[statement.name] = self.current[name] = name
                 self.bound[statement.name] = ref(name)
             elif isinstance(statement, RuleLet):
@@ -136,73 +161,100 @@ class Scope:
 
     def memory(self, memory: RuleMemory) -> None:
         """Write a nested memory's update, and bind its name to what its reads show."""
-        if memory.structure.kind != "like":
-            raise fail("N0480", f"a {memory.structure.kind} memory inside a rule is not supported", memory.span)
+        tensors = shapes(memory.structure, self.own, self.shape, memory.span)
         summed = memory.summed and memory.period > 1
         delayed = not memory.summed and memory.period > 1
         name = self.prefix + memory.name
-        work = f"{name}.running" if delayed else name
-        for state in dict.fromkeys((name, work)):
-            self.lowering.states.append(PlanState(state, constant(0)))
-        grad, key, err = self.signals(memory, name)
-        if summed:
-            grad = self.accumulate(name, grad, memory.period)
-        inputs = {"grad": grad} | ({} if summed else {"key": key, "err": err})
-        inner = self.apply_rule(memory, name, work, {k: v for k, v in inputs.items() if v is not None})
-        moved = inner.finish(work)
-        self.lowering.results[work] = moved
-        running = moved
-        if delayed:
-            self.delay(name, moved, memory.period)
-        self.bound[memory.name] = ref(running if memory.reads == "running" else name)
+        places = {tensor: _place(name, tensor) for tensor in tensors}
+        work = {tensor: _place(f"{name}.running" if delayed else name, tensor) for tensor in tensors}
+        start = self.first(memory)
+        for tensor, shape in tensors.items():
+            for state in dict.fromkeys((places[tensor], work[tensor])):
+                self.lowering.states.append(PlanState(state, start, shape=shape))
+        signals = self.signals(memory, name, places)
+        arguments = {p: self.assign(f"{name}.{p}", self.expression(a)) for p, a in memory.rule.arguments}
+        shown = {}
+        for tensor, shape in tensors.items():
+            grad, key, err = signals[tensor]
+            if summed:
+                grad, key, err = self.accumulate(places[tensor], grad, memory.period, shape), None, None
+            inputs = {k: v for k, v in (("grad", grad), ("key", key), ("err", err)) if v is not None}
+            moved = self.apply_rule(memory, places[tensor], work[tensor], arguments | inputs, shape)
+            if delayed:
+                self.delay(places[tensor], moved, memory.period)
+            shown[tensor] = ref(moved if memory.reads == "running" else places[tensor])
+        if memory.structure.kind == "mlp":
+            self.networks[memory.name] = Layers(memory.structure, shown)
+        else:
+            self.bound[memory.name] = shown[""]
 
-    def signals(self, memory: RuleMemory, name: str) -> tuple[Expr, Expr | None, Expr | None]:
-        """Return the inner gradient at the boundary state, the key and the error at the output."""
-        outer = self.bound
-        self.bound = outer | {"self": ref(name)}
-        context = memory.context
-        expand = Expansion(name, self.lowering.algebra)
-        value = self.assign(f"{name}.value", expand(self.expression(context.value)))
-        key = None
-        if context.key is not None:
-            key = self.assign(f"{name}.key", expand(self.expression(context.key)))
-        self.bound |= {"value": value} | ({} if key is None else {"key": key})
+    def first(self, memory: RuleMemory) -> Expr:
+        """Return what a memory's tensors start from."""
+        return constant(0) if memory.initial is None else self.expression(memory.initial)
+
+    def signals(
+        self, memory: RuleMemory, name: str, places: dict[str, str]
+    ) -> dict[str, tuple[Expr, Expr | None, Expr | None]]:
+        """Return for each tensor the inner gradient at the boundary state, its input and the error at its output."""
         if memory.objective.expression is None:
             raise fail("N0480", "`minimize task` has no meaning for a memory inside a rule", memory.objective.span)
+        outer = self.bound
+        network = memory.structure.kind == "mlp"
+        weights = {tensor: ref(place) for tensor, place in places.items()}
+        if network:
+            self.declared = Layers(memory.structure, weights)
+        else:
+            self.bound = outer | {"self": weights[""]}
+        expand = Expansion(name, self.lowering.algebra)
+        value = self.assign(f"{name}.value", expand(self.expression(memory.context.value)))
+        key = None
+        if memory.context.key is not None:
+            key = self.assign(f"{name}.key", expand(self.expression(memory.context.key)))
+        self.bound = self.bound | {"value": value} | ({} if key is None else {"key": key})
         objective = self.expression(memory.objective.expression, simplify=False)
         self.bound = outer
+        declared, self.declared = self.declared, None
         try:
-            found = inner_gradient(objective, name, key, self.lowering.algebra)
+            if declared is not None:
+                found = network_gradient(objective, places, declared.outputs, self.lowering.algebra)
+                return {
+                    tensor: (
+                        self.assign(f"{place}.grad", found[tensor].state),
+                        declared.inputs.get(tensor),
+                        found[tensor].output,
+                    )
+                    for tensor, place in places.items()
+                }
+            one = inner_gradient(objective, name, key, self.lowering.algebra)
         except NotDifferentiable as error:
             raise fail(
                 "N0480", f"the objective uses `{error}`, which has no derivative here", memory.objective.span
             ) from None
-        return self.assign(f"{name}.grad", found.state), key, found.output if key is not None else found.state
+        err = one.output if key is not None else one.state
+        return {"": (self.assign(f"{name}.grad", one.state), key, err)}
 
-    def accumulate(self, name: str, grad: Expr, period: int) -> Expr:
+    def accumulate(self, name: str, grad: Expr, period: int, shape: Shape | None) -> Expr:
         """Add the inner gradient to the period's sum (eq. 71); the sum starts again after the boundary."""
         total = f"{name}.sum"
         now = f"{name}.total"
         keep = total if self.stride > 1 else None
-        self.lowering.states.append(PlanState(total, constant(0)))
+        self.lowering.states.append(PlanState(total, constant(0), shape=shape))
         self.lowering.body.append(Assign(now, self.build("add", ref(total), grad), self.stride, keep))
         cleared = call("zeros_like", ref(total))
         self.lowering.body.append(Assign(f"{total}'", cleared, self.stride * period, now))
         self.lowering.results[total] = f"{total}'"
         return ref(now)
 
-    def apply_rule(self, memory: RuleMemory, name: str, work: str, inputs: dict[str, Expr]) -> Scope:
-        """Lower the memory's own rule on its state."""
-        bound = dict(inputs)
-        for parameter, argument in memory.rule.arguments:
-            bound[parameter] = self.assign(f"{name}.{parameter}", self.expression(argument))
+    def apply_rule(self, memory: RuleMemory, name: str, work: str, bound: dict[str, Expr], shape: Shape | None) -> str:
+        """Lower the memory's own rule on one tensor; returns the name of its new value."""
         stride = self.stride * (memory.period if memory.summed else 1)
-        inner = Scope(self.lowering, f"{name}.", stride, bound, work)
+        inner = Scope(self.lowering, f"{name}.", stride, bound, work, shape)
         inner.run(memory.rule.rule.statements)
         for state in inner.states.values():
             if state != work:
                 self.lowering.results[state] = inner.finish(state)
-        return inner
+        self.lowering.results[work] = inner.finish(work)
+        return self.lowering.results[work]
 
     def delay(self, name: str, moved: str, period: int) -> None:
         """Show the folded state from the boundary on."""
@@ -220,6 +272,8 @@ class Scope:
         if isinstance(expr, Ref):
             return self.name(expr)
         if isinstance(expr, State):
+            if expr.memory in self.networks:
+                raise fail("N0480", f"`{expr.memory}` has several tensors: read it, `{expr.memory}(x)`", expr.span)
             return self.bound[expr.memory]
         if isinstance(expr, Read):
             return self.read(expr, simplify)
@@ -239,7 +293,7 @@ class Scope:
 
     def shaped(self, argument: Expr, others: list[Expr]) -> Expr:
         """Give the identity in a sum with a matrix that is not square that matrix's shape."""
-        like = next((other for other in others if "identity" not in functions(other)), ref("self"))
+        like = next((other for other in others if "identity" not in functions(other)), ref(self.own))
         placed = call("identity", like)
         return substitute(argument, lambda e: placed if e == call("identity") else None, call)
 
@@ -255,7 +309,7 @@ class Scope:
             return argument
         if expr.function in ("matmul", "outer"):
             raise fail("N0480", f"`{expr.function}` of a constant matrix is not supported", expr.span)
-        like = next((other for other in others if not isinstance(other, Constant)), ref("self"))
+        like = next((other for other in others if not isinstance(other, Constant)), ref(self.own))
         return self.build("mul", argument, call("ones_like", like))
 
     def name(self, expr: Ref) -> Expr:
@@ -273,6 +327,13 @@ class Scope:
         if isinstance(expr.argument, Constant):
             return self.bound[expr.memory]
         argument = self.expression(expr.argument, simplify)
+        build = self.build if simplify else call
+        if expr.memory == "self" and self.declared is not None:
+            return self.declared.read(
+                argument, build, key=isinstance(expr.argument, Ref) and expr.argument.name == "key"
+            )
+        if expr.memory in self.networks:
+            return self.networks[expr.memory].read(argument, build)
         if expr.memory == "self":
             return call(READ_TRANSPOSED if expr.transposed else READ, argument)
         state = self.bound[expr.memory]

@@ -37,12 +37,16 @@ class Assign:
 
 @dataclass(frozen=True, slots=True)
 class PlanState:
-    """A tensor kept between updates. `initial` is a scalar expression in parameters (it fills the tensor), or for a
-    `derived` state an expression in the states before it."""
+    """A tensor kept between updates.
+
+    `initial` is an expression in parameters, a scalar (it fills the tensor) or a multiple of the identity, or for a
+    `derived` state an expression in the states before it. `shape` gives rows and columns where they are not the host's.
+    """
 
     name: str
     initial: Expr
     derived: bool = False
+    shape: tuple[Expr, Expr] | None = None
 
 
 @dataclass(frozen=True, slots=True)

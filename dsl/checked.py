@@ -267,7 +267,10 @@ class RuleState:
 
 @dataclass(frozen=True, slots=True)
 class RuleMemory:
-    """A memory declared in a rule: its context is gradients. `structure.kind` is "like" for `like(self)`."""
+    """A memory declared in a rule: its context is gradients. `structure.kind` is "like" for `like(self)`.
+
+    `initial` is what every tensor starts from, a number or a multiple of the identity; None is zeros.
+    """
 
     name: str
     structure: Structure
@@ -278,6 +281,7 @@ class RuleMemory:
     summed: bool
     reads: Literal["boundary", "running"]
     span: Span
+    initial: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)

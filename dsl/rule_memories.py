@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nsam.dsl import syntax
 from nsam.dsl.checked import (
+    Apply,
     Constant,
     Context,
     Expr,
@@ -18,6 +19,7 @@ from nsam.dsl.checked import (
     State,
     Structure,
     ValueType,
+    walk,
 )
 from nsam.dsl.clauses import period_of
 from nsam.dsl.diagnostics import Label
@@ -121,7 +123,7 @@ class _RuleClauses:
         learn, minimize = self._needed(syntax.Learn), self._needed(syntax.Minimize)
         by, every = self._needed(syntax.By), self._needed(syntax.Every)
         reads = self._one(syntax.Reads)
-        self._check_start()
+        initial = self._initial(RuleExpressions(self.maker))
         context = self._context(scope, memory, learn)
         objective = self._objective(memory, minimize, context)
         period = self._period(every)
@@ -139,6 +141,7 @@ class _RuleClauses:
             every.summed,
             mode,
             self.node.span,
+            initial,
         )
 
     def _one(self, kind: type[C]) -> C | None:
@@ -177,20 +180,38 @@ class _RuleClauses:
             return self.maker.memories[sizes[0].id].structure
         raise self.findings.error("N0201", f"unknown memory `{sizes[0].id}`", sizes[0].span, help="`like(self)`")
 
-    def _check_start(self) -> None:
+    def _initial(self, scope: Any) -> Expr | None:
+        """Return what the tensors start from; None is zeros."""
         for clause in self.node.clauses:
             if isinstance(clause, syntax.Reset):
                 raise self.findings.error(
                     "N0222", "a memory of a rule is reset with the rule's host", clause.span, "makes no sense here"
                 )
-            if isinstance(clause, syntax.Init) and clause.kind != "zeros":
-                raise self.findings.error(
-                    "N0222",
-                    "a memory of a rule starts at zero",
-                    clause.span,
-                    "makes no sense here",
-                    help="`init zeros`",
-                )
+        node = self._one(syntax.Init)
+        if node is None or node.kind == "zeros":
+            return None
+        if node.expression is None:
+            raise self.findings.error(
+                "N0222",
+                "nothing learns what a rule's memory starts from",
+                node.span,
+                "makes no sense here",
+                help="`init identity`, or leave it out: it starts at zero",
+            )
+        value: Expr = scope.build(node.expression)
+        parameters = {parameter.name for parameter in self.maker.node.parameters}
+        whole = [e for e in walk(value) if not isinstance(e, Constant | Apply)]
+        if value.type.shape not in ((), (ANY, ANY)) or any(
+            not isinstance(e, Ref) or e.name not in parameters for e in whole
+        ):
+            raise self.findings.error(
+                "N0222",
+                "a memory of a rule starts from a number or a multiple of the identity",
+                node.span,
+                "neither of the two",
+                help="`init identity`, or leave it out: it starts at zero",
+            )
+        return value
 
     def _context(self, scope: Any, memory: Shaped, node: syntax.Learn) -> Context:
         if node.window is not None:

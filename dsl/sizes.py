@@ -177,6 +177,17 @@ def _positive(size: Size) -> bool:
     return all(value >= 0 for _, value in terms) and any(monomial == () and value > 0 for monomial, value in terms)
 
 
+def evaluate(size: Size, values: Mapping[str, int]) -> int:
+    """Return a size with these values for its names; KeyError for a name (or a quotient) without one."""
+    total = 0
+    for monomial, coefficient in _terms(size):
+        term = coefficient
+        for atom, power in monomial:
+            term *= values[atom[0]] ** power
+        total += term
+    return total
+
+
 def equal(left: Size, right: Size) -> bool | None:
     """Whether two sizes are equal: True, False, or None when it depends on parameters."""
     difference = left - right

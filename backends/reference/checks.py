@@ -43,6 +43,7 @@ def _check(memory: Memory) -> None:
 def _check_rule(use: RuleUse) -> None:
     for statement in use.rule.statements:
         if isinstance(statement, RuleMemory):
-            if statement.structure.kind not in ("like", "linear"):
-                raise unsupported(f"a {statement.structure.kind} inside a rule", statement.span)
+            structure = statement.structure
+            if structure.kind not in ("like", "linear", "mlp") or structure.bias or structure.heads is not None:
+                raise unsupported(f"a {structure.kind} with bias or heads inside a rule", statement.span)
             _check_rule(statement.rule)

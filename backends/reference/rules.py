@@ -11,6 +11,8 @@ from nsam.backends.reference.functions import Identity
 from nsam.backends.reference.scope import InternalError, Scope
 from nsam.backends.reference.structures import Tensors, read_head, read_head_transposed
 from nsam.dsl.checked import Constant, Read, RuleLet, RuleMemory, RuleState, RuleUpdate, RuleUse
+from nsam.dsl.sizes import Size, evaluate
+from nsam.dsl.types import COLUMNS, ROWS
 
 RuleRecord: TypeAlias = dict[str, Any]
 """What a rule remembers between updates: `count`, `states` by name, `memories` by name (see `learning.Record`)."""
@@ -122,7 +124,7 @@ class _RuleScope(Scope):
         record = self.before["memories"].get(memory.name)
         if record is None:
             shapes = memory.structure.tensors() or {"weight": ops.shape(self.host.self_)}
-            record = learning.new_record(learner, [{name: ops.zeros(tuple(s)) for name, s in shapes.items()}])
+            record = learning.new_record(learner, [{name: self.first(memory, s) for name, s in shapes.items()}])
         self.declared = (memory, record["boundary"])
         key = None if memory.context.key is None else self.value(memory.context.key)
         value = self.value(memory.context.value)
@@ -132,6 +134,17 @@ class _RuleScope(Scope):
         self.memories[memory.name] = after
         shown = after["running"] if memory.reads == "running" else record["boundary"]
         self.visible[memory.name] = (memory, shown)
+
+    def first(self, memory: RuleMemory, shape: tuple[Size, ...]) -> Array:
+        """Return what a tensor of a nested memory starts from; sizes may be said in rows and columns of the host."""
+        ops, host = self.ops, self.ops.shape(self.host.self_)
+        rows, columns = host if len(host) == 2 else (1, host[0] if host else 1)
+        known = dict.fromkeys(ROWS.names, rows) | dict.fromkeys(COLUMNS.names, columns)
+        zeros = ops.zeros(tuple(evaluate(size, known) for size in shape))
+        if memory.initial is None:
+            return zeros
+        value = self.value(memory.initial)
+        return ops.add(value.like(ops, zeros) if isinstance(value, Identity) else value, zeros)
 
     def record(self) -> RuleRecord:
         """Return what the rule remembers after this update."""

@@ -55,12 +55,19 @@ class Layout:
         return matrices[0] if len(matrices) == 1 else torch.cat(matrices)
 
     def scatter(self, batch: Tensor) -> list[Tensor]:
-        """Return the batch's parts, one for each tensor, in its shape (views where torch can)."""
-        if len(self.shapes) == 1:
-            return [batch.reshape(self.shapes[0])]
+        """Return the batch's parts, one for each tensor, in its shape (views where torch can).
+
+        Matrices of another shape than the tensors' own come back as [leading axes of the tensor, rows, columns].
+        """
         if self.elementwise:
             sizes = [shape.numel() for shape in self.shapes]
         else:
-            sizes = [shape.numel() // (batch.shape[-1] * batch.shape[-2]) for shape in self.shapes]
-        parts = batch.split_with_sizes(sizes)
-        return [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+            sizes = [shape[:-2].numel() for shape in self.shapes]
+        parts = [batch] if len(self.shapes) == 1 else batch.split_with_sizes(sizes)
+        return [part.reshape(self.target(part, shape)) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def target(self, part: Tensor, shape: torch.Size) -> Sequence[int]:
+        """Return the shape of a tensor's part of a batch."""
+        if self.elementwise or part.shape[-2:] == (shape[-2:] if len(shape) >= 2 else (1, shape.numel())):
+            return shape
+        return (*shape[:-2], *part.shape[-2:])

@@ -38,7 +38,9 @@ def orthogonalize(x: Tensor, iterations: int = 5) -> Tensor:
 
 
 def orthogonalize_each(xs: Sequence[Tensor], iterations: int = 5) -> tuple[Tensor, ...]:
-    """Orthogonalise several batches of one shape in one batched call."""
+    """Orthogonalise several batches, in one call where they have one shape."""
+    if len({x.shape for x in xs}) > 1:
+        return tuple(orthogonalize(x, iterations) for x in xs)
     return orthogonalize(torch.stack(tuple(xs)), iterations).unbind(0)
 
 

@@ -118,7 +118,9 @@ def scalar_keyword(parameter: str) -> str:
 def elementwise(plan: RulePlan) -> bool:
     """Whether every entry of `self` moves on its own, so that the step is the same for any shape."""
     values = [assign.value for assign in plan.body] + [state.initial for state in plan.states]
-    return all(name in ELEMENTWISE for value in values for name in functions(value))
+    return all(state.shape is None for state in plan.states) and all(
+        name in ELEMENTWISE for value in values for name in functions(value)
+    )
 
 
 def load(source: str, function: str) -> Callable[..., Any]:
@@ -131,6 +133,10 @@ def load(source: str, function: str) -> Callable[..., Any]:
     return loaded
 
 
+def _zeros(expr: Expr) -> bool:
+    return isinstance(expr, Apply) and expr.function == "zeros_of"
+
+
 class _Source:
     """Writes one plan; knows the Python name of every name of the plan."""
 
@@ -139,6 +145,7 @@ class _Source:
         self.algebra: Algebra = plan.algebra
         self.identifiers: dict[str, str] = {name: name for name in ("self", "grad", "key", "err")} | {COUNT: "count"}
         self.identifiers |= {name: scalar_keyword(name) for name in plan.parameters}
+        self.other_shapes = {state.name for state in plan.states if state.shape is not None}
         for state in plan.states:
             self.identifier(state.name)
 
@@ -189,7 +196,8 @@ class _Source:
         lines = [f"def {function}({', '.join(['self', *self.keywords(False)])}):"]
         lines.append(f'    """The states of rule {self.plan.name} before the first update."""')
         for state in self.plan.states:
-            value = self.filled(state.initial) + (".clone()" if isinstance(state.initial, Ref) else "")
+            like = ref("self") if state.shape is None else call("zeros_of", *state.shape)
+            value = self.filled(state.initial, like) + (".clone()" if isinstance(state.initial, Ref) else "")
             lines.append(f"    {self.identifier(state.name)} = {value}")
         return "\n".join([*lines, f"    return {self.tuple_of(s.name for s in self.plan.states)}"]) + "\n"
 
@@ -213,21 +221,23 @@ class _Source:
         return lines + self.branch(block)
 
     def assignment(self, step: Assign) -> str:
-        value = (
-            self.filled(step.value) if self.is_state(step.target) else self.text(self.placed(step.value, ref("self")))
-        )
-        return f"{self.identifier(step.target)} = {value}"
+        if not self.is_state(step.target):
+            return f"{self.identifier(step.target)} = {self.text(self.placed(step.value, ref('self')))}"
+        state = step.target.rstrip("'")
+        like = ref(state) if state in self.other_shapes else ref("self")
+        return f"{self.identifier(step.target)} = {self.filled(step.value, like)}"
 
     def is_state(self, name: str) -> bool:
         return name.endswith("'")
 
-    def filled(self, value: Expr) -> str:
-        """A value that must be a whole matrix: scalars fill it."""
+    def filled(self, value: Expr, like: Expr) -> str:
+        """A value that must be a whole matrix, shaped like another: scalars fill it."""
+        zeros = self.text(like if _zeros(like) else call("zeros_like", like))
         if isinstance(value, Constant) and value.value == 0:
-            return "torch.zeros_like(self)"
+            return zeros
         if self.algebra.scalar(value):
-            return f"torch.zeros_like(self) + {self.text(value, 1)}"
-        return self.text(self.placed(value, ref("self")))
+            return f"{zeros} + {self.text(value, 1)}"
+        return self.text(self.placed(value, like))
 
     def branch(self, block: list[Assign]) -> list[str]:
         if not block:
@@ -257,8 +267,15 @@ class _Source:
         found = []
         for i, argument in enumerate(expr.arguments):
             others = [o for j, o in enumerate(expr.arguments) if j != i and self.shaped(o)]
-            found.append(self.placed(argument, others[0] if others else like))
+            found.append(self.placed(argument, self.witness(others[0]) if others else like))
         return Apply(expr.type, expr.span, expr.function, tuple(found))
+
+    def witness(self, expr: Expr) -> Expr:
+        """The simplest part of `expr` that has its shape."""
+        while isinstance(expr, Apply) and expr.function in ELEMENTWISE:
+            parts = [a for a in expr.arguments if self.shaped(a)]
+            expr = min(parts, key=lambda part: "identity" in functions(part))
+        return expr
 
     def shaped(self, expr: Expr) -> bool:
         return not self.algebra.scalar(expr) and any(True for _ in names(expr))
@@ -299,6 +316,8 @@ class _Source:
         kind = self.algebra.kind(arguments[0]) if arguments else "matrix"
         if name in ("rows", "cols"):
             return f"{self.text(arguments[0], _ATOM)}.shape[{-2 if name == 'rows' else -1}]"
+        if name == "zeros_of":
+            return f"self.new_zeros((*self.shape[:-2], {', '.join(self.text(size) for size in arguments)}))"
         if name == "count_of":
             inner = self.text(arguments[0], _ATOM)
             return f"({inner}.shape[-2] * {inner}.shape[-1])"

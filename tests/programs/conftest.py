@@ -36,6 +36,7 @@ class Pair:
 
     def __init__(self, program: Program, system: str, seed: int = 3, **parameters: object) -> None:
         self.unit = program.instantiate(system, parameters)
+        torch.manual_seed(seed)
         self.compiled = build(self.unit, compiled=False).double()
         self.generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

@@ -14,17 +14,15 @@ import nsam
 SHAPES = [(3, 5), (5, 3), (4, 4), (7,), (1, 6)]
 STEPS = 50
 ALL = [
-    "nesterov", "adagrad", "rmsprop", "lion", "adamuon", "preconditioned_momentum", "generalized_huber", "generalized_lp",
-    "dgd_momentum", "dgd_momentum_inside",
+    "nesterov", "adagrad", "rmsprop", "lion", "adamuon", "preconditioned_momentum", "generalized_huber",
+    "generalized_lp", "dgd_momentum", "dgd_momentum_inside", "deep_momentum", "deep_muon",
 ]  # fmt: skip
 
 
 def walk(optimizer_of: Callable[[list[Tensor]], torch.optim.Optimizer]) -> list[Tensor]:
     """All parameters after each of 50 steps on gradients that depend on where they are."""
     generator = torch.Generator().manual_seed(11)
-    parameters = [
-        torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in SHAPES
-    ]
+    parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in SHAPES]
     optimizer = optimizer_of(parameters)
     path = []
     for _ in range(STEPS):
@@ -95,12 +93,40 @@ def preconditioned(p: Tensor, g: Tensor, s: dict[str, Tensor], t: int) -> Tensor
     return p + s["m"]
 
 
+def deep(p: Tensor, g: Tensor, s: dict[str, Tensor], t: int) -> tuple[Tensor, Tensor]:
+    """Eq. 50: one step of gradient descent on the network's reconstruction of the gradient, then a read of it."""
+    n = p.shape[1]
+    u = g / g.norm()
+    weights = [s.get("w1", torch.eye(2 * n, n, dtype=p.dtype)), s.get("w2", torch.eye(n, 2 * n, dtype=p.dtype))]
+
+    def net(w1: Tensor, w2: Tensor) -> Tensor:
+        return u + torch.nn.functional.silu(u @ w1.T) @ w2.T
+
+    with torch.enable_grad():
+        leaves = [w.clone().requires_grad_() for w in weights]
+        slopes = torch.autograd.grad(0.5 * (net(*leaves) - u).square().sum(), leaves)
+    s["w1"], s["w2"] = (0.99 * w - 0.1 * slope for w, slope in zip(weights, slopes, strict=True))
+    return net(s["w1"], s["w2"]), g.norm()
+
+
+def deep_momentum(p: Tensor, g: Tensor, s: dict[str, Tensor], t: int) -> Tensor:
+    read, size = deep(p, g, s, t)
+    return p - 0.02 * size * read
+
+
+def deep_muon(p: Tensor, g: Tensor, s: dict[str, Tensor], t: int) -> Tensor:
+    read, _ = deep(p, g, s, t)
+    return p - 0.02 * max(1, p.shape[0] / p.shape[1]) ** 0.5 * newton_schulz(read)
+
+
 @pytest.mark.parametrize(
     ("rule", "arguments", "update"),
     [
         ("lion", {"lr": 0.02, "decay": 0.1}, lion),
         ("adamuon", {"lr": 0.02, "decay": 0.1}, adamuon),
         ("preconditioned_momentum", {"lr": 0.02}, preconditioned),
+        ("deep_momentum", {"lr": 0.02}, deep_momentum),
+        ("deep_muon", {"lr": 0.02}, deep_muon),
     ],
 )
 def test_step_for_step_as_published(rule: str, arguments: dict[str, float], update: Any) -> None:
@@ -111,6 +137,27 @@ def test_step_for_step_as_published(rule: str, arguments: dict[str, float], upda
     assert float((mine[-1] - mine[0]).abs().max()) > 0.1
 
 
+LINEAR_DEEP_MOMENTUM = """nsam 1
+rule linear_deep_momentum(lr, beta = 0.95) {
+  memory net : linear(cols(self) -> rows(self)) {
+    learn identity -> transpose(grad); minimize dot; by plain(lr = 1, retain = beta); every 1 update; reads running
+  }
+  let ahead = grad + beta * transpose(net(identity))
+  self <- self - lr * sqrt(max(1, rows(self) / cols(self))) * orthogonalize(ahead)
+}
+rule plain(lr, retain) {
+  self <- retain * self - lr * grad
+}
+"""
+
+
+def test_deep_momentum_with_a_linear_memory_and_newton_schulz_is_muon() -> None:
+    program = nsam.loads(LINEAR_DEEP_MOMENTUM)
+    mine = walk(lambda p: nsam.optimizer(program, "linear_deep_momentum", p, lr=0.02))
+    wanted = walk(lambda p: nsam.optimizer("std.rules", "muon", p, lr=0.02))
+    assert max(float((a - b).abs().max()) for a, b in zip(mine, wanted, strict=True)) < 1e-12
+
+
 INSIDE = """nsam 1
 use std.optimizers ({rule})
 system s(dim: int) {{
@@ -118,7 +165,7 @@ system s(dim: int) {{
   memory q, k, v : linear(dim -> dim)
   memory rate : linear(dim -> 1)
   memory m : {structure} {{
-    learn k(x) -> v(x); minimize l2; by {rule}(lr = {rate}); every {every}; {more}
+    learn normalize(k(x)) -> normalize(v(x)); minimize l2; by {rule}(lr = {rate}); every {every}; {more}
   }}
   output m(q(x))
 }}

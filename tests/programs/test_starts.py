@@ -8,9 +8,11 @@ import pytest
 
 import nsam
 
+LEARN = "learn k(x) -> v(x); minimize l2; by gd(lr = 0.1)"
+
 
 def memory(name: str, every: int, more: str, structure: str = "linear(dim -> dim)") -> str:
-    return f"memory {name} : {structure} {{ learn k(x) -> v(x); minimize l2; by gd(lr = 0.1); every {every} tokens; {more} }}"
+    return f"memory {name} : {structure} {{ {LEARN}; every {every} tokens; {more} }}"
 
 
 SLOW = memory("slow", 8, "init learned")
@@ -56,7 +58,9 @@ def test_starts(case: str, pair: Any) -> None:
 
 
 STEADY = {
-    "a vector's boundary state": ("memory a : vector(dim) { learn v(x); minimize l2; by gd(lr = 0.1); every 4 tokens }", "x * a + sigmoid(a)"),
+    "a vector's boundary state": (
+        "memory a : vector(dim) { learn v(x); minimize l2; by gd(lr = 0.1); every 4 tokens }", "x * a + sigmoid(a)"
+    ),
     "a vector in a faster loop": (
         "memory a : vector(dim) { learn v(x); minimize l2; by gd(lr = 0.1); every 8 tokens }\n"
         "memory b : linear(dim -> dim, bias) { learn k(x) -> a; minimize l2; by gd(lr = 0.1); every 2 tokens }",
@@ -66,7 +70,8 @@ STEADY = {
     "biases by heads": (memory("b", 4, "reads running", "mlp(dim -> 6 -> dim, bias, residual, heads = 3)"), "b(x)"),
     "gates": (memory("b", 4, "reads boundary", "mlp(dim -> 6 -> dim, gated, bias)"), "b(x)"),
     "a window and biases": (
-        "memory b : mlp(dim -> 6 -> dim, bias) { learn k(x) -> v(x) over last 3 tokens; minimize l2; by gd(lr = 0.1); every 2 tokens }",
+        "memory b : mlp(dim -> 6 -> dim, bias) {"
+        " learn k(x) -> v(x) over last 3 tokens; minimize l2; by gd(lr = 0.1); every 2 tokens }",
         "b(x)",
     ),
 }  # fmt: skip
