@@ -98,7 +98,7 @@ def _gradients(
     direction = samples.normal(*y.shape) if direction is None else direction
     if y.requires_grad:
         (y * direction).sum().backward()
-    tensors = dict(module.named_parameters())
+    tensors: dict[str, Tensor] = dict(module.named_parameters())
     tensors |= {f"input {i}": x for i, x in enumerate(leaves) if x.requires_grad}
     return {n: torch.zeros_like(t) if t.grad is None else t.grad.clone() for n, t in tensors.items()}, direction
 

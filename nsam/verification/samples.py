@@ -32,7 +32,7 @@ class Samples:
         """Move every parameter a little from its initial value."""
         with torch.no_grad():
             for _, parameter in sorted(module.named_parameters()):
-                parameter += PERTURBATION * self.normal(*parameter.shape)
+                parameter.add_(self.normal(*parameter.shape), alpha=PERTURBATION)
 
     def inputs(self, batch: int, time: int) -> list[Tensor]:
         """One tensor for each input: [batch, time, …], or [batch, …] where it is per sequence."""

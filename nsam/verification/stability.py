@@ -39,8 +39,9 @@ def check_stability(unit: Unit, make: Callable[[], nn.Module], samples: Samples,
         module = make().to(precision)
         inputs = [x.to(precision) if x.is_floating_point() else x for x in samples.inputs(1, tokens)]
         finite, norms = _run(unit, module, inputs, tokens)
-        measured, result = ("finite", "ok") if finite else ("NaN or inf", "failed")
-        yield Row("stability", f"{name}, {tokens} tokens, output", result, measured, "finite")
+        measured = "finite" if finite else "NaN or inf"
+        subject = f"{name}, {tokens} tokens, output"
+        yield Row("stability", subject, "ok" if finite else "failed", measured, "finite")
         if not norms:
             yield skipped("stability", f"{name}, norms", "no fast memory")
             continue

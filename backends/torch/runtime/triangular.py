@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def decays(keep: Tensor | float, time: int, like: Tensor, positive: bool) -> tup
     if keep.shape[-2] != time:
         keep = keep.expand(*keep.shape[:-2], time, 1)
     if positive:
-        total = torch.log(keep).clamp_min(LOG_FLOOR).cumsum(-2)
+        total = torch.log(keep.clamp_min(math.exp(LOG_FLOOR))).cumsum(-2)  # a gate that underflows: no NaN backwards
         between = torch.exp((total - total.mT).masked_fill(~lower, -torch.inf))
         return torch.exp(total), between
     rows = [torch.zeros_like(keep[..., :1, 0]).expand(*keep.shape[:-2], time)]

@@ -1,0 +1,197 @@
+"""Compiled systems: names of parameters, clocks, resets, states, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nsam.backends.reference.module import ReferenceModule
+from nsam.backends.reference.run import new_sequence as new_sequence_reference
+from nsam.backends.torch.build import build
+from nsam.backends.torch.runtime.system import System, new_sequence
+from nsam.dsl.checked import Unit
+
+Shipped = Callable[..., Unit]
+UnitOf = Callable[[str], Unit]
+Random = Callable[..., Tensor]
+SYSTEMS = [
+    ("hope", name, {}) for name in ("titans", "cms", "hope")
+] + [
+    ("zoo", name, {}) for name in (
+        "linear_attention", "retnet", "gated_deltanet", "oja", "miras_lp", "atlas", "titans_memory",
+        "transformer_block", "ada_transformer_block", "nested_cms", "independent_cms", "hyper", "detached",
+    )
+]  # fmt: skip
+LEARN = "memory k, v : linear(4 -> 4)\nmemory m : linear(4 -> 4)"
+
+
+def compiled(unit: Unit) -> System:
+    torch.manual_seed(0)
+    return build(unit, compiled=False).double()
+
+
+def pair(unit: Unit) -> tuple[System, ReferenceModule]:
+    module, reference = compiled(unit), ReferenceModule(unit)
+    reference.load_state_dict(module.state_dict())
+    return module, reference
+
+
+@pytest.mark.parametrize(("name", "system", "parameters"), SYSTEMS)
+def test_parameters_are_named_as_in_the_reference(
+    shipped: Shipped, name: str, system: str, parameters: dict[str, Any]
+) -> None:
+    module, reference = pair(shipped(name, system, dim=8, **parameters))
+    wanted = {key: tensor.shape for key, tensor in reference.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in module.state_dict().items()} == wanted
+    assert list(module.state_dict()) == [name for name, _ in module.named_parameters()]
+
+
+def test_published_names(shipped: Shipped) -> None:
+    names = set(compiled(shipped("hope", "hope", dim=8)).state_dict())
+    assert {"embed.weight", "repeat.0.titans.mem.w1", "repeat.1.cms.level.2.w2", "repeat.0.n1.weight"} <= names
+
+
+CLOCKS = {
+    "reset every": "every 3 tokens; reset every 6 tokens",
+    "reset every, running": "every 3 tokens; reset every 6 tokens; reads running",
+    "reset never": "every 3 tokens; reset never",
+    "reset never, running": "every 2 tokens; reset never; reads running",
+    "summed": "every 3 tokens summed; reset every 6 tokens; reads running",
+    "one token": "every 1 token; reset every 5 tokens; reads running",
+    "zeros": "every 3 tokens; init zeros",
+}
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_clocks_across_calls_and_sequences(unit_of: UnitOf, random: Random, clock: str) -> None:
+    """Two sequences of several calls each; what is reset, and when, as in the reference."""
+    learn = "learn normalize(k(x)) -> v(x); minimize l2; by gd(lr = 0.2, retain = 0.9)"
+    body = f"memory k, v : linear(4 -> 4)\nmemory m : linear(4 -> 4) {{ {learn}; {CLOCKS[clock]} }}\noutput m(x)"
+    module, reference = pair(unit_of(body))
+    state, before = None, None
+    for size in (4, 1, 9, 0, 2, 7):
+        if size == 0:
+            state, before = new_sequence(state), new_sequence_reference(before)
+            continue
+        x = random(2, size, 4)
+        y, state = module(x, state=state)
+        wanted, before = reference(x, state=before)
+        torch.testing.assert_close(y, wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_a_fast_memory_starts_again_from_the_slow_one(unit_of: UnitOf, random: Random) -> None:
+    learn = "learn normalize(k(x)) -> v(x); minimize l2; by gd(lr = 0.2)"
+    module, reference = pair(
+        unit_of(
+            "memory k, v : linear(4 -> 4)\n"
+            f"memory slow : linear(4 -> 4) {{ {learn}; every 6 tokens }}\n"
+            f"memory fast : linear(4 -> 4) {{ {learn}; every 2 tokens; reset every 6 tokens; init slow }}\n"
+            "output fast(x)"
+        )
+    )
+    x = random(2, 13, 4)
+    y, state = module(x[:, :12])
+    wanted, _ = reference(x)
+    torch.testing.assert_close(y, wanted[:, :12], rtol=1e-9, atol=1e-10)
+    assert torch.equal(state["sequence"]["fast.weight"], state["sequence"]["slow.weight"])
+
+
+def test_a_call_leaves_the_callers_state_alone(shipped: Shipped, random: Random) -> None:
+    module, x = compiled(shipped("hope", "titans", dim=8, chunk=4, slow=8)), random(1, 11, 8)
+    _, state = module(x)
+    first, _ = module(x, state=state)
+    again, _ = module(x, state=state)
+    assert torch.equal(first, again)
+    assert state["position"] == 11
+
+
+def test_gradients_flow_through_a_carried_state(shipped: Shipped, random: Random) -> None:
+    module, x = compiled(shipped("hope", "titans", dim=8, chunk=4, slow=8)), random(1, 20, 8)
+    _, state = module(x[:, :16])
+    y, _ = module(x[:, 16:], state=state)
+    early = torch.autograd.grad(y.sum(), module.v.w1)[0]
+    assert early.abs().max() > 0
+
+
+# --- precision -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "system", "parameters"), SYSTEMS)
+def test_bfloat16_is_near_float32(shipped: Shipped, name: str, system: str, parameters: dict[str, Any]) -> None:
+    """The whole module in bfloat16: forward, backward, and master states that stay in float32."""
+    torch.manual_seed(0)
+    wide = build(shipped(name, system, dim=8, **parameters), compiled=False)
+    narrow = build(wide.nsam_unit, compiled=False)
+    narrow.load_state_dict(wide.state_dict())
+    narrow = narrow.to(torch.bfloat16)
+    inputs = [
+        torch.randint(0, 256, (2, 40)) if i.type.vocab else torch.randn((2, 40, 8) if i.type.per == "token" else (2, 8))
+        for i in wide.nsam_unit.inputs
+    ]
+    y, _ = wide(*inputs)
+    z, state = narrow(*(x.bfloat16() if x.is_floating_point() else x for x in inputs))
+    assert float((z.float() - y).detach().norm() / y.detach().norm()) < 0.06
+    z.float().square().sum().backward()
+    assert all(
+        p.grad is not None and p.grad.isfinite().all() for n, p in narrow.named_parameters() if learns(n, system)
+    )
+    for memory in narrow.fast_memories:
+        kept = {n: t for n, t in state["sequence"].items() if n.startswith(f"{memory}.")}
+        assert all(t.dtype == torch.float32 for t in kept.values()), kept
+
+
+def learns(name: str, system: str) -> bool:
+    return not (system == "detached" and name in ("k.weight", "v.weight"))
+
+
+def test_autocast_keeps_gates_and_states_in_float32(unit_of: UnitOf) -> None:
+    """A retention of 0.9999 is 1 in bfloat16: 64 tokens of it must still show."""
+    torch.manual_seed(0)
+    gate = "memory keep : linear(4 -> 1) { init zeros }\nmemory m : linear(4 -> 4)"
+    learn = "learn x -> x; minimize dot; by gd(lr = 0, retain = sigmoid(9.21 + keep(x))); every 64 tokens"
+    module = build(unit_of(f"{gate} {{ {learn} }}\noutput m(x)"), compiled=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, state = module(torch.randn(1, 64, 4))
+    kept = state["sequence"]["m.weight"][0, 0] / module.m.weight
+    assert state["sequence"]["m.weight"].dtype == torch.float32
+    torch.testing.assert_close(kept, torch.full((4, 4), 0.9999**64), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("system", ["titans", "hope"])
+def test_autocast_is_near_float32(shipped: Shipped, system: str) -> None:
+    torch.manual_seed(0)
+    module = build(
+        shipped("hope", system, dim=8, **({"chunk": 4, "slow": 8} if system == "titans" else {})), compiled=False
+    )
+    x = torch.randn(2, 40, 8) if system == "titans" else torch.randint(0, 256, (2, 40))
+    y, _ = module(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z, _ = module(x)
+        z.float().square().sum().backward()
+    assert float((z.float() - y).detach().norm() / y.detach().norm()) < 0.06
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+# --- through inductor ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_inductor_equals_eager(shipped: Shipped) -> None:
+    """Two layers, several segments, values and gradients: compiled blocks against the same code uncompiled."""
+    unit = shipped("hope", "hope", dim=16, layers=2)
+    torch.manual_seed(0)
+    fast, plain = build(unit, compiled=True).double(), build(unit, compiled=False).double()
+    plain.load_state_dict(fast.state_dict())
+    x = torch.randint(0, 256, (2, 150))
+    found, _ = fast(x)
+    wanted, _ = plain(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
+    direction = torch.randn_like(wanted)
+    (found * direction).sum().backward()
+    (wanted * direction).sum().backward()
+    for (name, p), q in zip(fast.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-7, atol=1e-9 * float(q.grad.abs().max()) + 1e-12, msg=name)
