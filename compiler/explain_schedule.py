@@ -8,6 +8,7 @@ from textwrap import shorten
 from nsam.compiler.explain_model import Line
 from nsam.compiler.expressions import Node
 from nsam.compiler.folds import FastMemory
+from nsam.compiler.loops import plan_loops, uncompiled
 from nsam.compiler.schedule import Level, UnitPlan
 
 _INNER = frozenset({"rank_one", "momentum", "summed", "generic"})
@@ -38,7 +39,17 @@ def _lines(plan: UnitPlan) -> Iterator[Line]:
             yield Line(f"whole sequence: run {stage.event.attr('name')}")
         if stage.loop:
             yield from _loops(plan, 0)
+            yield _compiled(plan)
             before = False
+
+
+def _compiled(plan: UnitPlan) -> Line:
+    """What one call through torch.compile covers, or why there is none."""
+    reason = uncompiled(plan)
+    if reason is not None:
+        return Line(f"the loop runs as plain PyTorch, not through torch.compile: {reason}")
+    tokens = next(loop.compiled for loop in plan_loops(plan) if loop.compiled is not None)
+    return Line(f"compiled: {tokens} tokens a call; a shorter piece at the end of a sequence runs as plain PyTorch")
 
 
 def _loops(plan: UnitPlan, depth: int) -> Iterator[Line]:

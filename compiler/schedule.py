@@ -22,10 +22,6 @@ from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
 
 SEQUENCE = -1
-UNROLLED_CHUNKS = 8
-"""The most inner chunks that one compiled block unrolls; beyond that the loop is run from Python."""
-SEGMENT_TOKENS = 64
-"""Blocks shorter than this are compiled several at a time, so that a call does at least this many tokens."""
 FREE = frozenset({"number", "weight", "input", "state"})
 
 

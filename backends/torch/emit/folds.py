@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass, replace
 
 from nsam.backends.torch.emit.names import identifier
@@ -128,12 +126,6 @@ class FoldSource:
                     found.append(emit_initial(before_first_token(fast.plan, fast.memory), function=function))
         return found
 
-    def uncompiled(self, fast: FastMemory) -> str | None:
-        """Why blocks with this memory cannot go through torch.compile, or None."""
-        if fast.plan is not None and fast.plan.strides and fast.plan.needs_count:
-            return f"rule `{fast.plan.name}` needs both its update count and periods of its own"
-        return None
-
 
 def vector_flag(memory: Memory, tensor: str) -> str:
     """The argument that tells a vector, kept as a column, from a matrix with one column."""
@@ -149,14 +141,3 @@ def before_first_token(plan: RulePlan, memory: Memory) -> RulePlan:
         message = f"a state of rule `{plan.name}` starts from `{varying[0]}`, which varies with the token"
         raise unsupported(message, memory.span, "give it a number, or start the state from zeros")
     return replace(plan, parameters=())
-
-
-def rule_alignment(fast: FastMemory) -> int:
-    """Updates after which a rule with periods of its own repeats (1 without any)."""
-    return math.lcm(1, *(fast.plan.strides if fast.plan is not None else ()))
-
-
-def chunks(periods: tuple[int, ...], within: int) -> int:
-    """How many pieces a block of `within` tokens is cut into."""
-    marks = set(itertools.chain.from_iterable(range(0, within, p) for p in periods))
-    return len(marks)

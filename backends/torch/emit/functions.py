@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from math import lcm
 
-from nsam.backends.torch.emit.folds import FoldSource, chunks, rule_alignment
+from nsam.backends.torch.emit.folds import FoldSource
 from nsam.backends.torch.emit.names import Names, identifier
 from nsam.backends.torch.emit.precision import wide_products
 from nsam.backends.torch.emit.printer import Printer, each_token, state_bindings
+from nsam.compiler import loops as planned
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.folds import FastMemory
-from nsam.compiler.schedule import SEGMENT_TOKENS, UNROLLED_CHUNKS, Level, UnitPlan
+from nsam.compiler.schedule import Level, UnitPlan
 from nsam.dsl import checked as c
 
 INDENT = "    "
@@ -22,13 +22,15 @@ TIMELESS = frozenset({"sequence", "constant", "number", "weight", "state"})
 
 @dataclass(frozen=True)
 class Loop:
-    """How a level is run: its function's name, alignment, cuts, and the block of tokens that is compiled, if any."""
+    """A loop of the plan and the name of the function that runs one of its blocks."""
 
     function: str
-    period: int
-    cuts: tuple[tuple[int, bool], ...]
-    compiled: int | None
-    level: Level | None
+    plan: planned.Loop
+
+    @property
+    def level(self) -> Level | None:
+        """The level that the loop stands for; None for a segment of several blocks."""
+        return self.plan.level
 
 
 @dataclass
@@ -51,65 +53,15 @@ class UnitSource:
                 self.plan.lowered.builder.name(node, f"{child}_y" if name == "output" else name)
         self.folds = FoldSource(self.prefix, {f.memory.name: f for f in self.plan.lowered.fast}, self.plan.lowered.like)
         self.names.wide = wide_products(self.plan.lowered.fast)
-        self.loops = self.plan_loops()
+        self.loops = [Loop(self.loop_name(loop), loop) for loop in planned.plan_loops(self.plan)]
 
     # --- loops ---------------------------------------------------------------------------------------
 
-    def alignment(self, level: Level) -> int:
-        """Tokens after which the level's pattern of boundaries, resets and rule periods repeats."""
-        fasts = [self.folds.memories[m] for m in level.memories]
-        return lcm(level.period, *(f.period * rule_alignment(f) for f in fasts))
-
-    def clock(self, period: int) -> tuple[tuple[int, bool], ...]:
-        """The clocks on which a cut at `period` falls."""
-        users = [f for f in self.folds.memories.values() if f.block == period]
-        nevers = {f.memory.reset.kind == "never" for f in users} or {False}
-        return tuple((period, never) for never in sorted(nevers))
-
-    def plan_loops(self) -> list[Loop]:
-        """The nest of loops: which one's blocks are compiled, and a segment of several blocks where they are short."""
-        levels = list(self.plan.levels)
-        if not levels:
-            return []
-        compiled = self.compiled_level(levels)
-        loops: list[Loop] = []
-        outer = None
-        for index, level in enumerate(levels):
-            cuts = tuple(c for period in level.cuts for c in self.clock(period))
-            period = self.alignment(level)
-            name = identifier(f"{self.prefix}_every_{'_'.join(map(str, level.cuts))}")
-            if index == compiled:
-                size = self.segment(period, level, outer)
-                if size > period or len(level.cuts) > 1:
-                    segment = identifier(f"{self.prefix}_segment_{size}")
-                    loops.append(Loop(segment, size, ((size, cuts[0][1]),), size, None))
-                    loops.append(Loop(name, period, cuts, None, level))
-                    continue
-            loops.append(Loop(name, period, cuts, period if index == compiled else None, level))
-            outer = period
-        return loops
-
-    def compiled_level(self, levels: Sequence[Level]) -> int | None:
-        """The outermost level whose block unrolls few enough inner blocks; None when a rule cannot be compiled."""
-        if any(self.folds.uncompiled(f) for f in self.folds.memories.values()):
-            return None
-        mixed = {f.memory.reset.kind == "never" for f in self.folds.memories.values()}
-        if len(mixed) > 1:
-            return None
-        for index, level in enumerate(levels):
-            if chunks(levels[-1].cuts, self.alignment(level)) <= 2 * UNROLLED_CHUNKS:
-                return index
-        return None
-
-    def segment(self, period: int, level: Level, outer: int | None) -> int:
-        """Tokens of a compiled call: several blocks where one is short, never more than an outer block."""
-        inner = self.plan.levels[-1]
-        size = period
-        while size < SEGMENT_TOKENS and chunks(inner.cuts, 2 * size) <= UNROLLED_CHUNKS:
-            if outer is not None and outer % (2 * size):
-                break
-            size *= 2
-        return size
+    def loop_name(self, loop: planned.Loop) -> str:
+        """`titans_every_64`, `titans_segment_64`."""
+        if loop.level is None:
+            return identifier(f"{self.prefix}_segment_{loop.period}")
+        return identifier(f"{self.prefix}_every_{'_'.join(map(str, loop.level.cuts))}")
 
     # --- what crosses the borders of functions -------------------------------------------------------
 
@@ -199,7 +151,9 @@ class UnitSource:
         inputs, outputs = self.inputs(level), self.outputs(level)
         if loop.level is None:
             body = ["new: dict[str, Tensor] = {}", *self.run_loop(position + 1, inputs), *self.results(outputs)]
-            return self.function(loop.function, inputs, f"{loop.period} tokens, compiled as one.", body, loop.compiled)
+            return self.function(
+                loop.function, inputs, f"{loop.plan.period} tokens, compiled as one.", body, loop.plan.compiled
+            )
         printer = Printer(self.names, self.folds.fold, inputs, clock="clock")
         inner_outputs: list[Node] = []
         inner_inputs: list[Node] = []
@@ -223,14 +177,27 @@ class UnitSource:
         what = self.describe(loop.level)
         if self.needs_clock and position == len(self.loops) - 1:
             lines += [f'new["{c}"] = s["{c}"] + at.length' for c in ("clock", "clock.never")]
-        return self.function(loop.function, inputs, what, [*opening, *lines, *self.results(outputs)], loop.compiled)
+        return self.function(
+            loop.function, inputs, what, [*opening, *lines, *self.results(outputs)], loop.plan.compiled
+        )
 
     @property
     def needs_clock(self) -> bool:
         """Whether something in the unit depends on the token's number."""
-        ropes = any(n.op == "rope" for lv in self.plan.levels for n in (*lv.before, *lv.after))
-        ropes = ropes or any(n.op == "rope" for stage in self.plan.stages for n in stage.nodes)
-        return ropes or any(f.plan is not None and f.plan.needs_count for f in self.folds.memories.values())
+        return any(n.op in ("rope", "position") for n in self.nodes()) or any(
+            f.plan is not None and f.plan.needs_count for f in self.folds.memories.values()
+        )
+
+    @property
+    def places(self) -> int | None:
+        """How many positions the unit knows: the fewest that a `position(x, n)` in it allows."""
+        found = [int(str(n.attr("n"))) for n in self.nodes() if n.op == "position"]
+        return min(found, default=None)
+
+    def nodes(self) -> list[Node]:
+        """Everything that the unit computes, in whatever loop."""
+        inside = [n for lv in self.plan.levels for n in (*lv.before, *lv.after)]
+        return [*inside, *(n for stage in self.plan.stages for n in stage.nodes)]
 
     def describe(self, level: Level) -> str:
         """One line on what moves in this loop."""
@@ -278,13 +245,13 @@ class UnitSource:
         outputs = self.outputs(self.level_index(position))
         timed = [n for n in inputs if n.layout not in TIMELESS]
         fixed = [n for n in inputs if n.layout in TIMELESS]
-        cuts = "".join(f"({p}, {never}), " for p, never in loop.cuts)
+        cuts = "".join(f"({p}, {never}), " for p, never in loop.plan.cuts)
         lists = [self.names.of(n) + "_parts" for n in outputs]
         lines = [f"{x}: list[Tensor] = []" for x in lists]
         names = [self.names.of(n) for n in timed]
         unpack = f"({', '.join(n + '_' for n in names)}{',' if len(names) == 1 else ''})"
         listed = "".join(f", {each_token(n, self.names.of(n))}" for n in timed)
-        lines.append(f"for inner, {unpack} in rt.pieces(at, {loop.period}, ({cuts.strip()}){listed}):")
+        lines.append(f"for inner, {unpack} in rt.pieces(at, {loop.plan.period}, ({cuts.strip()}){listed}):")
         passed = "".join(f", {self.names.of(n)}{'_' if n in timed else ''}" for n in [*timed, *fixed])
         order = {self.names.of(n): n for n in inputs}
         passed = "".join(f", {name}{'_' if n in timed else ''}" for name, n in order.items())

@@ -339,6 +339,8 @@ class ClassSource:
             f", {n.attr('name')}={names.of(n)}" for n in lowered.inputs if n.layout == "sequence" and lowered.initial
         )
         body.append(f"w, s, at, children = self.begin(state, {names.of(first)}{initial}{clock}{kept})")
+        if self.source.places is not None:
+            body.append(f"rt.require_places(at, {self.source.places})")
         uses_new = any(loop for loop in self.source.loops)
         if uses_new:
             body.append("new: dict[str, Tensor] = {}")

@@ -16,6 +16,7 @@ _OPS = {
     "relu": "act", "tanh": "act", "rank_one": "fold", "momentum": "fold", "summed": "fold", "generic": "fold",
     "fold_read": "y", "decay": "decay", "triangle": "inverse",
     "conv": "y", "rmsnorm": "normed", "layernorm": "normed", "embedding": "x", "attention": "mixed",
+    "position": "position", "gelu_tanh": "act",
     "split": "heads", "merge": "flat", "add": "total", "mul": "product", "div": "ratio", "sqrt": "root",
 }  # fmt: skip
 
@@ -73,10 +74,12 @@ class Names:
         if node.op in (
             "silu",
             "gelu",
+            "gelu_tanh",
             "relu",
             "tanh",
             "silu_slope",
             "gelu_slope",
+            "gelu_tanh_slope",
             "step_at",
             "normalize",
             "merge",

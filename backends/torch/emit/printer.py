@@ -14,6 +14,7 @@ _INFIX = {"add": ("+", 4), "sub": ("-", 4), "mul": ("*", 5), "div": ("/", 5)}
 _CALLS = {
     "exp": "torch.exp", "log": "torch.log", "abs": "torch.abs", "sign": "torch.sign", "sin": "torch.sin",
     "cos": "torch.cos", "tanh": "torch.tanh", "sigmoid": "torch.sigmoid", "silu": "F.silu", "gelu": "F.gelu",
+    "gelu_tanh": "rt.gelu_tanh", "gelu_tanh_slope": "rt.gelu_tanh_slope",
     "relu": "F.relu", "softplus": "F.softplus", "max": "rt.maximum", "min": "rt.minimum", "clip": "torch.clamp",
     "sqrt": "rt.sqrt", "sqrt_slope": "rt.sqrt_slope", "silu_slope": "rt.silu_slope", "gelu_slope": "rt.gelu_slope",
     "step_at": "rt.step_at", "inside": "rt.inside", "norm": "rt.norm", "dot": "rt.dot", "normalize": "rt.normalize",
@@ -210,15 +211,22 @@ class Printer:
 
     def _rmsnorm(self, node: Node) -> str:
         x, weight = node.args
-        return f"F.rms_norm({self.of(x)}, ({node.shape[-1]},), {self.of(weight)}, 1e-6)"
+        return f"F.rms_norm({self.of(x)}, ({node.shape[-1]},), {self.of(weight)}, {node.attr('eps', 1e-6)})"
 
     def _layernorm(self, node: Node) -> str:
         x, weight, bias = node.args
-        return f"F.layer_norm({self.of(x)}, ({node.shape[-1]},), {self.of(weight)}, {self.of(bias)}, 1e-6)"
+        return f"F.layer_norm({self.of(x)}, ({node.shape[-1]},), {self.of(weight)}, {self.of(bias)}, {node.attr('eps', 1e-6)})"
 
     def _rope(self, node: Node) -> str:
-        clock = "clock" if self.clock == "clock" else f's["{self.clock}"]'
-        return f"rt.rope({self.of(node.args[0])}, {clock})"
+        base = "" if node.attr("base") is None else f", base={node.attr('base')}"
+        return f"rt.rope({self.of(node.args[0])}, {self._token()}{base})"
+
+    def _position(self, node: Node) -> str:
+        return f"rt.position({self.of(node.args[0])}, {self._token()})"
+
+    def _token(self) -> str:
+        """The number of the block's first token."""
+        return "clock" if self.clock == "clock" else f's["{self.clock}"]'
 
     def _fold_read(self, node: Node) -> str:
         shown, x = node.args

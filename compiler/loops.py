@@ -1,0 +1,114 @@
+"""How the loops of a plan are run: which block of tokens is compiled as one call, and where none can be.
+
+Compile time grows with the number of chunks in one graph, run time with the number of calls. So one level's block is
+compiled whole, the outermost that unrolls few enough inner blocks; short blocks are compiled several at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import lcm
+
+from nsam.compiler.folds import FastMemory
+from nsam.compiler.schedule import Level, UnitPlan
+
+UNROLLED_CHUNKS = 8
+"""The most inner chunks that a compiled segment of short blocks unrolls; one block may unroll twice as many."""
+SEGMENT_TOKENS = 64
+"""Blocks shorter than this are compiled several at a time, so that a call does at least this many tokens."""
+
+Cut = tuple[int, bool]
+"""A period at whose multiples a block ends, and whether on the clock of memories that are never reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """One loop as it is run.
+
+    `period` is the alignment of its blocks, `cuts` where they end, `compiled` the tokens of the block that is compiled as
+    one, if it is this loop's; `level` is None for a segment of several blocks.
+    """
+
+    period: int
+    cuts: tuple[Cut, ...]
+    compiled: int | None
+    level: Level | None
+
+
+def plan_loops(plan: UnitPlan) -> tuple[Loop, ...]:
+    """The nest of loops, outermost first."""
+    levels = plan.levels
+    compiled = None if uncompiled(plan) else _compiled_level(plan)
+    loops: list[Loop] = []
+    outer = None
+    for index, level in enumerate(levels):
+        cuts = tuple(cut for period in level.cuts for cut in _clocks(plan, period))
+        period = alignment(plan, level)
+        if index == compiled:
+            size = _segment(plan, period, outer)
+            if size > period or len(level.cuts) > 1:
+                loops.append(Loop(size, ((size, cuts[0][1]),), size, None))
+                loops.append(Loop(period, cuts, None, level))
+                continue
+        loops.append(Loop(period, cuts, period if index == compiled else None, level))
+        outer = period
+    return tuple(loops)
+
+
+def uncompiled(plan: UnitPlan) -> str | None:
+    """Why the blocks of a plan run as plain PyTorch, not through torch.compile; None where they are compiled."""
+    fasts = plan.lowered.fast
+    for fast in fasts:
+        if fast.plan is not None and fast.plan.strides and fast.plan.needs_count:
+            return f"rule `{fast.plan.name}` needs both its update count and periods of its own"
+    if len({fast.memory.reset.kind == "never" for fast in fasts}) > 1:
+        return "memories that are reset and memories that never are end their chunks on different clocks"
+    if plan.levels and _compiled_level(plan) is None:
+        level = plan.levels[-1]
+        count, tokens = pieces(level.cuts, alignment(plan, level)), alignment(plan, level)
+        return (
+            f"boundaries at multiples of {', '.join(map(str, level.cuts))} cut {tokens} tokens into {count} pieces "
+            f"before the pattern repeats, more than the {2 * UNROLLED_CHUNKS} that one graph may hold; periods that divide "
+            "each other are compiled"
+        )
+    return None
+
+
+def alignment(plan: UnitPlan, level: Level) -> int:
+    """Tokens after which the level's pattern of boundaries, resets and rule periods repeats."""
+    return lcm(level.period, *(f.period * _rule_alignment(f) for f in map(plan.fast, level.memories)))
+
+
+def pieces(periods: Sequence[int], within: int) -> int:
+    """How many pieces a block of `within` tokens is cut into."""
+    return len({mark for period in periods for mark in range(0, within, period)})
+
+
+def _rule_alignment(fast: FastMemory) -> int:
+    """Updates after which a rule with periods of its own repeats (1 without any)."""
+    return lcm(1, *(fast.plan.strides if fast.plan is not None else ()))
+
+
+def _clocks(plan: UnitPlan, period: int) -> tuple[Cut, ...]:
+    users = [f for f in plan.lowered.fast if f.block == period]
+    nevers = {f.memory.reset.kind == "never" for f in users} or {False}
+    return tuple((period, never) for never in sorted(nevers))
+
+
+def _compiled_level(plan: UnitPlan) -> int | None:
+    """The outermost level whose block unrolls few enough inner blocks."""
+    for index, level in enumerate(plan.levels):
+        if pieces(plan.levels[-1].cuts, alignment(plan, level)) <= 2 * UNROLLED_CHUNKS:
+            return index
+    return None
+
+
+def _segment(plan: UnitPlan, period: int, outer: int | None) -> int:
+    """Tokens of a compiled call: several blocks where one is short, never more than an outer block."""
+    size = period
+    while size < SEGMENT_TOKENS and pieces(plan.levels[-1].cuts, 2 * size) <= UNROLLED_CHUNKS:
+        if outer is not None and outer % (2 * size):
+            break
+        size *= 2
+    return size
