@@ -50,7 +50,7 @@ from nsam.backends.torch.orthogonalize import (
 )
 """
 
-_KERNELS = (
+KERNELS = (
     "as_tensor",
     "dot",
     "identity",
@@ -62,7 +62,7 @@ _KERNELS = (
     "root_mean_square",
     "sqrt",
 )
-_RESERVED = frozenset({"math", "torch", "states", "self", "grad", "key", "err", "count", *_KERNELS})
+_RESERVED = frozenset({"math", "torch", "states", "self", "grad", "key", "err", "count", *KERNELS})
 _INFIX = {
     "add": ("+", 1),
     "sub": ("-", 1),
@@ -91,7 +91,7 @@ _NUMBERS = {"exp": "math.exp", "log": "math.log", "abs": "abs", "sqrt": "math.sq
 _WHOLE = frozenset({"norm", "normalize", "root_mean_square", "dot", "inverse_or_zero"})
 ELEMENTWISE = frozenset(
     {"add", "sub", "mul", "div", "pow", "neg", "sqrt", "max", "min", "clip", "at_least", "zeros_like", "ones_like"}
-    | {"inverse_or_zero", "floor_div", *_TORCH}
+    | {"inverse_or_zero", "floor_div", "gelu_tanh", *_TORCH}
 )
 
 
@@ -127,7 +127,7 @@ def load(source: str, function: str) -> Callable[..., Any]:
     """Compile emitted source and return one function of it; tracebacks show its lines."""
     name = f"<nsam rule {function} {abs(hash(source)):x}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    scope: dict[str, Any] = {kernel: getattr(kernels, kernel) for kernel in _KERNELS} | {"math": math, "torch": torch}
+    scope: dict[str, Any] = {kernel: getattr(kernels, kernel) for kernel in KERNELS} | {"math": math, "torch": torch}
     exec(compile(source, name, "exec"), scope)
     loaded: Callable[..., Any] = scope[function]
     return loaded
@@ -325,6 +325,8 @@ class _Source:
             return self.extreme(name, *arguments)
         if name in _NUMBERS and kind == "number":
             return f"{_NUMBERS[name]}({self.text(arguments[0])})"
+        if name == "gelu_tanh":
+            return f'torch.nn.functional.gelu({self.tensor(arguments[0])}, approximate="tanh")'
         if name in _TORCH:
             return f"{_TORCH[name]}({self.tensor(arguments[0])})"
         return self.matrix_function(name, arguments)
@@ -345,7 +347,7 @@ class _Source:
             return f"torch.clamp({first}{rest})"
         if name == "dot":
             return f"dot({first}, {self.tensor(arguments[1])})"
-        if name in _KERNELS:
+        if name in KERNELS:
             return f"{name}({first}{rest})"
         raise fail("N0480", f"rules cannot apply `{name}` yet")
 

@@ -230,9 +230,10 @@ class Writer:
         target = self.unit(memory.out) if self.chance(0.7) else self.value(memory.out)
         window = f" over last {self.random.choice((2, 3, 5))} tokens" if self.chance(0.12) else ""
         if keyed:
-            if memory.into == memory.out and self.chance(0.3):
-                target = f"self({target})"
-            listed.append(f"learn {self.unit(memory.into, memory.heads)} -> {target}{window}")
+            key = self.unit(memory.into, memory.heads)
+            if memory.into == memory.out and target != key and self.chance(0.3):
+                target = f"self({target})"  # of the key itself it would be learnt from the start, up to rounding
+            listed.append(f"learn {key} -> {target}{window}")
         else:
             listed.append(f"learn {target}{window}")
         listed.append(f"minimize {self.objective(memory, keyed)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ from nsam.backends.torch.emit.folds import vector_flag
 from nsam.backends.torch.emit.functions import INDENT, UnitSource, starting_order
 from nsam.backends.torch.emit.names import identifier
 from nsam.backends.torch.emit.printer import Printer, state_bindings
-from nsam.backends.torch.rule_source import IMPORTS as RULE_IMPORTS
+from nsam.backends.torch.rule_source import KERNELS
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.lower import held, memory_heads, state_shape
 from nsam.compiler.schedule import UnitPlan, plan
@@ -24,13 +25,7 @@ Shapes: B sequences, T tokens, H heads; rows are tokens.
 
 from __future__ import annotations
 
-import math
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from nsam.backends.torch import runtime as rt
+{imports}
 
 Weights = dict[str, Tensor]
 Result = tuple[dict[str, Tensor], tuple[Tensor, ...]]
@@ -45,14 +40,13 @@ class ModuleSource:
     units: list[tuple[c.Unit, str]] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
     plans: dict[str, UnitPlan] = field(default_factory=dict)
-    rules: bool = False
 
     def write(self, unit: c.Unit) -> str:
         """Return the file. The class of `unit` is the last one; `class_name` gives its name."""
         name = self.add(unit)
         title = f"{name}: {signature(unit)}"
-        rules = RULE_IMPORTS.replace("import math\n\nimport torch\n\n", "") if self.rules else ""
-        return "\n\n".join([HEADER.format(title=title, version=self.version) + rules, *self.parts])
+        header = HEADER.format(title=title, version=self.version, imports=imports("\n".join(self.parts)))
+        return "\n\n".join([header, *self.parts])
 
     def class_name(self, unit: c.Unit) -> str:
         """The class that was written for `unit`."""
@@ -75,7 +69,6 @@ class ModuleSource:
     def functions(self, source: UnitSource) -> list[str]:
         """All functions of one unit: rules, resets, loops, stages."""
         steps = source.folds.functions()
-        self.rules = self.rules or bool(steps)
         resets = Resets(source).functions()
         stages = [source.stage_function(i) for i, st in enumerate(source.plan.stages) if st.nodes]
         return [*steps, *resets, *source.loop_functions(), *stages]
@@ -434,3 +427,16 @@ def initial_values(memory: c.Memory) -> Iterable[tuple[str, str]]:
         else:
             default = {"table": "0.02", "conv": "0.5"}.get(kind, f"{int(shape[-1])} ** -0.5")
             yield tensor, f"rt.normal({listed}, std={default if std is None else repr(float(std))})"
+
+
+def imports(text: str) -> str:
+    """The imports that `text` needs."""
+    kernels = [name for name in KERNELS if re.search(rf"(?<![\w.]){name}\(", text)]
+    lines = ["import math", ""] if "math." in text else []
+    lines += ["import torch"] if "torch." in text else []
+    lines += ["from torch import Tensor, nn" if "nn." in text else "from torch import Tensor"]
+    lines += ["from torch.nn import functional as F"] if "F." in text else []
+    lines += ["", "from nsam.backends.torch import runtime as rt"]
+    if kernels:
+        lines.append(f"from nsam.backends.torch.orthogonalize import {', '.join(kernels)}")
+    return "\n".join(lines)
