@@ -26,8 +26,8 @@ Cut = tuple[int, bool]
 class Loop:
     """One loop as it is run.
 
-    `period` is the alignment of its blocks, `cuts` where they end, `compiled` the tokens of the block that is compiled as
-    one, if it is this loop's; `level` is None for a segment of several blocks.
+    `period` is the alignment of its blocks, `cuts` where they end, `compiled` the tokens of the block that is compiled
+    as one, if it is this loop's; `level` is None for a segment of several blocks.
     """
 
     period: int
@@ -69,8 +69,8 @@ def uncompiled(plan: UnitPlan) -> str | None:
         count, tokens = pieces(level.cuts, alignment(plan, level)), alignment(plan, level)
         return (
             f"boundaries at multiples of {', '.join(map(str, level.cuts))} cut {tokens} tokens into {count} pieces "
-            f"before the pattern repeats, more than the {2 * UNROLLED_CHUNKS} that one graph may hold; periods that divide "
-            "each other are compiled"
+            f"before the pattern repeats, more than the {2 * UNROLLED_CHUNKS} that one graph may hold; periods that "
+            "divide each other are compiled"
         )
     return None
 
