@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nsam.compiler.describe import clause, source_text
+from nsam.compiler.describe import clause, source_text, structure_text
 from nsam.compiler.problems import Edge, Kind, Need, Problem
 from nsam.compiler.rates import Rate
 from nsam.dsl.checked import Expr, Ref, Rule, RuleLet, RuleMemory, RuleState, RuleUpdate, State, walk
@@ -130,6 +130,7 @@ def _merged(edges: Iterable[Edge]) -> list[Edge]:
 
 
 def _memory(memory: RuleMemory, served: Served) -> Problem:
+    alike = memory.structure.kind == "like"
     return Problem(
         path=f"{served.prefix}.{memory.name}",
         role="rule-memory",
@@ -138,16 +139,16 @@ def _memory(memory: RuleMemory, served: Served) -> Problem:
         rate=served.rate.times(memory.period),
         span=memory.span,
         structure=memory.structure,
-        structure_text="like its host",
+        structure_text="like its host" if alike else structure_text(memory.structure),
         context=clause(memory.context.span, "learn"),
         objective=clause(memory.objective.span, "minimize"),
         rule=clause(memory.rule.span, "by"),
-        initial="zeros",
+        initial="zeros" if memory.initial is None else source_text(memory.initial),
         reads=memory.reads,
         reset="with its host",
         summed=memory.summed,
         parameters=0,
-        size=served.size,
+        size=served.size if alike else None,
         hosts=served.hosts,
     )
 

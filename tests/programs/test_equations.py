@@ -112,7 +112,7 @@ def test_mamba2(example: Any, pair: Any) -> None:
 
 
 def test_robust_surprise(example: Any, pair: Any) -> None:
-    """Eq. 59-60: the layer learns (its input, minus the gradient at its output); with a dot product that is v itself."""
+    """Eq. 59-60: the layer learns (its input, minus the error at its output); with a dot product that is v itself."""
 
     def oracle(w: Weights, xs: Tensor) -> Tensor:
         m, ys = torch.zeros(DIM, DIM, dtype=xs.dtype), []
