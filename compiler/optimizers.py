@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from nsam.compiler.describe import clause, source_text, structure_text
 from nsam.compiler.problems import Edge, Kind, Need, Problem
 from nsam.compiler.rates import Rate
-from nsam.dsl.checked import Expr, Ref, Rule, RuleLet, RuleMemory, RuleState, RuleUpdate, State, walk
+from nsam.dsl.checked import Expr, Read, Ref, Rule, RuleLet, RuleMemory, RuleState, RuleUpdate, State, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _mentions(value: Expr, lets: dict[str, Expr], paths: dict[str, str]) -> list
     queue, seen = [value], set[str]()
     while queue:
         for node in walk(queue.pop()):
-            name = node.name if isinstance(node, Ref) else node.memory if isinstance(node, State) else None
+            name = node.name if isinstance(node, Ref) else node.memory if isinstance(node, State | Read) else None
             if name is None or name in seen:
                 continue
             seen.add(name)
