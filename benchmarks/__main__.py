@@ -1,0 +1,138 @@
+"""`python -m benchmarks`: run benchmarks, print tables, leave results behind."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import registry
+from benchmarks.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from benchmarks.report import Outcome
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    found = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="nsam against hand-written baselines, correctness first."
+    )
+    names = [*registry.MODULES, "profile"]
+    found.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(names)}; default: B1 to B7")
+    found.add_argument(
+        "--quick", action="store_true", help="tiny sizes: shows that everything runs, times mean nothing"
+    )
+    found.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, …")
+    found.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
+    found.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of products")
+    found.add_argument("--rounds", type=int, default=15, help="most rounds of a case (default 15)")
+    found.add_argument("--seconds", type=float, default=60.0, help="time for the rounds of a case (default 60)")
+    found.add_argument("--no-compile", action="store_true", help="without torch.compile")
+    found.add_argument("--no-memory", action="store_true", help="leave memory and cold starts out: half the time")
+    found.add_argument(
+        "--out", type=Path, help="folder for the results (default benchmarks/results/<date>-<host kind>)"
+    )
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; returns 1 when nsam's values were wrong somewhere, else 0."""
+    options = parser().parse_args(arguments)
+    names = [name if name == "profile" else name.upper() for name in options.names] or list(registry.MODULES)
+    for name in names:
+        if name not in registry.MODULES and name != "profile":
+            parser().error(f"there is no benchmark {name!r}: {', '.join(registry.MODULES)}, profile")
+    if options.rounds < 1 or (options.threads is not None and options.threads < 1):
+        parser().error("--rounds and --threads are at least 1")
+    settings = Settings(
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads,
+        quick=options.quick,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        compiled=not options.no_compile,
+        memory=not options.no_memory,
+    )
+    if settings.device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            parser().error("there is no CUDA device here")
+    if names == ["profile"]:
+        from benchmarks import profile
+
+        profile.run(settings, options.out)
+        return 0
+    # A cache of our own: the first process that needs a kernel compiles it, so that cold starts are cold.
+    with tempfile.TemporaryDirectory(prefix="nsam-benchmarks-") as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        return run([name for name in names if name != "profile"], settings, options.out)
+
+
+def run(names: Sequence[str], settings: Settings, out: Path | None) -> int:
+    """Run the benchmarks called `names`; results are written after each one."""
+    import torch
+    from rich.console import Console
+
+    from benchmarks import plots, report
+    from benchmarks.machine import describe, host_kind
+
+    settings.apply()
+    torch.manual_seed(0)
+    console = Console()
+    machine = describe(settings) | {"begun": datetime.datetime.now().isoformat(timespec="minutes")}
+    kind = f"{host_kind(settings)}{'' if settings.dtype == 'float32' else '-' + settings.dtype}"
+    if out is None:
+        quick = "-quick" if settings.quick else ""
+        out = registry.ROOT / "benchmarks" / "results" / f"{datetime.date.today()}-{kind}{quick}"
+    for key, value in machine.items():
+        console.print(f"[dim]{key}[/] {value}", highlight=False)
+    outcomes: list[report.Outcome] = []
+    for name in names:
+        begun = time.perf_counter()
+        outcomes.append(_benchmark(name, settings, console))
+        report.write(out, machine, outcomes)
+        plots.draw(out, outcomes[-1])
+        console.print(f"[dim]{name} took {time.perf_counter() - begun:.0f} s[/]")
+    console.print(f"written to {out}")
+    wrong = [case for one in outcomes for case in one.cases if case.candidates[0].failed.startswith("wrong")]
+    for case in wrong:
+        console.print(f"[red]wrong values: {case.label}[/]")
+    return 1 if wrong else 0
+
+
+def _benchmark(name: str, settings: Settings, console: Console) -> Outcome:
+    """Run one benchmark, printing each result as it comes."""
+    from benchmarks import report
+    from benchmarks.measure import run_case
+    from benchmarks.memory import measure_apart
+
+    chosen = registry.module(name)
+    console.print(f"\n[bold]{name}: {chosen.TITLE}[/]")
+    outcome = report.Outcome(name, chosen.TITLE)
+    for i, case in enumerate(registry.cases(name, settings)):
+        apart = None
+        if settings.memory and not (settings.quick and i):
+            apart = functools.partial(measure_apart, name, case.label, settings=settings)
+        outcome.cases.append(run_case(case, settings, apart))
+        report.show_case(console, name, outcome.cases[-1])
+    if hasattr(chosen, "readings"):
+        for reading in chosen.readings(settings):
+            outcome.readings.append(reading)
+            report.show_reading(console, reading)
+    return outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""B6: Muon and M3 on sets of matrices, against torch.optim.Muon and loops over the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import nsam
+from benchmarks.baselines.optimizers import M3Loop, MuonLoop
+from benchmarks.case import TOLERANCE, Candidate, Case, Target
+from benchmarks.models import random
+from benchmarks.settings import Build, Settings
+
+TITLE = "optimizers, one period of 8 steps"
+STEPS = 8
+RATE = 1e-3
+Shapes = Sequence[tuple[int, tuple[int, int]]]
+
+# torch.optim.Muon multiplies in bfloat16, whatever the parameters are.
+COARSE = dict.fromkeys(TOLERANCE, 6e-2)
+
+
+class Moves:
+    """Steps of an optimizer on fixed gradients."""
+
+    def __init__(self, parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        self.parameters, self.optimizer = parameters, optimizer
+
+    def step(self) -> None:
+        """One period."""
+        for _ in range(STEPS):
+            self.optimizer.step()
+
+    def evaluate(self) -> Mapping[str, Tensor]:
+        """How far two periods move every parameter: in the second, what is slow has moved."""
+        before = [p.detach().clone() for p in self.parameters]
+        self.step()
+        self.step()
+        moved = [p.detach() - old for p, old in zip(self.parameters, before, strict=True)]
+        return {f"move of {i}": x for i, x in enumerate(moved)}
+
+
+def parameters(shapes: Shapes, build: Build) -> list[Tensor]:
+    """Matrices with gradients."""
+    flat = [shape for count, shape in shapes for _ in range(count)]
+    found = []
+    for i, shape in enumerate(flat):
+        p = build.put(random(*shape, seed=i)).requires_grad_()
+        p.grad = build.put(random(*shape, seed=1000 + i))
+        found.append(p)
+    return found
+
+
+def orthogonalization_flops(shapes: Shapes) -> float:
+    """Of five Newton-Schulz iterations on every matrix."""
+    total = 0.0
+    for count, (rows, columns) in shapes:
+        m, n = min(rows, columns), max(rows, columns)
+        total += count * 5 * (4 * m * m * n + 2 * m**3)
+    return total
+
+
+def candidate(name: str, shapes: Shapes, make: Callable[[list[Tensor]], Any], **options: Any) -> Candidate:
+    """A candidate that only differs in its optimizer."""
+
+    def made(build: Build) -> Moves:
+        ours = parameters(shapes, build)
+        return Moves(ours, make(ours))
+
+    return Candidate(name, made, **options)
+
+
+def muon(what: str, shapes: Shapes) -> Case:
+    """Return Muon on one set of matrices."""
+    return Case(
+        f"Muon, {what}",
+        (
+            candidate("nsam", shapes, lambda p: nsam.optimizer("std.rules", "muon", p, lr=RATE)),
+            candidate(
+                "torch.optim.Muon",
+                shapes,
+                lambda p: torch.optim.Muon(p, lr=RATE, weight_decay=0),
+                note="products in bfloat16",
+                tolerance=COARSE,
+            ),
+            candidate("loop", shapes, lambda p: MuonLoop(p, RATE)),
+        ),
+        flops=STEPS * orthogonalization_flops(shapes),
+        targets=(Target("torch.optim.Muon", 1.0),),
+        series="Muon",
+    )
+
+
+def m3(what: str, shapes: Shapes) -> Case:
+    """Return M3 on one set of matrices."""
+    return Case(
+        f"M3, {what}",
+        (
+            candidate("nsam", shapes, lambda p: nsam.optimizer("std.rules", "m3", p, lr=RATE)),
+            candidate("loop", shapes, lambda p: M3Loop(p, RATE)),
+        ),
+        flops=(STEPS + 1) * orthogonalization_flops(shapes),
+        targets=(Target("loop", 2.0),),
+        series="M3",
+    )
+
+
+def cases(settings: Settings) -> list[Case]:
+    """All sets of matrices."""
+    if settings.quick:
+        small: Shapes = [(3, (8, 8)), (2, (8, 16)), (1, (16, 8))]
+        return [muon("small", small), m3("small", small)]
+    hope: Shapes = [(4, (128, 128)), (40, (128, 32)), (40, (32, 128)), (6, (512, 128)), (6, (128, 512))]
+    sets: dict[str, Shapes] = {
+        "matrices of Hope, dim 128": hope,
+        "200 of 64 x 64": [(200, (64, 64))],
+        "50 of 64 x 256": [(50, (64, 256))],
+        "6 of 1024 x 1024": [(6, (1024, 1024))],
+    }
+    return [make(what, shapes) for make in (muon, m3) for what, shapes in sets.items()]
+
+
+def checks() -> list[Case]:
+    """Small cases for the exact comparison."""
+    small: Shapes = [(2, (6, 6)), (2, (4, 9)), (1, (9, 4))]
+    return [muon("small", small), m3("small", small)]

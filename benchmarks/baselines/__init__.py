@@ -1,0 +1,1 @@
+"""What nsam is compared with, written by hand as one would without nsam."""

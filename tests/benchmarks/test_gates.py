@@ -1,0 +1,113 @@
+"""The hand-written baselines of the benchmarks do the same mathematics as nsam, in float64."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("B1", "B2", "B3", "B4", "B5", "B6")
+
+
+@pytest.fixture(autouse=True)
+def _checkout(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Benchmarks are not installed: they are imported from the root of the checkout."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own scan traces itself
+@pytest.mark.parametrize("name", NAMES)
+def test_candidates_agree_in_values_and_gradients(name: str) -> None:
+    gate, registry = load("gate"), load("registry")
+    for case in registry.module(name).checks():
+        found = gate.check(case)
+        assert "nsam" in found
+        for candidate, (error, where, within) in found.items():
+            assert within, f"{case.label}: {candidate} is off by {error:.1e} in {where}"
+
+
+def test_a_wrong_candidate_is_found_out_and_not_timed() -> None:
+    case_, measure, settings = load("case"), load("measure"), load("settings")
+
+    class Numbers:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def step(self) -> None:
+            pass
+
+        def evaluate(self) -> dict[str, torch.Tensor]:
+            return {"output": self.factor * torch.ones(3), "gradient of w": torch.full((2,), self.factor)}
+
+    case = case_.Case(
+        "numbers",
+        (
+            case_.Candidate("nsam", lambda build: Numbers(1.0)),
+            case_.Candidate("wrong", lambda build: Numbers(1.01)),
+            case_.Candidate("undefined", lambda build: Numbers(float("nan"))),
+            case_.Candidate("plain", lambda build: Numbers(1.0)),
+        ),
+        targets=(case_.Target("plain", 0.0), case_.Target("wrong", 0.0)),
+    )
+    found = measure.run_case(case, settings.Settings(quick=True, compiled=False))
+    ours, wrong, undefined, plain = found.candidates
+    assert ours.spread is not None
+    assert plain.spread is not None
+    assert wrong.failed.startswith("wrong")
+    assert undefined.failed.startswith("wrong")
+    assert wrong.spread is undefined.spread is None
+    assert [target.met for target in found.targets] == [True, None]
+
+
+def test_errors_are_relative_to_the_whole_tensor() -> None:
+    largest_error = load("gate").largest_error
+    expected = {"gradient of a": torch.full((4,), 100.0), "gradient of b": torch.zeros(4)}
+    noise = {"gradient of a": torch.full((4,), 101.0), "gradient of b": torch.full((4,), 1e-9)}
+    error, where = largest_error(noise, expected)
+    assert where == "gradient of a"
+    assert error == pytest.approx(0.01)
+    assert largest_error({"gradient of a": expected["gradient of a"]}, expected)[0] == float("inf")
+
+
+def test_the_generated_program_is_correct_and_as_long_as_it_says() -> None:
+    import nsam
+
+    text = load("b7_compiler").long_program()
+    assert len(text.splitlines()) == 300
+    assert len(nsam.loads(text).systems) > 20
+
+
+def test_the_command_writes_table_json_and_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = load("__main__").main
+    assert main(["B6", "--quick", "--no-compile", "--no-memory", "--threads", "1", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "torch.optim.Muon" in printed
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["machine"]["threads"] == 1
+    muon = found["benchmarks"][0]["cases"][0]
+    assert [one["name"] for one in muon["candidates"]] == ["nsam", "torch.optim.Muon", "loop"]
+    assert all(len(one["seconds"]) == 3 and one["error"] < 0.1 for one in muon["candidates"])
+    assert muon["rate"][1] > 0
+    assert "## B6" in (tmp_path / "results.md").read_text()
+    assert "<svg" in (tmp_path / "B6.svg").read_text()
+
+
+def test_unknown_benchmarks_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load("__main__").main(["B9"])
+    assert stopped.value.code == 2
+    assert "B9" in capsys.readouterr().err
