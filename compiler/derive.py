@@ -173,6 +173,7 @@ _RULES: dict[str, tuple[Pullback | None, ...]] = {
     "softplus": _unary(lambda b, x, y: b.apply("sigmoid", x)),
     "silu": _unary(lambda b, x, y: b.apply("silu_slope", x)),
     "gelu": _unary(lambda b, x, y: b.apply("gelu_slope", x)),
+    "gelu_tanh": _unary(lambda b, x, y: b.apply("gelu_tanh_slope", x)),
     "relu": _unary(lambda b, x, y: b.apply("step_at", x)),
     "max": (
         lambda b, n, g: b.mul(g, _max_mask(b, n.args[0], n.args[1])),

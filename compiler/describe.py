@@ -23,6 +23,7 @@ def structure_text(structure: Structure) -> str:
     del named["act"]
     parts += [flag for flag in ("residual", "gated", "bias") if getattr(structure, flag)]
     parts += [f"{name} = {value}" for name, value in named.items() if value is not None]
+    parts += [f"eps = {structure.eps:g}"] if structure.eps is not None else []
     return f"{structure.kind}({', '.join(parts)})"
 
 

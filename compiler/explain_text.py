@@ -144,6 +144,7 @@ FUNCTIONS: dict[str, Callable[[Text], Text]] = {
     "transpose": transpose,
     "silu_slope": lambda x: call("silu′", [x]),
     "gelu_slope": lambda x: call("gelu′", [x]),
+    "gelu_tanh_slope": lambda x: call("gelu_tanh′", [x]),
     "sqrt_slope": lambda x: call("√′", [x]),
     "step_at": lambda x: call("relu′", [x]),
     "root_mean_square": lambda x: call("rms", [x]),

@@ -11,7 +11,7 @@ axes precede `shape`, the trailing axes of one token:
 
 Operations: `input number weight state given detach`, the elementwise functions, `sum dot mean norm` over the last axis,
 `linear(x, w)` = x wᵀ and `linear_t(x, w)` = x w, `split merge gate` between flat and heads, and the ones with
-memory: `conv attention rope child`. The rest is named where it is lowered.
+memory or the clock: `conv attention rope position child`. The rest is named where it is lowered.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Node:
 
 
 ELEMENTWISE = frozenset(
-    "add sub mul div neg pow exp log sqrt abs sign sin cos tanh sigmoid silu gelu relu softplus max min "
-    "silu_slope gelu_slope step_at clip identity_at".split()
+    "add sub mul div neg pow exp log sqrt abs sign sin cos tanh sigmoid silu gelu gelu_tanh relu softplus max min "
+    "silu_slope gelu_slope gelu_tanh_slope step_at clip identity_at".split()
 )
 _RANK: dict[Layout, int] = {"number": 0, "constant": 1, "weight": 1, "sequence": 2, "flat": 3, "heads": 4}
 

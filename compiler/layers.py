@@ -65,10 +65,11 @@ def apply_slow(b: Builder, memory: c.Memory, x: Node, transposed: bool, weight: 
         return b.make("embedding", (x, weight("weight")), (int(structure.sizes[1]),), x.layout)
     if kind == "conv":
         return b.make("conv", (x, weight("weight")), x.shape, "flat", memory=memory.name, site=site)
+    eps = {} if structure.eps is None else {"eps": structure.eps}
     if kind == "rmsnorm":
-        return b.make("rmsnorm", (x, weight("weight")), x.shape, x.layout)
+        return b.make("rmsnorm", (x, weight("weight")), x.shape, x.layout, **eps)
     if kind == "layernorm":
-        return b.make("layernorm", (x, weight("weight"), weight("bias")), x.shape, x.layout)
+        return b.make("layernorm", (x, weight("weight"), weight("bias")), x.shape, x.layout, **eps)
     if kind == "vector":
         return b.mul(x, weight("weight"))
     if kind not in ("linear", "mlp"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nsam.compiler.expressions import Builder, Node
+from nsam.compiler.expressions import Attr, Builder, Node
 from nsam.compiler.folds import FastMemory, build_fast_memory, exact_candidates
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
@@ -130,8 +130,9 @@ class Lowering:
         name, b = expr.function, self.b
         heads = int(expr.option("heads", 1) or 1)
         if name in ("normalize", "rope", "softmax", "root_mean_square") and args[0].layout != "heads":
+            base = expr.option("base")
             if heads > 1 or name == "rope":
-                found = self.last_axis(name, b.split(args[0], heads))
+                found = self.last_axis(name, b.split(args[0], heads), **({} if base is None else {"base": base}))
                 return b.merge(found, heads)
             return self.last_axis(name, args[0])
         if name in ("normalize", "softmax"):
@@ -144,6 +145,8 @@ class Lowering:
         if name == "concat":
             shape = (sum(a.shape[-1] for a in args),)
             return b.make("concat", args, shape, args[0].layout)
+        if name == "position":
+            return b.make("position", args, (), "flat", n=expr.option("n"))
         if name == "index":
             return b.make("index", args, (1,), args[0].layout, i=expr.option("i"))
         if name in ELEMENTWISE_FUNCTIONS:
@@ -152,9 +155,9 @@ class Lowering:
             f"`{name}` on values of a system has no compiled form yet", expr.span, "use the reference backend"
         )
 
-    def last_axis(self, name: str, x: Node) -> Node:
+    def last_axis(self, name: str, x: Node, **attrs: Attr) -> Node:
         """A function over the last axis that keeps the shape."""
-        return self.b.make(name, (x,), x.shape, x.layout)
+        return self.b.make(name, (x,), x.shape, x.layout, **attrs)
 
     def one_axis(self, expr: c.Apply, args: list[Node]) -> None:
         """Refuse to reduce matrix-valued tokens."""
@@ -283,7 +286,8 @@ class Lowering:
 
 
 ELEMENTWISE_FUNCTIONS = frozenset(
-    "add sub mul div neg pow exp log sqrt abs sign sin cos tanh sigmoid silu gelu relu softplus max min clip".split()
+    "add sub mul div neg pow exp log sqrt abs sign sin cos tanh sigmoid silu gelu gelu_tanh relu softplus "
+    "max min clip".split()
 )
 
 

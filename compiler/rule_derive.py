@@ -209,6 +209,22 @@ def _gelu_slope(x: Expr, algebra: Algebra) -> Expr:
     return b("add", area, b("mul", x, bell))
 
 
+def _gelu_tanh(x: Expr, algebra: Algebra) -> Expr:
+    """tanh(√(2/π) (x + 0.044715 x³))."""
+    b = algebra.build
+    cubic = b("add", x, b("mul", constant(0.044715), b("pow", x, constant(3))))
+    return call("tanh", b("mul", constant(math.sqrt(2 / math.pi)), cubic))
+
+
+def _gelu_tanh_slope(x: Expr, algebra: Algebra) -> Expr:
+    """(1 + t)/2 + x/2 (1 − t²) √(2/π) (1 + 3 · 0.044715 x²), t the hyperbolic tangent in `gelu_tanh`."""
+    b = algebra.build
+    t = _gelu_tanh(x, algebra)
+    inside = b("add", constant(1), b("mul", constant(3 * 0.044715), b("pow", x, constant(2))))
+    bell = b("mul", b("sub", constant(1), b("pow", t, constant(2))), b("mul", constant(math.sqrt(2 / math.pi)), inside))
+    return b("mul", constant(0.5), b("add", b("add", constant(1), t), b("mul", x, bell)))
+
+
 def _unary(name: str, x: Expr, node: Expr, e: Expr, algebra: Algebra) -> Expr:
     b = algebra.build
     one = constant(1)
@@ -234,6 +250,7 @@ def _unary(name: str, x: Expr, node: Expr, e: Expr, algebra: Algebra) -> Expr:
         "cos": lambda: b("neg", call("sin", x)),
         "silu": lambda: b("mul", call("sigmoid", x), b("add", one, b("sub", x, node))),
         "gelu": lambda: _gelu_slope(x, algebra),
+        "gelu_tanh": lambda: _gelu_tanh_slope(x, algebra),
         "relu": lambda: call("at_least", x, constant(0)),
         "softplus": lambda: call("sigmoid", x),
     }

@@ -119,7 +119,8 @@ class Structure:
 
     `sizes`: linear (in, out); mlp (in, hidden…, out); conv (dim, width); table (n, dim); vector (n,);
     rmsnorm and layernorm (dim,); attention (); `like` (inside rules: the shape of the host's `self`) ().
-    `heads`: n independent copies on the n slices of the input, or None when not declared (no head axis).
+    `heads`: n independent copies on the n slices of the input, or None when not declared (no head axis). `eps`: what
+    a norm adds under its root, None where it is not declared (1e-6).
     """
 
     kind: StructureKind
@@ -131,6 +132,7 @@ class Structure:
     bias: bool = False
     kv_heads: Size | None = None
     window: Size | None = None
+    eps: float | None = None
 
     def tensors(self) -> dict[str, tuple[Size, ...]]:
         """Return the state's tensors by `state_dict` name, with shapes, heads axis first.
@@ -188,7 +190,13 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Frequency:
-    """`every period tokens|steps|updates [summed]`; period `inf` is frequency 0."""
+    """`every period tokens|steps|updates [summed]`; period `inf` is frequency 0.
+
+    `every period..slowest tokens when surprise > threshold` is adaptive: both are set or neither. At each multiple of
+    `period` each sequence decides for itself, all heads together: the memory moves if its surprise, the mean of its
+    objective at the last boundary's state over heads and the tokens since its last update, exceeds `threshold`, or if
+    `slowest` tokens have passed. No gradient flows through the decision.
+    """
 
     period: Size | float
     unit: Literal["token", "step", "update"]

@@ -108,7 +108,7 @@ class Expressions:
             shape = entry.shape(types, dict(options))
         except ShapeProblem as problem:
             raise self.shape_error(problem, arguments, span) from None
-        vocab = types[0].vocab if function == "next" else None
+        vocab = types[0].vocab if function == "next" else dict(options)["n"] if function == "position" else None
         type_ = ValueType(shape, join(t.per for t in types), vocab)
         return Apply(type_, span, function, tuple(arguments), options)
 

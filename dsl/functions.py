@@ -102,6 +102,12 @@ def _rotated(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
     return shape
 
 
+def _positions(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
+    if types[0].per != "token":
+        raise ShapeProblem("`position` needs a value that varies with the token", (0,), "N0245")
+    return ()
+
+
 def _concat(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
     total: Size = 0
     for index, type_ in enumerate(types):
@@ -199,6 +205,7 @@ _TABLE = (
     _unary("sigmoid", "1 / (1 + exp(-a))"),
     _unary("silu", "a sigmoid(a)"),
     _unary("gelu", "a Φ(a), the exact one"),
+    _unary("gelu_tanh", "gelu by its tanh approximation, a/2 (1 + tanh(√(2/π) (a + 0.044715 a³)))"),
     _unary("relu", "max(a, 0)"),
     _unary("softplus", "log(1 + exp(a))"),
     _binary("min", "the smaller of two, element by element"),
@@ -211,7 +218,24 @@ _TABLE = (
     Function("outer", 2, 2, frozenset({"system", "rule"}), _outer, "matrix of all products: row i is aᵢ b"),
     Function("softmax", 1, 1, VALUES, _over_last, "exp(a) over its sum, along the last axis"),
     Function("normalize", 1, 1, VALUES, _by_heads, "a / max(|a|, 1e-6), for each of `heads` slices", options=_HEADS),
-    Function("rope", 1, 1, SYSTEM, _rotated, "rotary position of the token, half-split, base 10000", options=_HEADS),
+    Function(
+        "rope",
+        1,
+        1,
+        SYSTEM,
+        _rotated,
+        "rotary position of the token, half-split, `base` 10000",
+        options=(*_HEADS, Option("base")),
+    ),
+    Function(
+        "position",
+        1,
+        1,
+        SYSTEM,
+        _positions,
+        "number of the value's token in its sequence, from 0, as a token(n)",
+        options=(Option("n", required=True),),
+    ),
     Function("concat", 2, 64, SYSTEM, _concat, "vectors one after the other"),
     Function("index", 1, 1, SYSTEM, _index, "element i of a vector, from 0", options=(Option("i", required=True),)),
     Function(
@@ -244,7 +268,7 @@ _TABLE = (
 FUNCTIONS: dict[str, Function] = {function.name: function for function in _TABLE}
 """The functions by name. Operators are in it under their canonical names (`add` for `+`)."""
 
-ACTIVATIONS: tuple[str, ...] = ("silu", "gelu", "relu", "tanh", "sigmoid", "softplus", "identity")
+ACTIVATIONS: tuple[str, ...] = ("silu", "gelu", "gelu_tanh", "relu", "tanh", "sigmoid", "softplus", "identity")
 """What `act` of an mlp may be."""
 
 RULE_CONSTANTS: dict[str, str] = {
@@ -254,7 +278,7 @@ RULE_CONSTANTS: dict[str, str] = {
 }
 """Names that stand for a whole matrix in a rule; `Apply(name, ())` in the checked program."""
 
-TAKES_TOKENS = frozenset({"next", "cross_entropy"})
+TAKES_TOKENS = frozenset({"next", "cross_entropy", "position"})
 """Functions whose arguments may be integer tokens."""
 
 

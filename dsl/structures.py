@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +41,8 @@ KINDS: dict[str, Kind] = {
     "conv": Kind(("dim", "width"), "conv(dim, width)"),
     "table": Kind(("n", "dim"), "table(n, dim)"),
     "vector": Kind(("n",), "vector(n)"),
-    "rmsnorm": Kind(("dim",), "rmsnorm(dim)"),
-    "layernorm": Kind(("dim",), "layernorm(dim)"),
+    "rmsnorm": Kind(("dim",), "rmsnorm(dim, eps = 1e-6)", frozenset({"eps"})),
+    "layernorm": Kind(("dim",), "layernorm(dim, eps = 1e-6)", frozenset({"eps"})),
     "attention": Kind(("heads", "kv_heads", "window"), "attention(heads, kv_heads, window)"),
 }
 FLAGS = frozenset({"residual", "gated", "bias"})
@@ -136,6 +137,7 @@ class Structures:
             if name in given:
                 raise self.findings.error("N0205", f"`{name}` is given twice", argument.span, "given again here")
             given[name] = argument.value
+        eps = self._epsilon(given.pop("eps", None))
         needed = ("heads",) if node.kind == "attention" else names
         for name in needed:
             if name not in given:
@@ -143,8 +145,17 @@ class Structures:
         values = {name: self.size(value, f"`{name}` of this {node.kind}") for name, value in given.items()}
         if node.kind == "attention":
             return self._attention(node, values)
-        structure = Structure(node.kind, tuple(values[name] for name in names))  # type: ignore[arg-type]
+        structure = Structure(node.kind, tuple(values[name] for name in names), eps=eps)  # type: ignore[arg-type]
         return self._bounded(node, structure)
+
+    def _epsilon(self, node: syntax.Expression | None) -> Any:
+        """Return what a norm adds under its root; N0211 unless it is above 0."""
+        if node is None:
+            return None
+        value = self.evaluator.number(node)
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise self.findings.error("N0211", f"`eps` is {value}", node.span, "a number above 0 is needed")
+        return value
 
     def _attention(self, node: syntax.Structure, values: dict[str, Any]) -> Structure:
         heads, kv_heads = values["heads"], values.get("kv_heads")

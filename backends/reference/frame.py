@@ -388,7 +388,7 @@ class _UnitScope(Scope):
         return self._cut(expr.child, self.frame.child_outputs(expr.child)[expr.name])
 
     def clock(self, function: str) -> int:
-        if function != "rope":
+        if function not in ("rope", "position"):
             raise InternalError(f"{function} outside of a rule")
         return self.frame.position
 

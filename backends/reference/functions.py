@@ -54,6 +54,13 @@ def gelu(ops: Arrays, a: Array) -> Array:
     return ops.mul(ops.mul(a, ops.array(0.5)), cumulative)
 
 
+def gelu_tanh(ops: Arrays, a: Array) -> Array:
+    """Return a/2 (1 + tanh(√(2/π) (a + 0.044715 a³)))."""
+    cube = ops.mul(ops.array(0.044715), ops.mul(a, ops.mul(a, a)))
+    inner = ops.mul(ops.array(math.sqrt(2 / math.pi)), ops.add(a, cube))
+    return ops.mul(ops.mul(a, ops.array(0.5)), ops.add(ops.array(1.0), ops.tanh(inner)))
+
+
 # --- reductions ----------------------------------------------------------------------------------
 
 
@@ -110,10 +117,10 @@ def per_head(ops: Arrays, function: Callable[[Array], Array], a: Array, heads: i
     return ops.concatenate([function(part) for part in split(ops, a, heads)])
 
 
-def rope(ops: Arrays, a: Array, position: int) -> Array:
-    """Rotate the pairs (aᵢ, aᵢ₊ₕ), h half the size, by position · 10000^(−i/h)."""
+def rope(ops: Arrays, a: Array, position: int, base: float = ROPE_BASE) -> Array:
+    """Rotate the pairs (aᵢ, aᵢ₊ₕ), h half the size, by position · base^(−i/h)."""
     half = ops.shape(a)[0] // 2
-    angles = [position * ROPE_BASE ** (-i / half) for i in range(half)]
+    angles = [position * base ** (-i / half) for i in range(half)]
     cos, sin = ops.array([math.cos(x) for x in angles]), ops.array([math.sin(x) for x in angles])
     low, high = ops.take(a, slice(0, half)), ops.take(a, slice(half, 2 * half))
     return ops.concatenate(
@@ -197,6 +204,7 @@ UNARY: dict[str, Unary] = {
     "relu": relu,
     "silu": silu,
     "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
     "mean": mean,
     "norm": norm,
     "root_mean_square": root_mean_square,

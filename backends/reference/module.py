@@ -37,15 +37,15 @@ class ReferenceModule(torch.nn.Module):
                 owner = owner.get_submodule(part)
             owner.register_parameter(name, torch.nn.Parameter(initial_value(parameter, generator)))
 
-    def forward(
-        self, *inputs: torch.Tensor, state: ReferenceState | None = None
-    ) -> tuple[torch.Tensor, ReferenceState]:
+    def forward(self, *inputs: Any, state: ReferenceState | None = None) -> tuple[torch.Tensor, ReferenceState]:
         """Return (output [batch, time, …], state).
 
         Inputs are [batch, time, …] (tokens: int64 [batch, time]; per sequence: [batch, …]); the state is a nested
-        structure of dicts, lists and tensors that a later call continues from. Raises ValueError on inputs that do
-        not fit.
+        structure of dicts, lists and tensors that a later call continues from; it may also be the last argument.
+        Raises ValueError on inputs that do not fit.
         """
+        if len(inputs) == len(self.unit.inputs) + 1 and isinstance(inputs[-1], dict) and state is None:
+            *inputs, state = inputs  # type: ignore[assignment]
         if len(inputs) != len(self.unit.inputs):
             raise ValueError(f"{self.unit.name} takes {len(self.unit.inputs)} inputs, found {len(inputs)}")
         given = [

@@ -61,7 +61,7 @@ class Scope(ABC):
         raise InternalError(f"the output of {expr.child} is not in scope here")
 
     def clock(self, function: str) -> int:
-        """Return the position (`rope`, first token 0) or the number of updates (`unbias`, first update 1)."""
+        """Return the position (`rope`, `position`; first token 0) or the count of updates (`unbias`, first update 1)."""
         raise InternalError(f"{function} has no clock here")
 
     def apply(self, expr: Apply) -> Array:
@@ -74,7 +74,10 @@ class Scope(ABC):
             if name == "normalize":
                 return functions.per_head(ops, lambda part: functions.normalize(ops, part), x, count)
             position = self.clock(name)
-            return functions.per_head(ops, lambda part: functions.rope(ops, part, position), x, count)
+            base = float(option(expr, "base", 2, None) or functions.ROPE_BASE)
+            return functions.per_head(ops, lambda part: functions.rope(ops, part, position, base), x, count)
+        if name == "position":
+            return self._place(int(option(expr, "n", 1) or 0))
         if name == "orthogonalize":
             iterations = option(expr, "iterations", 1, 5)
             return functions.orthogonalize(ops, self.value(expr.arguments[0]), int(iterations or 0))
@@ -96,6 +99,12 @@ class Scope(ABC):
         if result is None:
             raise InternalError(f"unknown function {name} of {len(arguments)} arguments")
         return result
+
+    def _place(self, places: int) -> int:
+        position = self.clock("position")
+        if position >= places:
+            raise ValueError(f"the sequence has {position + 1} tokens and this system has positions for {places}")
+        return position
 
     def _power(self, expr: Apply) -> Array:
         base, exponent = expr.arguments

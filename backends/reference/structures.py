@@ -87,15 +87,16 @@ def read_head(ops: Arrays, structure: Structure, head: Head, x: Array, trace: Tr
     weight = head["weight"]
     if structure.kind in ("linear", "like"):
         return _layer(ops, head, "weight", "bias", x, trace)
+    epsilon = ops.array(EPSILON if structure.eps is None else structure.eps)
     if structure.kind == "rmsnorm":
         mean_square = ops.div(ops.total_last(ops.mul(x, x)), ops.array(float(ops.shape(x)[-1])))
-        scaled = ops.div(x, ops.sqrt(ops.add(mean_square, ops.array(EPSILON))))
+        scaled = ops.div(x, ops.sqrt(ops.add(mean_square, epsilon)))
         return trace.note("weight", scaled, ops.mul(scaled, weight))
     if structure.kind == "layernorm":
         size = ops.array(float(ops.shape(x)[-1]))
         centred = ops.sub(x, ops.div(ops.total_last(x), size))
         variance = ops.div(ops.total_last(ops.mul(centred, centred)), size)
-        scaled = ops.div(centred, ops.sqrt(ops.add(variance, ops.array(EPSILON))))
+        scaled = ops.div(centred, ops.sqrt(ops.add(variance, epsilon)))
         return trace.note("weight", scaled, ops.add(ops.mul(scaled, weight), head["bias"]))
     raise AssertionError(f"internal error: a {structure.kind} has no read by value; please report this")
 

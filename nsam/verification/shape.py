@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nsam.compiler.folds import EXACT_BLOCK
-from nsam.dsl.checked import Call, Memory, RuleMemory, Unit
+from nsam.dsl.checked import Apply, Call, Memory, RuleMemory, Unit, memory_expressions, walk
 
 REFERENCE_TOKENS = 150
 """Longest sequence on which the token-by-token reference is asked."""
@@ -67,6 +67,22 @@ def _periods(memory: Memory) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
+def places(unit: Unit) -> int | None:
+    """Return the longest sequence that a unit knows positions for: the least n of its `position(x, n)`."""
+    found = []
+    values = [value for _, value in unit.outputs] + [step.value for step in unit.bindings]
+    values += [value for memory in unit.memories for value in memory_expressions(memory)]
+    for child in unit.children:
+        inside = places(child.unit if isinstance(child, Call) else child.body)
+        found += [] if inside is None else [inside]
+        arguments = child.arguments if isinstance(child, Call) else [v for _, v in (*child.carried, *child.captured)]
+        values += arguments
+    for node in (node for value in values for node in walk(value)):
+        if isinstance(node, Apply) and node.function == "position":
+            found.append(int(node.option("n") or 1))
+    return min(found, default=None)
+
+
     """Lengths of the sequences that are run.
 
     `odd` is a multiple of no period, `even` of every one (None when that is too long for the reference), `gradient`
@@ -85,13 +101,15 @@ def choose_lengths(unit: Unit, limit: int = REFERENCE_TOKENS) -> Lengths:
     every = list(periods(unit))
     within = [p for p in every if p < limit]
     largest = max(within, default=1)
+    most = places(unit) or LONGEST
+    limit = min(limit, most)
     common = math.lcm(1, *within)
     even = common * max(1, -(-8 // common), min(2, limit // common)) if common <= limit else None
     return Lengths(
         odd=_no_multiple(min(max(2 * largest + 3, 9), limit), within),
         even=even,
         gradient=_no_multiple(min(max(largest + 3, 9), limit), within),
-        long=min(_no_multiple(max(2 * max(every, default=1) + 3, 9), every), LONGEST),
+        long=min(_no_multiple(max(2 * max(every, default=1) + 3, 9), every), LONGEST, most),
         beyond=tuple(p for p in every if p >= limit),
     )
 

@@ -52,7 +52,7 @@ def _run(unit: Unit, module: nn.Module, inputs: list[Tensor], tokens: int) -> tu
     norms: dict[str, Norms] = {}
     state, finite = None, True
     with torch.no_grad():
-        starts = [0, 1, *range(PIECE, tokens, PIECE)]
+        starts = [0, 1, *range(PIECE, tokens, PIECE)][: max(1, tokens)]
         for start, stop in zip(starts, [*starts[1:], tokens], strict=True):
             y, state = module(*part(unit, inputs, start, stop), state=state)
             finite = finite and bool(y.isfinite().all())

@@ -13,7 +13,7 @@ from nsam.verification.learning import check_learning
 from nsam.verification.report import Report, Row
 from nsam.verification.samples import Samples
 from nsam.verification.sequences import check_causality, check_isolation, check_splits
-from nsam.verification.shape import Lengths, choose_lengths
+from nsam.verification.shape import Lengths, choose_lengths, places
 from nsam.verification.stability import TOKENS, check_stability
 
 
@@ -66,6 +66,6 @@ def verify_module(
         *check_isolation(unit, module, chosen, samples),
         *check_learning(unit, module, chosen, samples),
         *check_splits(unit, module, chosen, samples, tolerance),
-        *check_stability(unit, seeded, samples, stability_tokens),
+        *check_stability(unit, seeded, samples, min(stability_tokens, places(unit) or stability_tokens)),
     ]
     return Report(unit.name, tuple(rows))

@@ -215,7 +215,8 @@ class Printer:
 
     def _layernorm(self, node: Node) -> str:
         x, weight, bias = node.args
-        return f"F.layer_norm({self.of(x)}, ({node.shape[-1]},), {self.of(weight)}, {self.of(bias)}, {node.attr('eps', 1e-6)})"
+        eps = node.attr("eps", 1e-6)
+        return f"F.layer_norm({self.of(x)}, ({node.shape[-1]},), {self.of(weight)}, {self.of(bias)}, {eps})"
 
     def _rope(self, node: Node) -> str:
         base = "" if node.attr("base") is None else f", base={node.attr('base')}"

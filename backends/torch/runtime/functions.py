@@ -111,6 +111,18 @@ def gelu_slope(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(x * math.sqrt(0.5))) + x * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """gelu by its tanh approximation."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu_tanh_slope(x: Tensor) -> Tensor:
+    """Derivative of `gelu_tanh`."""
+    rate, cubic = math.sqrt(2 / math.pi), 0.044715
+    t = torch.tanh(rate * (x + cubic * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * rate * (1 + 3 * cubic * x * x)
+
+
 def step_at(x: Tensor) -> Tensor:
     """Derivative of relu: 1 above 0, else 0."""
     return (x > 0).to(x.dtype)
@@ -150,15 +162,20 @@ def conv(x: Tensor, weight: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
     return y, padded[:, time:]  # type: ignore[return-value]
 
 
-def rope(x: Tensor, position: Tensor) -> Tensor:
-    """Rotary positions, half-split, base 10000. x [B, H, T, n]; `position` is the first token's (from 0), 0-dim."""
+def rope(x: Tensor, position: Tensor, base: float = 10000.0) -> Tensor:
+    """Rotary positions, half-split. x [B, H, T, n]; `position` is the first token's (from 0), 0-dim."""
     half = x.shape[-1] // 2
     wide = torch.promote_types(x.dtype, torch.float32)
-    rate = torch.exp(torch.arange(half, device=x.device, dtype=wide) * (-math.log(10000.0) / half))
+    rate = torch.exp(torch.arange(half, device=x.device, dtype=wide) * (-math.log(base) / half))
     angle = (position + torch.arange(x.shape[-2], device=x.device)).to(wide)[:, None] * rate
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x[..., :half], x[..., half:]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def position(x: Tensor, first: Tensor) -> Tensor:
+    """Numbers of the tokens of x [B, T, …] in their sequence: [B, T], the first one's is `first`, 0-dim."""
+    return (first + torch.arange(x.shape[1], device=x.device)).expand(x.shape[0], -1)
 
 
 def attention(

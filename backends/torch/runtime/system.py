@@ -264,6 +264,15 @@ def blank(w: Mapping[str, Tensor], *shape: int) -> Tensor:
     return torch.zeros(shape)
 
 
+def require_places(at: At, places: int) -> None:
+    """Check that a call stays within the positions that the system knows; `ValueError` otherwise."""
+    if at.offset + at.length > places:
+        raise ValueError(
+            f"the sequence has {at.offset + at.length} tokens and this system has positions for {places}: "
+            "begin a new sequence with nsam.new_sequence(state)"
+        )
+
+
 def new_sequence(state: State) -> State:
     """Begin a new sequence: forget what is per sequence, keep what is never reset."""
     children = {
