@@ -42,7 +42,9 @@ class FastMemory:
 
     `period` is the clock's period in tokens; `block` the number of tokens that are folded at once (the period, or
     `EXACT_BLOCK` where the recurrence of a period of 1 is linear and so has an exact parallel form, then `exact`).
-    `key` is the input that the memory is written at; `loss` the objective, one number a token and head.
+    `key` is the input that the memory is written at; `loss` the objective, one number a token and head. Adaptive
+    periods: a boundary at each multiple of `period` where the mean loss exceeds `threshold`, at the latest after
+    `slowest` tokens (None: at every multiple).
     """
 
     memory: c.Memory
@@ -56,6 +58,8 @@ class FastMemory:
     key: Node | None
     loss: Node
     window: int = 1
+    slowest: int | None = None
+    threshold: float = 0.0
     shown: dict[tuple[str, bool], Node] = field(default_factory=dict, compare=False)
 
     def shows(self, reads: str) -> bool:
@@ -91,7 +95,7 @@ def exact_candidates(unit: c.Unit) -> frozenset[str]:
     for memory in unit.memories:
         if not memory.fast or memory.frequency is None or memory.frequency.period != 1 or memory.frequency.summed:
             continue
-        if memory.structure.kind != "linear" or memory.structure.bias:
+        if memory.frequency.slowest is not None or memory.structure.kind != "linear" or memory.structure.bias:
             continue
         if (
             memory.context is None
@@ -163,6 +167,8 @@ class _Build:
         self.heads = memory_heads(memory)
         self.period = int(memory.frequency.period)
         self.summed = memory.frequency.summed
+        self.slowest = None if memory.frequency.slowest is None else int(memory.frequency.slowest)
+        self.threshold = 0.0 if memory.frequency.threshold is None else float(memory.frequency.threshold)
         self.direct = lowering.direct_sources(memory)
         self.tensors = list(memory.structure.tensors())
 
@@ -186,7 +192,7 @@ class _Build:
         plan = self.plan() if needs_plan else None
         return FastMemory(
             self.m, self.heads, self.period, exact_block(self.m) if exact else self.period, exact, folds, plan,
-            tuple(arguments.items()), key, loss, self.window,
+            tuple(arguments.items()), key, loss, self.window, self.slowest, self.threshold,
         )  # fmt: skip
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import total_ordering
 from math import inf
 from typing import Literal, TypeAlias
@@ -20,12 +20,15 @@ _ORDER: dict[str, int] = {"never": 0, "step": 1, "sequence": 2, "token": 3, "alw
 class Rate:
     """One update every `period` ticks of `clock`; `a < b` when a moves less often than b.
 
+    An adaptive period has the rate of its shortest, `slowest` is its longest.
+
     `always` is frequency infinity (attention), `never` frequency 0. Token clocks rank above step clocks; between them
     lies `sequence`, the clock of a state that is written anew when a sequence starts and by nothing else.
     """
 
     clock: Clock
     period: Size = 1
+    slowest: Size | None = field(default=None, compare=False)
 
     def __lt__(self, other: Rate) -> bool:
         if self.clock != other.clock:
@@ -36,7 +39,7 @@ class Rate:
         """Return the rate of something that moves once every `updates` moves of this."""
         if self.clock in ("always", "never"):
             return self
-        return Rate(self.clock, self.period * updates)
+        return Rate(self.clock, self.period * updates, None if self.slowest is None else self.slowest * updates)
 
     def faster_than(self, other: Rate) -> bool:
         """Return whether this is certainly faster; sizes that have no value yet are not compared."""
@@ -47,15 +50,20 @@ class Rate:
 
     @property
     def text(self) -> str:
-        """`1/16 per token`, `1 per step`, `∞`, `0`."""
+        """`1/16 per token`, `1/256..1/16 per token` (adaptive), `1 per step`, `∞`, `0`."""
         if self.clock == "always":
             return "∞"
         if self.clock == "never":
             return "0"
-        if self.period == 1:
-            return f"1 per {self.clock}"
-        period = str(self.period)
-        return f"1/{period} per {self.clock}" if period.isalnum() else f"1/({period}) per {self.clock}"
+        slowest = "" if self.slowest is None else f"{_one_in(self.slowest)}.."
+        return f"{slowest}{_one_in(self.period)} per {self.clock}"
+
+
+def _one_in(period: Size) -> str:
+    if period == 1:
+        return "1"
+    text = str(period)
+    return f"1/{text}" if text.isalnum() else f"1/({text})"
 
 
 ALWAYS = Rate("always")
@@ -75,7 +83,7 @@ def rate_of(memory: Memory, training: Rate) -> Rate:
             return NEVER
         clock: Clock = "token" if memory.frequency.unit == "token" else "step"
         period = memory.frequency.period
-        return Rate(clock, int(period) if isinstance(period, float) else period)
+        return Rate(clock, int(period) if isinstance(period, float) else period, memory.frequency.slowest)
     if memory.initial.kind not in ("memory", "expression"):
         return training
     if memory.reset.kind == "every" and memory.reset.period is not None:

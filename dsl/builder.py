@@ -180,10 +180,26 @@ class Builder(ExpressionBuilder):
         return s.By(self.over(children), str(name), self.at(name), arguments, targets)
 
     def every(self, children: Children) -> s.Every:
-        summed = len(children) == 4
-        if summed:
-            self.word(children[3], ("summed",), "option of `every`")
-        return s.Every(self.over(children), children[1], self.unit(children[2]), summed)
+        expressions = nodes(children, s.Node)
+        words = tokens(children, "WORD")
+        adaptive = bool(tokens(children, "WHEN"))
+        if adaptive:
+            self.word(words.pop(), ("surprise",), "measure to decide by")
+        if len(words) > 1:
+            self.word(words[1], ("summed",), "option of `every`")
+        slowest = expressions[1] if tokens(children, "DOTS") else None
+        threshold = expressions[-1] if adaptive else None
+        span = self.over(children)
+        if (slowest is None) is adaptive:
+            self.half_adaptive(span, adaptive)
+            slowest = threshold = None
+        return s.Every(span, expressions[0], self.unit(words[0]), len(words) > 1, slowest, threshold)  # type: ignore[arg-type]
+
+    def half_adaptive(self, span: Span, adaptive: bool) -> None:
+        """Report a condition without a range of periods, or a range without a condition."""
+        missing = "a range of periods" if adaptive else "a condition"
+        help_text = "write `every 16..256 tokens when surprise > 0.5`"
+        self.report.add("N0120", f"an adaptive period needs {missing}", span, f"{missing} is missing", help=help_text)
 
     def reads(self, children: Children) -> s.Reads:
         return s.Reads(self.over(children), self.word(children[1], MODES, "way to read a memory"))

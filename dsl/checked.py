@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from nsam.dsl.sizes import Size
 from nsam.dsl.spans import Span
@@ -202,6 +202,8 @@ class Frequency:
     unit: Literal["token", "step", "update"]
     summed: bool
     span: Span
+    slowest: Size | None = None
+    threshold: float | Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nsam.dsl import syntax
 from nsam.dsl.checked import Context, Expr, Frequency, Initial, Memory, Objective, Reset, RuleUse
-from nsam.dsl.constants import Unknown
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.findings import Findings, Skip
 from nsam.dsl.initials import build_initial
 from nsam.dsl.memories import Info
 from nsam.dsl.objectives import build_objective
+from nsam.dsl.periods import adaptive, period_of
 from nsam.dsl.reads import SystemExpressions
 from nsam.dsl.rule_uses import periods, use_rule
 from nsam.dsl.sizes import Size, at_least, divides
@@ -348,6 +348,8 @@ class _Clauses:
                 help="write `tokens` or `steps`",
             )
         period = period_of(self.info.evaluator, node.period)
+        if node.slowest is not None:
+            return adaptive(self.info.evaluator, node, period, task=self._is_task())
         return Frequency(period, node.unit, node.summed or node.unit == "step", node.span)  # type: ignore[arg-type]
 
     def _reset(self, node: syntax.Reset, frequency: Frequency | None) -> Reset:
@@ -360,6 +362,8 @@ class _Clauses:
             whole = divides(frequency.period, distance)
             if whole is False:
                 raise self._not_multiple(node, distance, frequency.period, frequency.span)
+            if frequency.slowest is not None and divides(frequency.slowest, distance) is False:
+                raise self._not_multiple(node, distance, frequency.slowest, frequency.span)
         return Reset("every", distance)
 
     def _not_multiple(self, node: syntax.Reset, distance: object, period: object, span: Span) -> Skip:
@@ -381,21 +385,3 @@ class _Clauses:
             if divides(whole, reset.period) is False:
                 self.body.failed = True
                 self._not_multiple(node, reset.period, whole, span)
-
-
-def period_of(evaluator: Any, node: syntax.Expression) -> Any:
-    """Return a period: a whole number from 1, or inf; N0223 below 1."""
-    value = evaluator.value(node)
-    if value == float("inf"):
-        return value
-    if (isinstance(value, float) and value < 1) or (isinstance(value, int) and value < 1):
-        raise evaluator.findings.error(
-            "N0223",
-            f"a period of {value}",
-            node.span,
-            "at least 1 is needed",
-            help="1 is the fastest; `inf` never moves",
-        )
-    if value == Unknown("float"):
-        return 1
-    return evaluator.integer(node, "a period")

@@ -263,7 +263,7 @@ def _gap(left: _Piece, right: _Piece) -> int:
         return 0
     if left.kind in ("LPAR", "LSQB", "CARET", "NEGATIVE") or (left.kind == "LBRACE" and right.kind == "RBRACE"):
         return 0
-    if left.tight or right.tight:
+    if left.tight or right.tight or "DOTS" in (left.kind, right.kind):
         return 0
     if right.kind in ("LPAR", "LSQB"):
         return 0 if left.kind in ("NAME", "TRANSPOSE") else 1

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _TERMINALS = {
     "ARROW": "`->`",
     "LEFT_ARROW": "`<-`",
+    "GREATER": "`>`",
+    "DOTS": "`..`",
     "EQUAL": "`=`",
     "COLON": "`:`",
     "COMMA": "`,`",

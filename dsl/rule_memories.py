@@ -21,11 +21,11 @@ from nsam.dsl.checked import (
     ValueType,
     walk,
 )
-from nsam.dsl.clauses import period_of
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.expressions import Expressions
 from nsam.dsl.findings import Skip
 from nsam.dsl.objectives import ObjectiveExpressions, objective_of
+from nsam.dsl.periods import not_adaptive, period_of
 from nsam.dsl.rule_uses import use_rule
 from nsam.dsl.sizes import Size
 from nsam.dsl.spans import Span
@@ -260,6 +260,7 @@ class _RuleClauses:
             raise self.findings.error(
                 "N0222", "a rule counts updates of its host", node.span, "makes no sense here", help="write `updates`"
             )
+        not_adaptive(self.findings, node)
         period = period_of(self.maker.evaluator, node.period)
         if period == float("inf"):
             raise self.findings.error("N0222", "this memory never moves", node.span, "makes no sense here")

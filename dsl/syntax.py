@@ -163,11 +163,16 @@ class By(Node):
 
 @dataclass(frozen=True, slots=True)
 class Every(Node):
-    """`every n tokens|steps|updates [summed]`; `unit` is singular: token, step, update."""
+    """`every n tokens|steps|updates [summed]`; `unit` is singular: token, step, update.
+
+    `every n..m tokens when surprise > x`: `period` is n, `slowest` m, `threshold` x. The parser sets both or neither.
+    """
 
     period: Expression
     unit: str
     summed: bool = False
+    slowest: Expression | None = None
+    threshold: Expression | None = None
 
 
 @dataclass(frozen=True, slots=True)

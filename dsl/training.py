@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeVar, cast
 
 from nsam.dsl import syntax
 from nsam.dsl.checked import Constant, Expr, Output, Ref, RuleUse, Train, Unit
-from nsam.dsl.clauses import period_of
 from nsam.dsl.constants import Evaluator, Value, conforms, kind_of, show
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.expressions import Expressions, match_arguments
@@ -16,6 +15,7 @@ from nsam.dsl.findings import attempt_all, did_you_mean
 from nsam.dsl.functions import names_in
 from nsam.dsl.instantiate import Checker, System, missing_parameters
 from nsam.dsl.names import Declared
+from nsam.dsl.periods import not_adaptive, period_of
 from nsam.dsl.rule_uses import ConstantExpressions, bind_rule, find_rule
 from nsam.dsl.sizes import at_least
 from nsam.dsl.types import SCALAR, shape_text
@@ -274,6 +274,7 @@ class TrainMaker:
             raise self.findings.error(
                 "N0222", "a training level moves by steps", node.span, "makes no sense here", help="`every 1 step`"
             )
+        not_adaptive(self.findings, node)
         period = period_of(self.evaluator, node.period)
         if period == float("inf"):
             raise self.findings.error("N0222", "this level never moves", node.span, "makes no sense here")

@@ -18,7 +18,8 @@ from nsam.dsl.spans import Span
 
 Record: TypeAlias = dict[str, Any]
 """A memory's state: `boundary` and `running` (see `structures.Tensors`), `count` of tokens since the reset, `sums` of
-gradients since the boundary (summed memories), `window` of stored (key, value) pairs, `rules` by head and tensor."""
+gradients since the boundary (summed memories), `window` of stored (key, value) pairs, `rules` by head and tensor,
+`waited` and `surprise`: tokens since the last update, and the objective added up over them (adaptive periods)."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Learner:
     summed: bool
     window: int | None
     span: Span
+    slowest: float | None = None
+    threshold: float = 0.0
 
     @staticmethod
     def of_memory(memory: Memory) -> Learner:
@@ -42,9 +45,12 @@ class Learner:
             raise InternalError(f"{memory.name} moves without context, objective, rule or frequency")
         window = None if context.window is None else int(context.window)
         period = float(frequency.period)
+        slowest = None if frequency.slowest is None else float(frequency.slowest)
+        threshold = 0.0 if frequency.threshold is None else float(frequency.threshold)
         return Learner(
-            memory.structure, objective, context.key is None, rule, period, frequency.summed, window, memory.span
-        )
+            memory.structure, objective, context.key is None, rule, period, frequency.summed, window, memory.span,
+            slowest, threshold,
+        )  # fmt: skip
 
     @staticmethod
     def of_rule_memory(memory: RuleMemory) -> Learner:
@@ -88,6 +94,8 @@ def new_record(learner: Learner, tensors: Tensors) -> Record:
         "sums": None,
         "window": [],
         "rules": [{name: rules.new_rule_record() for name in head} for head in tensors],
+        "waited": 0,
+        "surprise": 0.0,
     }
 
 
@@ -103,12 +111,15 @@ def advance(
 
     Every gradient and every layer's input is taken at `record["boundary"]` (eq. 90); what moves is the running
     state, which becomes the boundary where the period closes. A summed memory moves only there, by the plain sum
-    of the period's gradients (eq. 71).
+    of the period's gradients (eq. 71). An adaptive memory may leave its boundary state as it is and fold on.
     """
     window = [*record["window"], (key, value)][-(learner.window or 1) :]
     slopes = inner_gradient(ops, learner, record["boundary"], window)
     after = record | {"count": record["count"] + 1, "window": window if learner.window else []}
     closing = after["count"] % learner.period == 0
+    if learner.slowest is not None:
+        after |= _wait(ops, learner, record, key, value)
+        closing = closing and _due(learner, after)
     if learner.summed:
         after["sums"] = sums = _accumulate(ops, record["sums"], slopes)
         if closing:
@@ -118,8 +129,26 @@ def advance(
     else:
         _move(ops, learner, after, slopes, arguments)
     if closing:
-        after["boundary"] = after["running"]
+        after |= {"boundary": after["running"], "waited": 0, "surprise": 0.0}
     return after
+
+
+def _wait(ops: Arrays, learner: Learner, record: Record, key: Array | None, value: Array) -> Record:
+    """Return the counters of an adaptive memory after one more token: how long it waited, its surprise added up."""
+    with_heads = zip(record["boundary"], _per_head(ops, learner, key, value), strict=True)
+    losses = [
+        float(ops.detach(_ObjectiveScope(ops, learner, head, *context).value(learner.expression)))
+        for head, context in with_heads
+    ]
+    surprise = sum(losses) / len(losses)
+    return {"waited": record["waited"] + 1, "surprise": record["surprise"] + surprise}
+
+
+def _due(learner: Learner, after: Record) -> bool:
+    """Whether an adaptive memory moves at this multiple of its shortest period."""
+    assert learner.slowest is not None
+    late: bool = after["waited"] >= learner.slowest
+    return late or bool(after["surprise"] / after["waited"] > learner.threshold)
 
 
 def _accumulate(ops: Arrays, sums: list[Head] | None, slopes: list[dict[str, Slope]]) -> list[Head]:

@@ -183,4 +183,12 @@ TABLE: tuple[Code, ...] = (
         _system("memory m : mlp(act = silu, dim -> dim -> dim)"),
         _system("memory m : mlp(dim -> dim -> dim, act = silu)"),
     ),
+    Code(
+        "N0120",
+        "half-adaptive",
+        "error",
+        "An adaptive period has both: the range that it may have, `n..m tokens`, and `when surprise > x`.",
+        _memory("every 4..16 tokens"),
+        _memory("every 4..16 tokens when surprise > 0.5"),
+    ),
 )

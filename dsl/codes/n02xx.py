@@ -39,6 +39,7 @@ _TRAIN = f"{_MODEL}; {_LOSS}; by gd(lr = 0.1); steps 4"
 _TWO = "nsam 1\n\nsystem inner(dim: int) {\n  input x: [dim]\n  output x\n}\n\n"
 _OUTER = "system outer(dim: int) {{\n  input x: [dim]\n  output {}\n}}\n"
 _LEARN = "learn k(x) -> x; minimize l2; by gd(lr = 0.1); every 16 tokens"
+_SURPRISED = "learn k(x) -> x; minimize l2; by gd(lr = 0.1); every 4..16 tokens"
 _GENERATED = (
     "input c: [dim] per sequence\nmemory w : linear(dim -> dim*dim)\n"
     "memory m : linear(dim -> dim) { init w(c) }\noutput m(x)"
@@ -384,6 +385,23 @@ TABLE: tuple[Code, ...] = (
         .replace("input x: [dim]", "input x: [16]")
         .replace("linear(dim -> dim, heads", "linear(16 -> 16, heads"),
         _memory("learn k(x) -> x; minimize l2; by gd(lr = mean(sigmoid(k(x)))); every 16 tokens"),
+    ),
+    Code(
+        "N0242",
+        "adaptive-not-here",
+        "error",
+        "An adaptive period is for memories that learn a key and value inside the sequence, token by token: there is "
+        "no surprise on the step clock, for `minimize task`, in rules and in `train`, and a sum has no single update.",
+        _memory(f"{_SURPRISED} summed when surprise > 0.5"),
+        _memory(f"{_SURPRISED} when surprise > 0.5"),
+    ),
+    Code(
+        "N0243",
+        "adaptive-bounds",
+        "error",
+        "The bounds of an adaptive period are whole numbers of tokens, the smaller one divides the larger one.",
+        _memory(f"{_SURPRISED.replace('4..16', '6..16')} when surprise > 0.5"),
+        _memory(f"{_SURPRISED} when surprise > 0.5"),
     ),
     Code(
         "N0244",

@@ -49,6 +49,8 @@ def _periods(memory: Memory) -> Iterator[int]:
     if memory.fast and memory.frequency is not None:
         period = int(memory.frequency.period)
         yield period
+        if memory.frequency.slowest is not None:
+            yield int(memory.frequency.slowest)
         if period == 1:
             yield EXACT_BLOCK  # such memories may be folded many tokens at a time
         if memory.rule is not None:

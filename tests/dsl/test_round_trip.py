@@ -22,6 +22,7 @@ MODEST = settings(max_examples=60, deadline=None, suppress_health_check=[HealthC
 
 # names include words that are keywords elsewhere: `init`, `every`, `step`, `data`, `tokens` serve as names
 KEYWORD_NAMES = ["init", "every", "step", "data", "tokens", "learn", "over", "last", "key", "self", "model", "summed"]
+KEYWORD_NAMES += ["when", "surprise"]
 identifiers = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,6}", fullmatch=True).filter(lambda name: name not in RESERVED)
 names = st.one_of(st.sampled_from(KEYWORD_NAMES), identifiers.filter(lambda name: name not in ("zeros", "learned")))
 declared = names.map(lambda name: s.Identifier(HERE, name))
@@ -76,7 +77,11 @@ structures = st.one_of(
 )
 bys = st.builds(lambda rule, given: s.By(HERE, rule, HERE, given), names, arguments(expressions))
 everies = st.builds(
-    lambda period, unit, summed: s.Every(HERE, period, unit, summed), expressions, st.sampled_from(UNITS), st.booleans()
+    lambda period, unit, summed, adaptive: s.Every(HERE, period, unit, summed, *adaptive),
+    expressions,
+    st.sampled_from(UNITS),
+    st.booleans(),
+    st.just((None, None)) | st.tuples(expressions, expressions),
 )
 minimizes = expressions.map(lambda value: s.Minimize(HERE, value))
 clauses = st.one_of(
@@ -238,7 +243,9 @@ def line(node: s.Node) -> str:
         case s.By():
             return f"by {node.rule}({given_as(node.arguments)})" + (f" for {node.targets}" if node.targets else "")
         case s.Every():
-            return f"every {expr(node.period)} {node.unit}s{' summed' if node.summed else ''}"
+            period = expr(node.period) if node.slowest is None else f"{expr(node.period)}..{expr(node.slowest)}"
+            condition = "" if node.threshold is None else f" when surprise > {expr(node.threshold)}"
+            return f"every {period} {node.unit}s{' summed' if node.summed else ''}{condition}"
         case s.Reads():
             return f"reads {node.mode}"
         case s.Reset():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -169,6 +170,7 @@ class UnitSource:
             printer.text |= {n.id: (self.names.of(n), 9) for n in inner_outputs}
         printer.statements(loop.level.after, outputs)
         lines += printer.lines
+        lines += self.surprises(loop.level, printer)
         lines += self.losses(loop.level, printer)
         lines += self.advances(loop.level, printer)
         opening = [*state_bindings(printer, printer.weights, "w"), *state_bindings(printer, printer.states, "s")]
@@ -267,6 +269,14 @@ class UnitSource:
 
     # --- memories --------------------------------------------------------------------------------------
 
+    def surprises(self, level: Level, printer: Printer) -> list[str]:
+        """The objectives that adaptive memories decide by."""
+        printer.lines = []
+        for fast in (self.folds.memories[name] for name in level.memories):
+            if fast.slowest is not None:
+                printer.statements(self.loss_nodes(fast, level.index)[0], [fast.loss])
+        return printer.lines
+
     def losses(self, level: Level, printer: Printer) -> list[str]:
         """Inner losses, recorded only when somebody looks."""
         lines: list[str] = []
@@ -289,6 +299,11 @@ class UnitSource:
             never = fast.memory.reset.kind == "never"
             folds = ", ".join(f'"{f.tensor}": {printer.of(f.node)}' for f in fast.folds)
             period = 1 if fast.exact else fast.period
+            if fast.slowest is not None:
+                clock = ", never=True" if never else ""
+                by = f"({period}, {fast.slowest}), {number(fast.threshold)}, {printer.of(fast.loss)}"
+                lines.append(f'new = rt.update(new, rt.decide(at, s, "{name}", {by}, {{{folds}}}{clock}))')
+                continue
             lines.append(f'new = rt.update(new, rt.advance(at, "{name}", {period}, {never}, {{{folds}}}))')
         for name in self.due_resets(level):
             period = int(self.folds.memories[name].memory.reset.period or 0)
@@ -387,6 +402,11 @@ def starting_order(unit: c.Unit) -> list[c.Memory]:
     for memory in unit.memories:
         visit(memory)
     return list(order.values())
+
+
+def number(value: float) -> str:
+    """A float as generated source spells it."""
+    return repr(value) if math.isfinite(value) else f"{'-' if value < 0 else ''}math.inf"
 
 
 def clocks(lines: Iterable[str]) -> list[str]:

@@ -185,6 +185,9 @@ class Resets:
                 function = self.source.folds.step_name(fast).replace("_step", "_initial")
                 vector = vector_flag(memory, fold.tensor)
                 lines.append(f'new |= rt.rule_states({function}, new["{path}"], "{path}", ({listed}){vector})')
+        if fast.slowest is not None:
+            listed = "".join(f'"{t}", ' for t in memory.structure.tensors()).strip()
+            lines.append(f'new |= rt.waiting(new, "{memory.name}", ({listed}))')
         if fast.window > 1:
             lines += [f"new |= {self.buffer(n)}" for n in self.carries(memory)]
         return lines

@@ -3,6 +3,7 @@
 Needs torch only, not the compiler.
 """
 
+from nsam.backends.torch.runtime.adaptive import decide, waiting
 from nsam.backends.torch.runtime.blocks import At, block, join, pieces, stage
 from nsam.backends.torch.runtime.folds import Generic, Momentum, RankOne, Summed
 from nsam.backends.torch.runtime.functions import (
@@ -77,6 +78,7 @@ __all__ = [
     "conv",
     "copied",
     "cut",
+    "decide",
     "dot",
     "empty_memory",
     "gate",
@@ -114,6 +116,7 @@ __all__ = [
     "step_at",
     "triangle",
     "update",
+    "waiting",
     "wide",
     "zeros",
 ]
