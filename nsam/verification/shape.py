@@ -67,8 +67,6 @@ def _periods(memory: Memory) -> Iterator[int]:
         yield int(memory.structure.sizes[1])
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
 def places(unit: Unit) -> int | None:
     """Return the longest sequence that a unit knows positions for: the least n of its `position(x, n)`."""
     found = []
@@ -85,6 +83,8 @@ def places(unit: Unit) -> int | None:
     return min(found, default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class Lengths:
     """Lengths of the sequences that are run.
 
     `odd` is a multiple of no period, `even` of every one (None when that is too long for the reference), `gradient`
@@ -101,10 +101,10 @@ def places(unit: Unit) -> int | None:
 def choose_lengths(unit: Unit, limit: int = REFERENCE_TOKENS) -> Lengths:
     """Choose lengths from the unit's periods; `beyond` are those that the reference does not reach."""
     every = list(periods(unit))
-    within = [p for p in every if p < limit]
-    largest = max(within, default=1)
     most = places(unit) or LONGEST
     limit = min(limit, most)
+    within = [p for p in every if p < limit]
+    largest = max(within, default=1)
     common = math.lcm(1, *within)
     even = common * max(1, -(-8 // common), min(2, limit // common)) if common <= limit else None
     return Lengths(
