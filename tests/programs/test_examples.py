@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+
+import nsam
 
 SMALL: dict[str, Any] = {"dim": 4}
 TOKENS: dict[str, Any] = {"vocab": 11, "dim": 4, "heads": 2, "layers": 2}
+
+SHARED = {"cms"}
+"""Parts of other systems."""
 
 SYSTEMS: list[tuple[str, str, dict[str, Any], int]] = [
     ("linear_memories", "deltanet", SMALL, 9),
@@ -61,3 +67,72 @@ def test_compiled_is_the_reference(
     folder: str, system: str, parameters: dict[str, Any], time: int, example: Any, pair: Any
 ) -> None:
     assert pair(example(folder), system, **parameters).apart(time) < 1e-9
+
+
+USER = """nsam 1
+use std.memories (delta_memory, deep_memory, causal_attention, window_attention, continuum, token_continuum)
+system lm(vocab: int, dim: int) {
+  input tokens: token(vocab)
+  memory embed : table(vocab, dim)
+  let h = embed(tokens)
+  repeat 2 {
+    memory n1, n2, n3 : rmsnorm(dim)
+    h = h + causal_attention(n1(h), dim, heads = 2, kv_heads = 1) + window_attention(n1(h), dim, 3, heads = 2, kv_heads = 2)
+    h = h + delta_memory(n2(h), dim, heads = 2)
+    h = h + deep_memory(n2(h), dim, heads = 2, chunk = 4)
+    h = h + continuum(n3(h), dim) + token_continuum(n3(h), dim, periods = [2, 4])
+  }
+  output embed.T(h)
+}
+"""
+
+
+def test_systems_of_the_standard_library_in_a_system_of_ones_own(pair: Any) -> None:
+    both = pair(nsam.loads(USER), "lm", vocab=9, dim=4)
+    assert both.apart(7) < 1e-9
+    assert both.dead(7) == []
+
+
+@pytest.mark.parametrize("folder", sorted({folder for folder, *_ in SYSTEMS}))
+def test_every_system_of_an_example_is_here(folder: str, example: Any) -> None:
+    assert {system for f, system, *_ in SYSTEMS if f == folder} == set(example(folder).systems) - SHARED
+
+
+@pytest.mark.parametrize(
+    ("folder", "system", "parameters", "time"),
+    [one for one in SYSTEMS if one[1] != "detached_teacher"],
+    ids=[f"{folder}-{system}" for folder, system, *_ in SYSTEMS if system != "detached_teacher"],
+)
+def test_every_parameter_learns(
+    folder: str, system: str, parameters: dict[str, Any], time: int, example: Any, pair: Any
+) -> None:
+    assert pair(example(folder), system, **parameters).dead(time) == []
+
+
+def test_a_direct_transfer_stops_the_gradient_and_nothing_else(example: Any, pair: Any, gradients: Any) -> None:
+    """The student's errors reach its teacher's values but not its keys; the forward pass is the same."""
+    through, cut = (pair(example("meta"), name, dim=4) for name in ("teacher", "detached_teacher"))
+    assert through.unit.transfers == ()
+    cut.compiled.load_state_dict(through.compiled.state_dict())
+    (x,) = cut.inputs(2, 10)
+    with torch.no_grad():
+        student = through.compiled(x)[0]
+        both = cut.compiled(x)[0]
+    assert float((both - student).abs().max()) > 0
+    found = gradients(cut.compiled, [x])
+    assert float(found["key_of.w1"].abs().max()) > 0  # by its own place in the output
+
+
+def test_a_memory_that_is_never_reset_goes_on(example: Any, pair: Any) -> None:
+    """One stream of 12 tokens is two sequences of 6 for `habit`, but not for `today`."""
+    both = pair(example("continuum"), "lifelong", dim=4)
+    (x,) = both.inputs(1, 12)
+    with torch.no_grad():
+        whole, _ = both.compiled(x)
+        _, state = both.compiled(x[:, :6])
+        stream, _ = both.compiled(x[:, 6:], state=state)
+        second, _ = both.compiled(x[:, 6:], state=nsam.new_sequence(state))
+        fresh, _ = both.compiled(x[:, 6:])
+    assert torch.allclose(stream, whole[:, 6:], atol=1e-12)
+    assert not torch.allclose(second, stream, atol=1e-6)
+    assert not torch.allclose(second, fresh, atol=1e-6)
