@@ -133,6 +133,16 @@ def check_transfers(
 
 
 def _check_kind(transfer: Transfer, edges: list[Edge], report: Report) -> None:
+    if transfer.kind == "direct" and all(set(edge.uses) == {"read"} for edge in edges):
+        report.add(
+            "N0305",
+            f"`{transfer.source}` is only what `{transfer.target}` is read with: there is no gradient to stop here",
+            transfer.span,
+            "stops nothing",
+            secondary=[Label(edges[0].span, "this read")],
+            help="`direct` stops what enters a memory's clauses (context, rule, initial state); leave the line out",
+        )
+        return
     if any(edge.kind == transfer.kind for edge in edges):
         return
     kinds = sorted({edge.kind for edge in edges})

@@ -73,7 +73,7 @@ class Lowering:
                 self.fast_memory(memory)
         outputs = tuple((name, self.expr(value, nothing)) for name, value in self.unit.outputs)
         initial = tuple(
-            (m.name, self.expr(m.initial.expression, nothing))
+            (m.name, self.expr(m.initial.expression, self.direct_sources(m)))
             for m in self.unit.memories
             if m.initial.kind == "expression" and m.initial.expression is not None
         )

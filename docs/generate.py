@@ -39,13 +39,13 @@ def _usage(function: Function) -> str:
     names = ["a", "b", "c"][: function.least]
     if function.most > function.least:
         names.append("…")
-    return f"{function.name}({', '.join([*names, *map(_option, function.options)])})"
+    return f"{function.name}({', '.join(names)}{''.join(map(_option, function.options))})"
 
 
 def _option(option: Option) -> str:
     if option.required:
-        return option.name
-    return f"{option.name} = {1 if option.default is None else option.default}"
+        return f", {option.name}"
+    return f"[, {option.name}]" if option.default is None else f"[, {option.name} = {option.default}]"
 
 
 def _places(function: Function) -> str:

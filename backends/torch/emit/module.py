@@ -149,8 +149,12 @@ class Resets:
         origin = self.unit.memory(str(memory.initial.memory))
         if origin.fast or held(origin):
             running = ", running=True" if origin.fast and origin.reads == "running" else ""
-            return [f'new = rt.copied(s, "{origin.name}", "{memory.name}", ({listed}){running})']
-        return [f'new = rt.learned(w, at.batch, "{origin.name}", ({listed}), heads={heads}, to="{memory.name}")']
+            lines = [f'new = rt.copied(s, "{origin.name}", "{memory.name}", ({listed}){running})']
+        else:
+            lines = [f'new = rt.learned(w, at.batch, "{origin.name}", ({listed}), heads={heads}, to="{memory.name}")']
+        if any((t.source, t.target, t.kind) == (origin.name, memory.name, "direct") for t in self.unit.transfers):
+            lines.append("new = {name: state.detach() for name, state in new.items()}  # a direct transfer")
+        return lines
 
     def generated(self, memory: c.Memory, tensors: list[str]) -> list[str]:
         """Initial state cut from what another memory writes."""
