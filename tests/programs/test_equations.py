@@ -182,53 +182,45 @@ def squares(y: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return 0.5 * (y - v).square().sum()
 
 
-def test_ttt_mlp(example: Any, pair: Any) -> None:
-    """f(x) = x + W2 gelu(W1 x), per head; gradients at the mini-batch's start, read after each token's own step."""
+def layer_norm_loss(y: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return 0.5 * (k + F.layer_norm(y, y.shape, eps=1e-6) - v).square().sum()
 
-    def net(ws: list[Tensor], x: Tensor) -> Tensor:
-        return x + ws[1] @ F.gelu(ws[0] @ x)
+
+def ttt(net: Net, names: list[str], normalized: bool) -> Oracle:
+    """f(x) = x + LN(net(x)), per head; gradients at the mini-batch's start, read after each token's own step."""
 
     def oracle(w: Weights, xs: Tensor) -> Tensor:
-        start = [[w["m.w1"][h] * 1, w["m.w2"][h] * 1] for h in range(2)]
+        start = [[w[f"m.{n}"][h] * 1 for n in names] for h in range(2)]
         now, ys = [list(s) for s in start], []
         for t, x in enumerate(xs):
             rate = torch.sigmoid(w["gate.weight"] @ x) / DIM
             q, k, v = (heads_of(w[f"{n}.weight"] @ x, 2) for n in "qkv")
+            if normalized:
+                q, k = [unit(h) for h in q], [unit(h) for h in k]
             for h in range(2):
-                slopes = inner(net, squares, start[h], k[h], v[h])
+                slopes = inner(net, layer_norm_loss, start[h], k[h], v[h])
                 now[h] = [m - rate[h] * g for m, g in zip(now[h], slopes, strict=True)]
             y = torch.cat([net(now[h], q[h]) for h in range(2)])
-            ys.append(F.layer_norm(y, (DIM,), w["norm.weight"], w["norm.bias"], 1e-6))
+            ys.append(torch.cat(q) + F.layer_norm(y, (DIM,), w["norm.weight"], w["norm.bias"], 1e-6))
             if (t + 1) % 4 == 0:
                 start = [list(s) for s in now]
         return torch.stack(ys)
 
-    agrees(pair(example("deep_memories"), "ttt_mlp", dim=DIM), oracle)
+    return oracle
+
+
+def test_ttt_mlp(example: Any, pair: Any) -> None:
+    def net(ws: list[Tensor], x: Tensor) -> Tensor:
+        return ws[1] @ F.gelu(ws[0] @ x)
+
+    agrees(pair(example("deep_memories"), "ttt_mlp", dim=DIM), ttt(net, ["w1", "w2"], normalized=True))
 
 
 def test_ttt_linear_with_layer_norm(example: Any, pair: Any) -> None:
     def net(ws: list[Tensor], x: Tensor) -> Tensor:
         return ws[0] @ x
 
-    def loss(y: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return 0.5 * (k + F.layer_norm(y, y.shape, eps=1e-6) - v).square().sum()
-
-    def oracle(w: Weights, xs: Tensor) -> Tensor:
-        start = [[w["m.weight"][h] * 1] for h in range(2)]
-        now, ys = list(start), []
-        for t, x in enumerate(xs):
-            rate = torch.sigmoid(w["gate.weight"] @ x) / DIM
-            q, k, v = (heads_of(w[f"{n}.weight"] @ x, 2) for n in "qkv")
-            for h in range(2):
-                (slope,) = inner(net, loss, start[h], k[h], v[h])
-                now[h] = [now[h][0] - rate[h] * slope]
-            y = torch.cat([net(now[h], q[h]) for h in range(2)])
-            ys.append(torch.cat(q) + F.layer_norm(y, (DIM,), w["norm.weight"], w["norm.bias"], 1e-6))
-            if (t + 1) % 4 == 0:
-                start = list(now)
-        return torch.stack(ys)
-
-    agrees(pair(example("linear_memories"), "ttt_linear_norm", dim=DIM), oracle)
+    agrees(pair(example("linear_memories"), "ttt_linear_norm", dim=DIM), ttt(net, ["weight"], normalized=False))
 
 
 def test_titans_with_three_layers(example: Any, pair: Any) -> None:

@@ -77,7 +77,8 @@ system lm(vocab: int, dim: int) {
   let h = embed(tokens)
   repeat 2 {
     memory n1, n2, n3 : rmsnorm(dim)
-    h = h + causal_attention(n1(h), dim, heads = 2, kv_heads = 1) + window_attention(n1(h), dim, 3, heads = 2, kv_heads = 2)
+    h = h + causal_attention(n1(h), dim, heads = 2, kv_heads = 1)
+    h = h + window_attention(n1(h), dim, 3, heads = 2, kv_heads = 2)
     h = h + delta_memory(n2(h), dim, heads = 2)
     h = h + deep_memory(n2(h), dim, heads = 2, chunk = 4)
     h = h + continuum(n3(h), dim) + token_continuum(n3(h), dim, periods = [2, 4])
