@@ -30,7 +30,13 @@ def resolve(program: Program, name: str | None, params: Mapping[str, Value]) -> 
 
 
 def unknown(program: Program, name: str) -> Exception:
-    """Return the diagnostic for a name that the program does not declare."""
+    """Return the diagnostic for a name that the program does not declare, or not as what is needed."""
+    for names, found, needed in (
+        (program.systems, "a system", "a train declaration"),
+        (program.trains, "a train declaration", "a system"),
+    ):
+        if name in names:
+            return fail("N0515", f"`{name}` is {found}: {needed} is needed here", help=_listing(program))
     known = [*program.systems, *program.trains]
     close = get_close_matches(name, known, 1)
     return fail(
