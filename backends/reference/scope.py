@@ -61,7 +61,7 @@ class Scope(ABC):
         raise InternalError(f"the output of {expr.child} is not in scope here")
 
     def clock(self, function: str) -> int:
-        """Return the position (`rope`, `position`; first token 0) or the count of updates (`unbias`, first update 1)."""
+        """Return the position (`rope`, `position`: first token 0) or the count of updates (`unbias`: first one 1)."""
         raise InternalError(f"{function} has no clock here")
 
     def apply(self, expr: Apply) -> Array:

@@ -65,5 +65,18 @@ TABLE: tuple[Code, ...] = (
         "On the CPU torch.compile needs a C++ compiler; without one a model runs uncompiled, several times slower.",
     ),
     Code("N0517", "out-of-memory", "error", "One step of training fits into the memory of the machine."),
+    Code(
+        "N0518",
+        "cannot-stack",
+        "error",
+        "Level stacking takes a causal language model of the shape of Llama or GPT-2, all of whose parts the language "
+        "has, and one period or more, each for at least one layer.",
+    ),
+    Code(
+        "N0519",
+        "not-a-state",
+        "error",
+        "A saved state is a folder made by `nsam.save_state`, whole, and belongs to the system that it is given to.",
+    ),
     Code("N0515", "wrong-request", "error", "What a command is asked for is something that the program declares."),
 )

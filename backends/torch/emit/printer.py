@@ -211,12 +211,12 @@ class Printer:
 
     def _rmsnorm(self, node: Node) -> str:
         x, weight = node.args
-        return f"F.rms_norm({self.of(x)}, ({node.shape[-1]},), {self.of(weight)}, {node.attr('eps', 1e-6)})"
+        return f"rt.rms_norm({self.of(x)}, {self.of(weight)}, {node.attr('eps', 1e-6)})"
 
     def _layernorm(self, node: Node) -> str:
         x, weight, bias = node.args
         eps = node.attr("eps", 1e-6)
-        return f"F.layer_norm({self.of(x)}, ({node.shape[-1]},), {self.of(weight)}, {self.of(bias)}, {eps})"
+        return f"rt.layer_norm({self.of(x)}, {self.of(weight)}, {self.of(bias)}, {eps})"
 
     def _rope(self, node: Node) -> str:
         base = "" if node.attr("base") is None else f", base={node.attr('base')}"

@@ -77,6 +77,17 @@ def normalize_pullback(x: Tensor, g: Tensor) -> Tensor:
     return inside / size.clamp_min(NORMALIZE_FLOOR)
 
 
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """gain · x / √(mean(x²) + eps) over the last axis; what fast memories give may be wider than the gain."""
+    return F.rms_norm(x, gain.shape, gain.to(torch.promote_types(x.dtype, gain.dtype)), eps)
+
+
+def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """gain · (x − mean) / √(variance + eps) + bias over the last axis, gain and bias at least as wide as x."""
+    dtype = torch.promote_types(x.dtype, gain.dtype)
+    return F.layer_norm(x, gain.shape, gain.to(dtype), bias.to(dtype), eps)
+
+
 def root_mean_square(x: Tensor) -> Tensor:
     """Root mean square over the last axis, kept, at least 1e-12."""
     return sqrt((x * x).mean(-1, keepdim=True)).clamp_min(ROOT_FLOOR)
