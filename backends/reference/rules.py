@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -37,6 +38,9 @@ def apply_rule(
     ops: Arrays, use: RuleUse, arguments: dict[str, Array], host: Host, record: RuleRecord
 ) -> tuple[Array, RuleRecord]:
     """Apply a rule once; returns the host's new tensor and the rule's new record (the old one is left as it was)."""
+    shape = ops.shape(host.self_)
+    if len(shape) < 2:
+        host = _matrix(ops, host, column="key" in use.rule.needs)
     scope = _RuleScope(ops, dict(arguments), host, record)
     for statement in use.rule.statements:
         if isinstance(statement, RuleState):
@@ -47,7 +51,16 @@ def apply_rule(
             scope.names[statement.name] = scope.value(statement.value)
         elif isinstance(statement, RuleUpdate):
             scope.update(statement)
-    return scope.names["self"], scope.record()
+    return ops.reshape(scope.names["self"], shape), scope.record()
+
+
+def _matrix(ops: Arrays, host: Host, column: bool) -> Host:
+    """Return a vector as the matrix that rules see: 1 × n, or with a key (which is 1) the n × 1 that reads it."""
+    size = math.prod(ops.shape(host.self_))
+    shape = (size, 1) if column else (1, size)
+    key = None if host.key is None else ops.reshape(host.key, (1,))
+    err = None if host.err is None else ops.reshape(host.err, (size,))
+    return Host(ops.reshape(host.self_, shape), ops.reshape(host.grad, shape), key, err)
 
 
 class _RuleScope(Scope):

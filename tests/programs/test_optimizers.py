@@ -185,3 +185,55 @@ system s(dim: int) {{
 def test_inside_a_sequence(rule: str, structure: str, every: str, rate: str, more: str, pair: Any) -> None:
     text = INSIDE.format(rule=rule, structure=structure, every=every, rate=rate, more=more)
     assert pair(nsam.loads(text), "s", dim=4).apart(10) < 1e-9
+
+
+USERS = {
+    "a state": "state m = 0.5; m <- 0.9*m + 0.1*grad; self <- self - lr*m",
+    "a memory of a memory": (
+        "memory t : like(self) { learn grad; minimize l2; by momentum(lr = 0.3, beta = 0.5); every 2 updates }\n"
+        "self <- self - lr*t"
+    ),
+    "a memory of errors": (
+        "memory t : like(self) { learn key -> err; minimize l2; by dgd(lr = 0.1); every 1 update; reads running }\n"
+        "self <- self - lr*outer(t(key), key)"
+    ),
+    "a network of errors": (
+        "memory t : mlp(cols(self) -> 3 -> rows(self), act = gelu, gated) {\n"
+        "  learn key -> err; minimize huber(0.5); by adamw(lr = 0.05); every 2 updates; init 0.3 * identity\n}\n"
+        "self <- self - lr*(grad + outer(t(key), key))"
+    ),
+    "a slow matrix of errors": (
+        "memory t : linear(cols(self) -> rows(self)) {\n"
+        "  learn key -> err; minimize l2; by gd(lr = 0.3); every 3 updates summed\n}\n"
+        "self <- self - lr*(grad + outer(t(key), key))"
+    ),
+}
+
+
+@pytest.mark.parametrize("body", USERS)
+@pytest.mark.parametrize(
+    ("structure", "clock"),
+    [
+        ("linear(dim -> dim)", "every 1 token; reads running"),
+        ("mlp(dim -> 3 -> dim, bias, residual)", "every 3 tokens; reset every 6 tokens"),
+        ("mlp(dim -> 2*dim -> dim, gated, heads = 2)", "every 2 tokens; reset never"),
+    ],
+    ids=["matrix", "biases", "heads"],
+)
+def test_rules_of_ones_own(body: str, structure: str, clock: str, pair: Any) -> None:
+    text = f"""nsam 1
+use std.rules (gd, dgd, momentum, adamw)
+rule own(lr) {{
+{USERS[body]}
+}}
+system s(dim: int) {{
+  input x: [dim]
+  memory q, k, v : linear(dim -> dim)
+  memory g : linear(dim -> 1)
+  memory m : {structure} {{
+    learn normalize(k(x)) -> normalize(v(x)); minimize l2; by own(lr = 0.1 * sigmoid(g(x))); {clock}
+  }}
+  output m(q(x))
+}}
+"""
+    assert pair(nsam.loads(text), "s", dim=4).apart(9) < 1e-9

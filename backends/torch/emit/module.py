@@ -57,10 +57,11 @@ class ModuleSource:
         for known, name in self.units:
             if known == unit:
                 return name
-        children = {step.name: self.add(step.unit if isinstance(step, c.Call) else step.body) for step in unit.children}
+        planned = plan(unit)
+        steps = planned.unit.children
+        children = {step.name: self.add(step.unit if isinstance(step, c.Call) else step.body) for step in steps}
         name = self.fresh_class(unit.name)
         self.units.append((unit, name))
-        planned = plan(unit)
         self.plans[name] = planned
         source = UnitSource(planned, identifier(name_to_prefix(name)))
         self.parts += [*self.functions(source), ClassSource(source, name, children).write()]
@@ -187,7 +188,8 @@ class Resets:
             if fold.algorithm in ("summed", "generic") and fast.plan is not None and fast.plan.states:
                 listed = "".join(f'"{st.name}", ' for st in fast.plan.states).strip()
                 function = self.source.folds.step_name(fast).replace("_step", "_initial")
-                vector = vector_flag(memory, fold.tensor)
+                # A rule with keys sees a vector as it is kept: the column that reads an input of 1.
+                vector = "" if fold.node.attr("key") else vector_flag(memory, fold.tensor)
                 lines.append(f'new |= rt.rule_states({function}, new["{path}"], "{path}", ({listed}){vector})')
         if fast.slowest is not None:
             listed = "".join(f'"{t}", ' for t in memory.structure.tensors()).strip()
@@ -295,19 +297,18 @@ class ClassSource:
     def init(self) -> list[str]:
         """The constructor: one attribute a memory, one a call."""
         lines = ["def __init__(self) -> None:", f"{INDENT}super().__init__()"]
-        lists: dict[str, list[str]] = {}
+        tree: Tree = {}
         for memory in self.unit.memories:
-            if not owns(memory):
-                continue
-            built = f"rt.Memory({', '.join(f'{t}={v}' for t, v in initial_values(memory))})"
-            head, _, index = memory.name.partition(".")
-            if index:
-                lists.setdefault(head, []).append(built)
-            else:
-                lines.append(f"{INDENT}self.{head} = {built}")
-        for head, items in lists.items():
-            lines.append(f"{INDENT}self.{head} = nn.ModuleList([")
-            lines += [f"{INDENT * 2}{item}," for item in items] + [f"{INDENT}])"]
+            if owns(memory):
+                *above, last = memory.name.split(".")
+                inside = tree
+                for part in above:
+                    inside = inside.setdefault(part, {})  # type: ignore[assignment]
+                inside[last] = f"rt.Memory({', '.join(f'{t}={v}' for t, v in initial_values(memory))})"
+        for name, built in tree.items():
+            first, *more = container(built)
+            lines.append(f"{INDENT}self.{name} = {first}")
+            lines += [INDENT + line for line in more]
         for step in self.unit.children:
             kind = self.children[step.name]
             if isinstance(step, c.Call):
@@ -410,6 +411,22 @@ class ClassSource:
         if node.op == "weight":
             return f'w["{node.attr("memory")}.{node.attr("tensor")}"]'
         return self.source.names.of(node)
+
+
+Tree = dict[str, "str | Tree"]
+
+
+def container(built: str | Tree) -> list[str]:
+    """The lines that build a memory, a list of memories, or what a written-out call holds."""
+    if isinstance(built, str):
+        return [built]
+    listed = all(name.isdigit() for name in built)
+    lines = ["nn.ModuleList([" if listed else "nn.ModuleDict({"]
+    for name, inner in built.items():
+        first, *more = container(inner)
+        block = [first if listed else f'"{name}": {first}', *more]
+        lines += [INDENT + line for line in [*block[:-1], f"{block[-1]},"]]
+    return [*lines, "])" if listed else "})"]
 
 
 def owns(memory: c.Memory) -> bool:
