@@ -17,6 +17,7 @@ from math import lcm
 
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.folds import FastMemory
+from nsam.compiler.inline import inline
 from nsam.compiler.lower import Lowered, lower
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
@@ -81,9 +82,26 @@ class UnitPlan:
 
 
 def plan(unit: c.Unit) -> UnitPlan:
-    """Lower and schedule one unit. Raises `ProgramError` for what cannot be compiled."""
+    """Lower and schedule one unit. Raises `ProgramError` for what cannot be compiled.
+
+    Calls that have to run inside the loop over chunks are written out into the unit first.
+    """
     lowered = lower(unit)
+    while names := entangled(lowered):
+        lowered = lower(inline(lowered.unit, names))
     return _Scheduler(lowered).run()
+
+
+def entangled(lowered: Lowered) -> frozenset[str]:
+    """Calls and repeats that read a fast memory of the unit and that a fast memory of the unit learns from."""
+    moving = {f.memory.name for f in lowered.fast}
+    learnt = {n.id for n in postorder(f.node for m in lowered.fast for f in m.folds)}
+    found = set()
+    for event in lowered.events:
+        below = postorder(event.args)
+        if event.id in learnt and any(n.op == "state" and n.attr("memory") in moving for n in below):
+            found.add(str(event.attr("name")))
+    return frozenset(found)
 
 
 def nest(periods: list[int]) -> list[tuple[int, ...]]:

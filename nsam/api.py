@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from nsam.dsl.checked import Repeat, Train, Unit
+from nsam.dsl.checked import Train, Unit
 from nsam.dsl.diagnostics import fail
 from nsam.dsl.program import Program
 
@@ -102,6 +103,35 @@ def new_sequence(state: Any) -> Any:
     return restart_reference(state)
 
 
+def take_sequences(state: Any, sequences: Sequence[int]) -> Any:
+    """The state of some of a batch's sequences, by their numbers, in that order; one may be taken several times."""
+    if isinstance(state, dict) and "steps" in state:
+        from nsam.backends.torch.runtime.system import take_sequences as take
+
+        return take(state, sequences)
+    return {"sequences": [state["sequences"][i] for i in sequences]}
+
+
+def save_state(state: Any, path: str | os.PathLike[str]) -> None:
+    """Write a state to the file `path` (safetensors, no pickle), for another process to go on from.
+
+    Raises `ProgramError` N0514 when it cannot be written.
+    """
+    from nsam.runs.states import save_state as save
+
+    save(state, path)
+
+
+def load_state(path: str | os.PathLike[str], module: torch.nn.Module | None = None) -> Any:
+    """The state in the file `path`; with `module`, on its device and checked to belong to its system.
+
+    Raises `ProgramError` N0519 when the file is no saved state, or one of another system.
+    """
+    from nsam.runs.states import load_state as load_file
+
+    return load_file(path, module)
+
+
 def optimizer(
     library: str | Program, rule: str, target: torch.nn.Module | Iterable[torch.Tensor], /, **arguments: float
 ) -> torch.optim.Optimizer:
@@ -150,22 +180,18 @@ def memory_report(module: torch.nn.Module, state: Any) -> dict[str, dict[str, fl
     from nsam.compiler.graph import levels_of, ordered
 
     levels = levels_of(ordered(unit))
-    found = {}
-    for path, shared, loss in _losses(unit, state, "", ""):
-        found[path] = {"loss": float(loss), "level": levels[shared]}
-    return found
+    # In the level graph the passes of a repeat are one: `repeat.*.titans.mem`.
+    shared = {path: re.sub(r"(^|\.)(repeat(?:_[0-9]+)?)\.[0-9]+\.", r"\1\2.*.", path) for path, _ in _losses(state, "")}
+    return {path: {"loss": float(loss), "level": levels[shared[path]]} for path, loss in _losses(state, "")}
 
 
-def _losses(unit: Unit, state: Any, path: str, shared: str) -> Iterable[tuple[str, str, Any]]:
-    """Yield (path, path in the level graph, loss) of the fast memories of a state."""
+def _losses(state: Any, path: str) -> Iterable[tuple[str, Any]]:
+    """Yield (path, loss) of the fast memories of a state."""
     for name, loss in state.get("losses", {}).items():
-        yield path + name, shared + name, loss
-    for step in unit.children:
-        child = state["children"].get(step.name)
-        if child is None:
-            continue
-        if isinstance(step, Repeat):
+        yield path + name, loss
+    for name, child in state["children"].items():
+        if isinstance(child, list):
             for i, one in enumerate(child):
-                yield from _losses(step.body, one, f"{path}{step.name}.{i}.", f"{shared}{step.name}.*.")
+                yield from _losses(one, f"{path}{name}.{i}.")
         else:
-            yield from _losses(step.unit, child, f"{path}{step.name}.", f"{shared}{step.name}.")
+            yield from _losses(child, f"{path}{name}.")
