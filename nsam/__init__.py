@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING
 from nsam.dsl.diagnostics import Diagnostic, ProgramError
 
 if TYPE_CHECKING:
-    from nsam.api import compile, graph, load, loads, new_sequence, optimizer, source, verify
+    from nsam.api import (
+        compile,
+        graph,
+        load,
+        load_state,
+        loads,
+        new_sequence,
+        optimizer,
+        save_state,
+        source,
+        take_sequences,
+        verify,
+    )
     from nsam.dsl.program import Program
 
 __version__ = "0.1.0"
@@ -25,10 +37,13 @@ __all__ = [
     "compile",
     "graph",
     "load",
+    "load_state",
     "loads",
     "new_sequence",
     "optimizer",
+    "save_state",
     "source",
+    "take_sequences",
     "verify",
 ]
 

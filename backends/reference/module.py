@@ -44,7 +44,7 @@ class ReferenceModule(torch.nn.Module):
         structure of dicts, lists and tensors that a later call continues from; it may also be the last argument.
         Raises ValueError on inputs that do not fit.
         """
-        if len(inputs) == len(self.unit.inputs) + 1 and isinstance(inputs[-1], dict) and state is None:
+        if len(inputs) == len(self.unit.inputs) + 1 and isinstance(inputs[-1], dict | None) and state is None:
             *inputs, state = inputs  # type: ignore[assignment]
         if len(inputs) != len(self.unit.inputs):
             raise ValueError(f"{self.unit.name} takes {len(self.unit.inputs)} inputs, found {len(inputs)}")

@@ -76,7 +76,7 @@ TABLE: tuple[Code, ...] = (
         "N0519",
         "not-a-state",
         "error",
-        "A saved state is a folder made by `nsam.save_state`, whole, and belongs to the system that it is given to.",
+        "A saved state is a file that `nsam.save_state` wrote, whole, and belongs to the system that it is given to.",
     ),
     Code("N0515", "wrong-request", "error", "What a command is asked for is something that the program declares."),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from nsam.dsl.diagnostics import fail
@@ -16,7 +17,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         beside.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise cannot_write(path, error) from None
 
 
@@ -39,4 +41,4 @@ def sync_folder(folder: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> Exception:
     """Return the diagnostic for a path that cannot be written."""
-    return fail("N0514", f"cannot write {path}: {error.strerror}", help="choose another place with --out")
+    return fail("N0514", f"cannot write {path}: {error.strerror}", help="choose another place")

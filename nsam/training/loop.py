@@ -77,6 +77,11 @@ class Trainer:
         """How many numbers the model learns."""
         return sum(p.numel() for p in self.module.parameters())
 
+    def learnt(self) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[int, float]]:
+        """The latest inner losses by memory, and how far each level's weights have moved from their start."""
+        with torch.no_grad():
+            return self._memories, self._movement.of(self.module)
+
     def run(self, watcher: Watcher) -> Outcome:
         """Train to the last step, or until interrupted; N0506 at the first loss that is not finite."""
         begun = saved = time.perf_counter()

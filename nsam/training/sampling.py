@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,21 +19,23 @@ def generate_bytes(
     temperature: float = 0.8,
     top_k: int | None = None,
     seed: int = 0,
-) -> Iterator[int]:
+    state: Any = None,
+) -> Generator[int, None, Any]:
     """Yield `tokens` bytes that follow `prompt` (at least one byte).
 
     `temperature` 0 takes the likeliest byte; `top_k` keeps that many candidates. The same seed gives the same text.
+    `state` is what the memories start from, of one sequence; the generator returns the state after the last byte.
     """
     device = next(module.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     current = torch.tensor([list(prompt)], dtype=torch.int64, device=device)
-    state = None
     with torch.no_grad():
         for _ in range(tokens):
             scores, state = module(current, state)
             byte = pick(scores[0, -1, :BYTES].float().cpu(), temperature, top_k, generator)
             yield byte
             current = torch.tensor([[byte]], dtype=torch.int64, device=device)
+        return module(current, state)[1]
 
 
 def pick(scores: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:

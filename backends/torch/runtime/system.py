@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -116,6 +116,7 @@ class System(nn.Module):
         `sequence` are inputs with one value a sequence, kept for initial states that are generated from them.
         """
         old: State = state or {"position": 0, "steps": 0, "sequence": {}, "kept": {}, "children": {}}
+        require_batch(old, like.shape[0])
         w = self.weights()
         s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
         at = At(old["position"], old["steps"], like.shape[1], like.shape[0], self.compiled, self.observe)
@@ -130,8 +131,9 @@ class System(nn.Module):
 
     def end(self, s: Mapping[str, Tensor], at: At, children: State) -> State:
         """Close a call: the state to carry on."""
-        kept = {k: v for k, v in s.items() if self.is_kept(k)}
-        rest = {k: v for k, v in s.items() if k not in kept and not k.endswith(".loss") and k not in CLOCKS}
+        lasting = {k: v for k, v in s.items() if not k.endswith(".loss") and k not in CLOCKS}
+        kept = {k: v for k, v in lasting.items() if self.is_kept(k)}
+        rest = {k: v for k, v in lasting.items() if k not in kept}
         losses = {k.removesuffix(".loss"): v / at.length for k, v in s.items() if k.endswith(".loss")}
         return {
             **({"losses": losses} if losses else {}),
@@ -271,6 +273,30 @@ def require_places(at: At, places: int) -> None:
             f"the sequence has {at.offset + at.length} tokens and this system has positions for {places}: "
             "begin a new sequence with nsam.new_sequence(state)"
         )
+
+
+def take_sequences(state: State, sequences: Sequence[int]) -> State:
+    """The state of some sequences of the batch. Every tensor of a state has the batch as its first axis."""
+    children = {
+        name: [take_sequences(s, sequences) for s in child]
+        if isinstance(child, list)
+        else take_sequences(child, sequences)
+        for name, child in state["children"].items()
+    }
+    taken = {
+        part: {name: tensor[list(sequences)] for name, tensor in state[part].items()} for part in ("sequence", "kept")
+    }
+    return {**state, **taken, "children": children}
+
+
+def require_batch(state: State, batch: int) -> None:
+    """Check that a state has as many sequences as the input (one would be spread over all); `ValueError` otherwise."""
+    for tensor in (*state["sequence"].values(), *state["kept"].values()):
+        if tensor.shape[0] != batch:
+            raise ValueError(
+                f"the state is of {tensor.shape[0]} sequences, the input of {batch}: "
+                "choose some of the state's with nsam.take_sequences(state, [0, …])"
+            )
 
 
 def new_sequence(state: State) -> State:

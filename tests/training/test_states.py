@@ -1,0 +1,214 @@
+"""Continual use: states that outlive calls, sequences and processes; levels that go on learning after training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import nsam
+from nsam.dsl.diagnostics import ProgramError
+
+TEXT = """nsam 1
+use std.rules (gd, safe_dgd)
+system lifelong(dim: int = 8, heads: int = 2) {
+  input x: [dim]
+  memory k, v : linear(dim -> dim)
+  memory kept : attention(heads = heads, window = 3) { learn rope(k(x), heads) -> v(x) }
+  let h = x + kept(rope(x, heads))
+  repeat 2 {
+    memory habit : mlp(dim -> 2*dim -> dim, residual) {
+      learn normalize(h) -> h; minimize l2; by safe_dgd(lr = 0.5); every 4 tokens; reset never; init learned
+    }
+    memory today : linear(dim -> dim, heads = heads) {
+      learn normalize(h) -> h; minimize l2; by gd(lr = 0.5); every 1 token; reads running; init zeros
+    }
+    h = habit(h) + today(h)
+  }
+  memory slow : mlp(dim -> dim -> dim, act = gelu) { minimize task; every 4 steps }
+  output slow(h)
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def module() -> Any:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return nsam.compile(nsam.loads(TEXT), "lifelong", compiled=False).double()
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def run(module: Any, x: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
+    with torch.no_grad():
+        found: tuple[torch.Tensor, Any] = module(x, state)
+    return found
+
+
+def kept(state: Any) -> dict[str, torch.Tensor]:
+    return {f"{i}.{k}": v for i, one in enumerate(state["children"]["repeat"]) for k, v in one["kept"].items()}
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("cut", [8, 10])
+def test_a_saved_state_goes_on_as_if_never_saved(module: Any, tmp_path: Path, backend: Any, cut: int) -> None:
+    if backend == "reference":
+        reference = nsam.compile(nsam.loads(TEXT), "lifelong", backend="reference")
+        reference.load_state_dict(module.state_dict())
+        module = reference
+    x, file = random(2, 14, 8), tmp_path / "stream.safetensors"
+    whole, _ = run(module, x)
+    first, state = run(module, x[:, :cut])
+    nsam.save_state(state, file)
+    rest, _ = run(module, x[:, cut:], nsam.load_state(file, module))
+    assert torch.equal(torch.cat([first, rest], 1), torch.cat([first, run(module, x[:, cut:], state)[0]], 1))
+    assert torch.allclose(torch.cat([first, rest], 1), whole, atol=1e-12)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_states_with_gradients_are_saved_without_them(module: Any, tmp_path: Path) -> None:
+    _, state = module(random(1, 9, 8))
+    nsam.save_state(state, tmp_path / "s")
+    back = nsam.load_state(tmp_path / "s", module)
+    assert kept(state).keys() == kept(back).keys()
+    assert all(torch.equal(kept(back)[name], tensor) for name, tensor in kept(state).items())
+    assert not any(tensor.requires_grad for tensor in kept(back).values())
+
+
+def test_across_sequences_habits_stay_and_days_end(module: Any) -> None:
+    x = random(1, 10, 8)
+    _, state = run(module, x)
+    fresh = nsam.new_sequence(state)
+    assert all(torch.equal(kept(fresh)[name], tensor) for name, tensor in kept(state).items())
+    again, _ = run(module, x, fresh)
+    assert (again - run(module, x)[0]).abs().max() > 1e-3
+    assert all(one["sequence"] == {} and one["position"] == 0 for one in fresh["children"]["repeat"])
+
+
+def test_levels_keep_learning_and_slower_ones_stay(module: Any) -> None:
+    """What is repeated is recalled better and better, by the memories alone."""
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    x, state, errors = random(1, 8, 8), None, []
+    seen = []
+    for _ in range(12):
+        _, state = run(module, x, state)
+        state = nsam.new_sequence(state)
+        seen.append(kept(state))
+        (first, _) = state["children"]["repeat"]
+        w1, w2 = first["kept"]["habit.w1"][0, 0], first["kept"]["habit.w2"][0, 0]
+        h = x + inputs(module, x)
+        key = h / h.norm(dim=-1, keepdim=True)
+        recalled = key + torch.nn.functional.silu(key @ w1.T) @ w2.T
+        errors.append(float((recalled - h).square().mean()))
+    assert errors[-1] < 0.5 * errors[0]
+    assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+    assert all(any(not torch.equal(a[name], b[name]) for name in a) for a, b in pairwise(seen))
+
+
+def inputs(module: Any, x: torch.Tensor) -> torch.Tensor:
+    """What attention with rotary positions and a window of 3 adds: computed by a module of its own."""
+    text = TEXT.split("  let h")[0].replace("lifelong", "part") + "  output kept(rope(x, heads))\n}\n"
+    part = nsam.compile(nsam.loads(text), "part", compiled=False).double()
+    part.load_state_dict({name: p for name, p in module.state_dict().items() if name[:2] in ("k.", "v.")})
+    return run(part, x)[0]
+
+
+def test_between_boundaries_a_kept_level_does_not_move(module: Any) -> None:
+    x = random(1, 12, 8)
+    _, state = run(module, x[:, :4])
+    at_boundary = {k: v for k, v in kept(state).items() if not k.endswith(".run")}
+    for t in (4, 5, 6):
+        _, state = run(module, x[:, t : t + 1], state)
+        assert all(torch.equal(kept(state)[name], value) for name, value in at_boundary.items())
+    _, state = run(module, x[:, 7:8], state)
+    assert not any(
+        torch.equal(kept(state)[name], v) for name, v in at_boundary.items() if name.endswith((".w1", ".w2"))
+    )
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_sequences_are_taken_out_of_a_batch(backend: Any) -> None:
+    module = nsam.compile(nsam.loads(TEXT), "lifelong", backend=backend, compiled=False).double()
+    x, y = random(3, 6, 8), random(3, 5, 8, seed=1)
+    _, state = run(module, x)
+    wanted, _ = run(module, y, state)
+    found, _ = run(module, y[[2, 0]], nsam.take_sequences(state, [2, 0]))
+    assert torch.allclose(found, wanted[[2, 0]], atol=1e-13)
+    with pytest.raises(ValueError, match="the state is of 3 sequences, the input of 1"):
+        run(module, y[:1], state)
+    with pytest.raises(ValueError, match="the state is of 1 sequences, the input of 3"):
+        run(module, y, nsam.take_sequences(state, [0]))
+
+
+CONTINUE = """
+import sys, torch, nsam
+torch.set_num_threads(1)
+program, weights, state, inputs, outputs = sys.argv[1:]
+module = nsam.compile(nsam.load(program), "lifelong", compiled=False).double()
+module.load_state_dict(torch.load(weights, weights_only=True))
+x = torch.load(inputs, weights_only=True)
+with torch.no_grad():
+    y, after = module(x, nsam.load_state(state, module))
+nsam.save_state(after, state)
+torch.save(y, outputs)
+"""
+
+
+def test_across_processes(module: Any, tmp_path: Path) -> None:
+    x = random(1, 15, 8)
+    whole, _ = run(module, x)
+    names = ("lifelong.nsam", "weights.pt", "stream", "x.pt", "y.pt")
+    program, weights, state, inputs_, outputs = (tmp_path / name for name in names)
+    program.write_text(TEXT)
+    torch.save(module.state_dict(), weights)
+    first, after = run(module, x[:, :6])
+    nsam.save_state(after, state)
+    found = [first]
+    for start, stop in ((6, 11), (11, 15)):
+        torch.save(x[:, start:stop].clone(), inputs_)
+        command = [sys.executable, "-c", CONTINUE, *map(str, (program, weights, state, inputs_, outputs))]
+        subprocess.run(command, check=True, timeout=120)
+        found.append(torch.load(outputs, weights_only=True))
+    assert torch.allclose(torch.cat(found, 1), whole, atol=1e-12)
+
+
+def test_what_is_no_state_of_this_system_is_refused(module: Any, tmp_path: Path) -> None:
+    def refusal(path: Path, other: Any = module) -> str:
+        with pytest.raises(ProgramError) as error:
+            nsam.load_state(path, other)
+        (found,) = error.value.diagnostics
+        assert found.code == "N0519"
+        return found.message
+
+    file = tmp_path / "s"
+    assert "No such file" in refusal(file)
+    file.write_bytes(b"\x10\0\0\0\0\0\0\0not safetensors")
+    refusal(file)
+    nsam.save_state(run(module, random(1, 5, 8))[1], file)
+    file.write_bytes(file.read_bytes()[:-3])
+    refusal(file)
+    wider = nsam.compile(nsam.loads(TEXT), "lifelong", compiled=False, dim=12).double()
+    nsam.save_state(run(wider, random(1, 5, 12))[1], file)
+    assert "`repeat.today.weight` is [2, 6, 6] there and [2, 4, 4] here" in refusal(file)
+    nsam.save_state(run(wider.float(), random(1, 5, 12).float())[1], file)
+    assert nsam.load_state(file)["position"] == 5
+    other = nsam.compile(nsam.loads("nsam 1\nsystem s() { input x: [8]; output x }"), "s", compiled=False)
+    assert "it has a part `repeat`" in refusal(file, other)
+    renamed = nsam.compile(nsam.loads(TEXT.replace("habit", "custom")), "lifelong", compiled=False, dim=12)
+    assert "it has a memory `repeat.habit.w1`" in refusal(file, renamed)
+    assert "is float32 there and float64 here" in refusal(file, wider.double())
+
+
+def test_an_unwritable_place_is_a_diagnostic(module: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ProgramError) as error:
+        nsam.save_state({"position": 0}, tmp_path / "file" / "state")
+    assert error.value.diagnostics[0].code == "N0514"
