@@ -36,7 +36,7 @@ def bench(
         int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.", show_default=False)
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Most rounds of a case.")] = 15,
-    seconds: Annotated[float, typer.Option("--seconds", min=0, help="Time for the rounds of a case.")] = 60,
+    seconds: Annotated[float, typer.Option("--seconds", min=0, help="Time for the rounds of a case.")] = 30,
     no_compile: Annotated[bool, typer.Option("--no-compile", help="Leave torch.compile out.")] = False,
     no_memory: Annotated[
         bool, typer.Option("--no-memory", help="Leave memory and cold starts out: about half the time.")

@@ -155,6 +155,7 @@ def _say_how_to_go_on(console: Console, run: Run, file: Path, what: str) -> None
 
 def _finish(console: Console, run: Run, outcome: Outcome, file: Path) -> None:
     """Write what people look at; after an interruption say how to go on, and stop with 130."""
+    from nsam.cli.level_table import level_table
     from nsam.training.report import bits, sample, summary, write_pictures
     from nsam.training.sampling import harmless
 
@@ -171,6 +172,8 @@ def _finish(console: Console, run: Run, outcome: Outcome, file: Path) -> None:
         console.print(f"held out: [bold]{bits(outcome.held_out):.3f}[/] bits per byte after {outcome.step:,} steps")
     console.print("[dim]a sample (the model continues after ⟩):[/]")
     console.print(harmless(text), markup=False, soft_wrap=True)
+    console.print("[dim]its levels, the fastest first (weights moved: distance from their start, relative):[/]")
+    console.print(level_table(run.train, *run.trainer.learnt()))
     console.print(f"{folder.path}: {', '.join(written)}", markup=False, soft_wrap=True)
     more = shlex.join(["nsam", "generate", str(folder.path), "--prompt", "The "])
     console.print(f"more text: {more}", markup=False, soft_wrap=True)
