@@ -203,3 +203,26 @@ def test_inductor_equals_eager(unit_of: UnitOf) -> None:
     (wanted * direction).sum().backward()
     for (name, p), q in zip(fast.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-7, atol=1e-9 * float(q.grad.abs().max()) + 1e-12, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(2, 5, 7), r"input `x` must be \[batch, time, 8\], got \[2, 5, 7\]"),
+        (torch.zeros(2, 8), r"input `x` must be \[batch, time, 8\], got \[2, 8\]"),
+        (torch.zeros(2, 0, 8), r"input `x` is empty"),
+    ],
+)
+def test_wrong_inputs_are_named(shipped: Any, x: torch.Tensor, message: str) -> None:
+    module = build(shipped("hope", "titans", dim=8), compiled=False)
+    with pytest.raises(ValueError, match=message):
+        module(x)
+
+
+def test_tokens_are_whole_numbers_and_states_fit_the_batch(shipped: Any) -> None:
+    module = build(shipped("hope", "hope", vocab=16, dim=8, layers=1), compiled=False)
+    with pytest.raises(ValueError, match="whole numbers below 16"):
+        module(torch.zeros(2, 5))
+    _, state = module(torch.zeros(2, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match="state is of 2 sequences"):
+        module(torch.zeros(3, 5, dtype=torch.int64), state)

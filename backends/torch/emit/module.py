@@ -328,6 +328,10 @@ class ClassSource:
         lines.append(f'{INDENT}"""{self.shapes()}"""')
         body: list[str] = []
         for item, node in zip(self.unit.inputs, lowered.inputs, strict=True):
+            shape = "".join(f"{int(n)}, " for n in item.type.shape).strip()
+            vocab = "" if item.type.vocab is None else f", vocab={int(item.type.vocab)}"
+            per = "" if item.type.per == "token" else f', per="{item.type.per}"'
+            body.append(f'rt.expect("{item.name}", {names.of(node)}, ({shape}){vocab}{per})')
             if item.type.per == "sequence":
                 body.append(f"{names.of(node)} = {names.of(node)}.unsqueeze(1)")
             elif item.type.vocab is None and not item.type.shape:

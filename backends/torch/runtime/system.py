@@ -118,6 +118,12 @@ class System(nn.Module):
         old: State = state or {"position": 0, "steps": 0, "sequence": {}, "kept": {}, "children": {}}
         require_batch(old, like.shape[0])
         w = self.weights()
+        for name, tensor in (*old["sequence"].items(), *old["kept"].items()):
+            if tensor.shape[0] != like.shape[0]:
+                raise ValueError(
+                    f"the state is of {tensor.shape[0]} sequences (`{name}`), the input of {like.shape[0]}"
+                )
+            break
         s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
         at = At(old["position"], old["steps"], like.shape[1], like.shape[0], self.compiled, self.observe)
         if initial is not None:
@@ -199,6 +205,8 @@ def copied(
 
 def nothing(like: Tensor) -> Tensor:
     """Zeros shaped like a state. They ask for a gradient as later states do, so that blocks compile once."""
+    if torch.compiler.is_compiling():  # a reset inside a block, where a leaf cannot be made
+        return like * 0
     return torch.zeros_like(like, requires_grad=torch.is_grad_enabled())
 
 
@@ -213,6 +221,20 @@ def rule_states(
     """A rule's own states before the first update."""
     row = as_row(vector)
     return {f"{path}.{name}": row(state) for name, state in zip(names, initial(row(weight)), strict=True)}
+
+
+def expect(name: str, x: Tensor, shape: tuple[int, ...], *, vocab: int | None = None, per: str = "token") -> None:
+    """Check an input's axes: [batch, time, *shape] (`per` "sequence": [batch, *shape]). Raises ValueError."""
+    lead = {"token": 2, "sequence": 1, "constant": 0}[per]
+    wanted = [*("batch", "time")[:lead], *map(str, shape)]
+    given = list(x.shape)
+    plain = given[lead:] == list(shape) or (not shape and given[lead:] == [1] and vocab is None)
+    if len(given) < lead or not plain:
+        raise ValueError(f"input `{name}` must be [{', '.join(wanted)}], got {given}")
+    if vocab is not None and (x.is_floating_point() or x.dtype == torch.bool):
+        raise ValueError(f"input `{name}` must be whole numbers below {vocab}, got {x.dtype}")
+    if 0 in given[:lead]:
+        raise ValueError(f"input `{name}` is empty: {given}")
 
 
 def column(x: Tensor) -> Tensor:
