@@ -215,6 +215,8 @@ class Builder:
             return x.args[0]
         if x.layout in ("number", "heads"):
             return x
+        if x.layout in ("constant", "weight"):
+            x = self.make("expand_tokens", (x,), x.shape, "flat")
         return self.make("split", (x,), (x.shape[-1] // heads,), "heads", heads=heads)
 
     def merge(self, x: Node, heads: int) -> Node:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nsam.compiler.expressions import Attr, Builder, Node
+from nsam.compiler.expressions import Attr, Builder, Node, join
 from nsam.compiler.folds import FastMemory, build_fast_memory, exact_candidates
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
@@ -144,11 +144,14 @@ class Lowering:
             return b.reduce(name, args[0], **dict(expr.options))
         if name == "concat":
             shape = (sum(a.shape[-1] for a in args),)
-            return b.make("concat", args, shape, args[0].layout)
+            return b.make("concat", args, shape, join(*(a.layout for a in args)))
         if name == "position":
             return b.make("position", args, (), "flat", n=expr.option("n"))
         if name == "index":
             return b.make("index", args, (1,), args[0].layout, i=expr.option("i"))
+        if name == "slice":
+            start, stop = int(expr.option("start") or 0), int(expr.option("stop") or 0)
+            return b.make("slice", args, (stop - start,), args[0].layout, start=start, stop=stop)
         if name in ELEMENTWISE_FUNCTIONS:
             return b.apply(name, *args)
         raise unsupported(

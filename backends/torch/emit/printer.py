@@ -15,7 +15,7 @@ _CALLS = {
     "exp": "torch.exp", "log": "torch.log", "abs": "torch.abs", "sign": "torch.sign", "sin": "torch.sin",
     "cos": "torch.cos", "tanh": "torch.tanh", "sigmoid": "torch.sigmoid", "silu": "F.silu", "gelu": "F.gelu",
     "gelu_tanh": "rt.gelu_tanh", "gelu_tanh_slope": "rt.gelu_tanh_slope",
-    "relu": "F.relu", "softplus": "F.softplus", "max": "rt.maximum", "min": "rt.minimum", "clip": "torch.clamp",
+    "relu": "F.relu", "softplus": "F.softplus", "max": "rt.maximum", "min": "rt.minimum",
     "sqrt": "rt.sqrt", "sqrt_slope": "rt.sqrt_slope", "silu_slope": "rt.silu_slope", "gelu_slope": "rt.gelu_slope",
     "step_at": "rt.step_at", "inside": "rt.inside", "norm": "rt.norm", "dot": "rt.dot", "normalize": "rt.normalize",
     "normalize_pullback": "rt.normalize_pullback", "root_mean_square": "rt.root_mean_square", "merge": "rt.merge",
@@ -23,7 +23,7 @@ _CALLS = {
 }  # fmt: skip
 INLINE = frozenset(
     {*_INFIX, *_CALLS, "neg", "pow", "sum", "mean", "linear", "linear_t", "split", "row", "lp", "huber", "pseudo_huber",
-     "length", "softmax", "index", "slice", "expand_like", "ones", "rmsnorm", "layernorm", "detach", "concat"}
+     "length", "softmax", "clip", "index", "slice", "expand_like", "ones", "rmsnorm", "layernorm", "detach", "concat"}
 ) - {"carry"}  # fmt: skip
 ATOM = 9
 _BY_TOKEN = frozenset({"expand_like", "expand_tokens", "carry", "conv", "attention"})
@@ -185,7 +185,13 @@ class Printer:
         return f"{self.of(node.args[0], ATOM)}[..., {node.attr('start')} : {node.attr('stop')}]"
 
     def _concat(self, node: Node) -> str:
-        return f"torch.cat([{', '.join(self.of(a) for a in node.args)}], -1)"
+        return f"rt.concat({', '.join(self.of(a) for a in node.args)})"
+
+    def _clip(self, node: Node) -> str:
+        x, low, high = (self.of(a) for a in node.args)
+        if all(bound.op == "number" for bound in node.args[1:]):
+            return f"torch.clamp({x}, {low}, {high})"
+        return f"rt.minimum(rt.maximum({x}, {low}), {high})"
 
     def _detach(self, node: Node) -> str:
         return f"{self.of(node.args[0], ATOM)}.detach()"

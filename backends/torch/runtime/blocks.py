@@ -61,7 +61,8 @@ def pieces(
     if len(sizes) == 1:
         return [(at._replace(offset=at.offset % period, never=at.never % period), values)]
     found: list[tuple[At, tuple[Tensor, ...]]] = []
-    split = [torch.split(v, sizes, time_axis(v)) for v in values]
+    # A time axis of length 1 holds what is the same for all tokens.
+    split = [[v] * len(sizes) if v.shape[time_axis(v)] == 1 else torch.split(v, sizes, time_axis(v)) for v in values]
     offset, never = at.offset, at.never
     for i, size in enumerate(sizes):
         inside = at._replace(offset=offset % period, never=never % period, length=size)

@@ -37,6 +37,12 @@ def gate(x: Tensor) -> Tensor:
     return x[:, None, None] if x.dim() == 1 else x.transpose(-1, -2).unsqueeze(-1)
 
 
+def concat(*parts: Tensor) -> Tensor:
+    """Vectors one after the other; what is the same for all tokens or sequences is repeated for each."""
+    lead = torch.broadcast_shapes(*(x.shape[:-1] for x in parts))
+    return torch.cat([x.expand(*lead, x.shape[-1]) for x in parts], -1)
+
+
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner product over the last axis, kept."""
     return (a * b).sum(-1, keepdim=True)
