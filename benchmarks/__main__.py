@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import functools
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import registry
 from benchmarks.settings import Settings
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
     found.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="precision of products")
     found.add_argument("--rounds", type=int, default=15, help="most rounds of a case (default 15)")
-    found.add_argument("--seconds", type=float, default=60.0, help="time for the rounds of a case (default 60)")
+    found.add_argument("--seconds", type=float, default=30.0, help="time for the rounds of a case (default 30)")
     found.add_argument("--no-compile", action="store_true", help="without torch.compile")
     found.add_argument("--no-memory", action="store_true", help="leave memory and cold starts out: half the time")
     found.add_argument(
@@ -83,14 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(names: Sequence[str], settings: Settings, out: Path | None) -> int:
     """Run the benchmarks called `names`; results are written after each one."""
     import torch
-    from rich.console import Console
 
     from benchmarks import plots, report
     from benchmarks.machine import describe, host_kind
+    from benchmarks.report import wide_console
 
     settings.apply()
     torch.manual_seed(0)
-    console = Console()
+    console = wide_console()
     machine = describe(settings) | {"begun": datetime.datetime.now().isoformat(timespec="minutes")}
     kind = f"{host_kind(settings)}{'' if settings.dtype == 'float32' else '-' + settings.dtype}"
     if out is None:
@@ -112,19 +113,28 @@ def run(names: Sequence[str], settings: Settings, out: Path | None) -> int:
     return 1 if wrong else 0
 
 
+def _apart(benchmark: str, case: str, names: Sequence[str], settings: Settings, candidate: str) -> Mapping[str, Any]:
+    """Measure one of the candidates called `names` in a process of its own; the others are left out."""
+    from benchmarks.memory import measure_apart
+
+    return measure_apart(benchmark, case, candidate, settings) if candidate in names else {}
+
+
 def _benchmark(name: str, settings: Settings, console: Console) -> Outcome:
     """Run one benchmark, printing each result as it comes."""
     from benchmarks import report
     from benchmarks.measure import run_case
-    from benchmarks.memory import measure_apart
 
     chosen = registry.module(name)
     console.print(f"\n[bold]{name}: {chosen.TITLE}[/]")
     outcome = report.Outcome(name, chosen.TITLE)
     for i, case in enumerate(registry.cases(name, settings)):
         apart = None
+        if settings.quick:  # targets say nothing at these sizes, and one process is enough to show that it works
+            case = dataclasses.replace(case, targets=(), roofline=None)
         if settings.memory and not (settings.quick and i):
-            apart = functools.partial(measure_apart, name, case.label, settings=settings)
+            names = [case.candidates[0].name] if settings.quick else [one.name for one in case.candidates]
+            apart = functools.partial(_apart, name, case.label, names, settings)
         outcome.cases.append(run_case(case, settings, apart))
         report.show_case(console, name, outcome.cases[-1])
     if hasattr(chosen, "readings"):

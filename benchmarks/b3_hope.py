@@ -57,7 +57,7 @@ def case(batch: int, time: int, *, train: bool = True, series: str = "", **size:
         if not train:
             return Inference(module, tokens, build)
         wanted = TRAINING_BYTES * batch * time
-        if wanted > 0.9 * available_memory(build.device):
+        if wanted > 0.7 * available_memory(build.device):
             raise Skipped(f"a step may need {wanted / 1e9:.0f} GB, more than there is")
         return training(module, lambda t: module(t)[0], build, {"tokens": tokens})
 

@@ -36,6 +36,8 @@ def describe(settings: Settings) -> dict[str, object]:
         "torch": torch.__version__,
         "nsam": version("nsam"),
         "dtype": settings.dtype,
+        "compiled": settings.compiled,
+        "quick": settings.quick,
     }
     if settings.device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(torch.device(settings.device))

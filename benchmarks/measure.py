@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch._dynamo
 
 from benchmarks.case import Case, Skipped, Workload
 from benchmarks.gate import largest_error
@@ -81,6 +82,7 @@ def run_case(case: Case, settings: Settings, apart: Callable[[str], Mapping[str,
 
     `apart` measures one candidate's memory and cold start in a process of its own, before anything is compiled here.
     """
+    torch._dynamo.reset()  # functions that cases share are compiled for each case anew, within torch's limit
     build = settings.build()
     result = CaseResult(case.label, case.tokens, case.flops, case.series, case.x)
     result.candidates = [CandidateResult(c.name, note=c.note) for c in case.candidates]

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from benchmarks.machine import describe, matrix_product, synchronize
 from benchmarks.models import HOPE, random_tokens
-from benchmarks.report import duration
+from benchmarks.report import duration, wide_console
 from benchmarks.settings import Settings
 
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_mm", "mkl", "mkldnn", "gemm", "cutlass")
@@ -67,7 +67,7 @@ def run(settings: Settings, out: Path | None) -> None:
 
     inductor.cpp.enable_kernel_profile = True  # names for the kernels that torch.compile writes
     settings.apply()
-    console = Console()
+    console = wide_console()
     build = settings.build()
     step, flops, tokens = hope_step(settings)
     console.print("one training step of hope_bytes; the first step compiles", style="dim")

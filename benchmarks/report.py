@@ -14,6 +14,7 @@ from rich.table import Table
 from benchmarks.case import Reading
 from benchmarks.measure import CandidateResult, CaseResult, Spread
 
+WIDTH = 132
 MARKS = {True: "met", False: "missed", None: "not measured"}
 
 
@@ -39,7 +40,7 @@ def duration(seconds: float | None) -> str:
 
 def size(count: float | None) -> str:
     """Bytes in MB."""
-    return "" if count is None else f"{count / 1e6:,.0f} MB"
+    return "" if count is None else f"{count / 1e6:,.3g} MB" if count < 1e7 else f"{count / 1e6:,.0f} MB"
 
 
 def spread(found: Spread | None, show: Any = duration) -> str:
@@ -57,6 +58,12 @@ COLUMNS = (
     "first step",
     "error",
 )
+
+
+def wide_console() -> Console:
+    """A console on which tables keep their columns, also when printed to a file."""
+    console = Console()
+    return console if console.width >= WIDTH else Console(width=WIDTH)
 
 
 def row(one: CandidateResult, case: CaseResult) -> tuple[str, ...]:
@@ -118,8 +125,8 @@ def markdown(machine: Mapping[str, object], outcomes: Iterable[Outcome]) -> str:
         "",
         "Steps are medians with quartiles over interleaved rounds; `times nsam` is paired round by round; `of",
         "roofline` is the least FLOPs of the algorithm, over the matrix-product rate of the same rounds, over the",
-        "time; memory is the peak of one step above what was in use before it; the first step includes compilation, with",
-        "an empty cache of compiled code where memory was measured too.",
+        "time; memory is the peak of one step above what was in use before it; the first step includes compilation,",
+        "with an empty cache of compiled code where memory was measured too (candidates of a case share the cache).",
     ]
     for outcome in outcomes:
         lines += ["", f"## {outcome.name}: {outcome.title}"]

@@ -23,7 +23,7 @@ class Settings:
     threads: int | None = None
     quick: bool = False
     rounds: int = 15
-    seconds: float = 60.0
+    seconds: float = 30.0
     shortest: float = 0.05
     compiled: bool = True
     memory: bool = True

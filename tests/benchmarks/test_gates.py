@@ -30,6 +30,7 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch's own scan traces itself
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_candidates_agree_in_values_and_gradients(name: str) -> None:
     gate, registry = load("gate"), load("registry")
