@@ -219,8 +219,6 @@ class _Build:
         node = self.l.expr(expr, self.direct, self.m)
         if node.layout in ("number", "heads"):
             return node
-        if node.layout == "constant":
-            node = self.b.make("expand_tokens", (node,), node.shape, "flat")
         return self.b.split(node, self.heads)
 
     def carried(self, node: Node, slot: str) -> Node:
