@@ -39,7 +39,7 @@ def gate(x: Tensor) -> Tensor:
 
 def concat(*parts: Tensor) -> Tensor:
     """Vectors one after the other; what is the same for all tokens or sequences is repeated for each."""
-    lead = torch.broadcast_shapes(*(x.shape[:-1] for x in parts))
+    lead = torch.broadcast_shapes(*(x.shape[:-1] for x in parts))  # type: ignore[no-untyped-call]
     return torch.cat([x.expand(*lead, x.shape[-1]) for x in parts], -1)
 
 
