@@ -347,7 +347,19 @@ class _Build:
             return x, (match[0].left if len(match) == 1 else None)
         if len(products) == 1:
             return products[0].right, products[0].left
-        return None, None
+        # The objective reads the memory at more than its key: take the layer's application in `self(key)`.
+        at_key = self.key_reads(key).get(tensor)
+        match = [p for p in products if p.read is at_key]
+        return (match[0].right, match[0].left) if len(match) == 1 else (None, None)
+
+    def key_reads(self, key: Node | None) -> dict[str, Node]:
+        """For each matrix, the node that applies it when the memory is read at its key."""
+        if key is None:
+            return {}
+        states = {t: self.l.state(self.m, t) for t in self.tensors}
+        read = self.read(self.b.given(key), False, states)
+        applied = {n.args[1].id: n for n in postorder([read]) if n.op == "linear"}
+        return {t: applied[state.id] for t, state in states.items() if state.id in applied}
 
     def affine_fold(
         self,

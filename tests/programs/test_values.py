@@ -25,6 +25,12 @@ CASES = {
     ),
     "an element of a weight": (f"{PLAIN}\nmemory w : vector(3)", "m(x) * index(softmax(w), 1) + index(x, 2) * x"),
     "values as bounds": (PLAIN, "m(x) * max(x, 0.2) - min(x, k(x)) + clip(x, -0.5, norm(x))"),
+    "an objective that reads at its value too": (
+        "memory m : mlp(dim -> 3 -> dim, act = tanh) {\n"
+        "learn k(x) -> v(x); minimize 0.5 * sum((tanh(self(key)) - value)^2) + 0.01 * sum(self(value)^2)\n"
+        "by dgd(lr = 0.2); every 4 tokens\n}",
+        "m(x)",
+    ),
     "a weight as a rate": (
         "memory a : vector(2)\nmemory m : mlp(dim -> 4 -> dim, heads = 2, bias) {\n"
         "learn k(x) -> v(x); minimize l2; by adamw(lr = 0.1 * sigmoid(a)); every 2 tokens; reads running\n}",
