@@ -63,6 +63,8 @@ def online_reasons(unit: c.Unit, fast: FastMemory, update: Update, transposed: b
     """Why a memory that moves every token has no exact parallel form."""
     memory = fast.memory
     structure = memory.structure
+    if fast.slowest is not None:
+        return ["every token decides by the state before it whether the memory moves"]
     if structure.kind != "linear" or structure.bias:
         what = "one with a bias" if structure.kind == "linear" else f"a {structure.kind}"
         return [f"only a linear memory without a bias has an exact parallel form; this is {what}"]

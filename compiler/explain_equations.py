@@ -64,7 +64,7 @@ def schedule_equation(frequency: c.Frequency, reads: str) -> str:
     """The equation that says when a memory moves and which state its gradients see."""
     if frequency.unit == "step":
         return "eq. 70–71"
-    if frequency.period == 1:
+    if frequency.period == 1 and frequency.slowest is None:
         return "eq. 15–16" if reads == "running" and not frequency.summed else ""
     return "eq. 71" if frequency.summed else "eq. 90"
 

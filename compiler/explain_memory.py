@@ -180,7 +180,12 @@ class _Memory:
 
     def online_form(self) -> str:
         """M_{t−1} (α I − (η + w) k kᵀ) + w v kᵀ, where the error is M k − v: the update with nothing left to derive."""
-        if self.fast.period != 1 or self.single is None or self.memory.structure.kind != "linear":
+        if (
+            self.fast.period != 1
+            or self.fast.slowest is not None
+            or self.single is None
+            or self.memory.structure.kind != "linear"
+        ):
             return ""
         fold = self.single.fold
         product = fold.gradient.products[0]
@@ -195,6 +200,8 @@ class _Memory:
     # --- time ----------------------------------------------------------------------------------------
 
     def move_lines(self) -> list[Line]:
+        if self.fast.slowest is not None:
+            return self.adaptive_lines(self.fast.slowest)
         n, reads = self.fast.period, self.memory.reads
         symbol = "W" if len(self.problem.gradients) > 1 else self.problem.gradients[0].symbol
         equation = eq.schedule_equation(self.frequency, reads)
@@ -214,6 +221,22 @@ class _Memory:
         else:
             lines.append(Line(f"a read at t shows {symbol}ₛ"))
         return lines
+
+    def adaptive_lines(self, slowest: int) -> list[Line]:
+        n = self.fast.period
+        symbol = "W" if len(self.problem.gradients) > 1 else self.problem.gradients[0].symbol
+        equation = eq.schedule_equation(self.frequency, self.memory.reads)
+        heads = "the heads and " if self.memory.structure.heads is not None else ""
+        after = self.memory.reads == "running"
+        return [
+            Line(f"every {n} to {slowest} tokens: s is the sequence's last boundary before t", equation),
+            Line(
+                f"each sequence decides at multiples of {n}: a boundary where the mean of L at {symbol}ₛ over {heads}"
+                f"i = s+1, …, t exceeds {self.fast.threshold:g}, or t − s = {slowest}; no gradient through the decision"
+            ),
+            Line(f"keys, values, layer inputs, errors at {symbol}ₛ; the update folds over t = s+1, s+2, …"),
+            Line(f"a read at t shows {symbol}ₜ, inside the chunk too" if after else f"a read at t shows {symbol}ₛ"),
+        ]
 
     def start_lines(self) -> list[Line]:
         initial, reset = self.memory.initial, reset_text(self.memory.reset)

@@ -16,7 +16,8 @@ from nsam.dsl.checked import Train, Unit
 class Row:
     """Memories of one unit that move together. `moves` and `resets` are tokens, counted from 1, up to the horizon.
 
-    `resets` leaves out the start of the sequence. Both are empty for memories on the step clock.
+    `resets` leaves out the start of the sequence. Both are empty for memories on the step clock. For an `adaptive`
+    memory `moves` are the tokens at which it decides, each sequence for itself.
     """
 
     system: str
@@ -28,11 +29,14 @@ class Row:
     moves: tuple[int, ...]
     resets: tuple[int, ...]
     summed: bool
+    adaptive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Delay:
     """How old the state of `source` is, in `unit`s, where `target` sees it. None: it never moves there.
+
+    `mean` is None too where it depends on the data: of an adaptive memory only the largest age is known.
 
     Over all tokens: `boundary` reads of period n show a state 1 to n tokens old; `running` reads show the current one
     (a summed memory's changes only at the closing token, so 0 to n - 1). At a reset: as of that token.
@@ -75,7 +79,14 @@ def timeline(unit: Unit, train: Train | None = None, tokens: int = 128) -> Timel
     levels = levels_of(graph)
     groups: dict[tuple[object, ...], list[Problem]] = {}
     for path, problem in graph.problems.items():
-        key = (levels[path], problem.system, problem.rate, problem.reset, problem.summed, problem.role == "training")
+        key = (
+            levels[path],
+            problem.system,
+            problem.rate.text,
+            problem.reset,
+            problem.summed,
+            problem.role == "training",
+        )
         groups.setdefault(key, []).append(problem)
     rows = [_row(members, levels[members[0].path], tokens) for members in groups.values()]
     rows.sort(key=lambda row: row.level)
@@ -121,6 +132,7 @@ def _row(members: list[Problem], level: int, tokens: int) -> Row:
         moves,
         tuple(range(reset, tokens + 1, reset)) if reset else (),
         first.summed,
+        first.rate.slowest is not None,
     )
 
 
@@ -136,6 +148,8 @@ def _delay(edge: Edge, graph: LevelGraph) -> Delay:
 def _staleness(edge: Edge, source: Problem, target: Problem) -> tuple[int | None, Fraction | None]:
     """Return the largest and the mean age of the source's visible state."""
     clock, period = source.rate.clock, int(source.rate.period)
+    if source.rate.slowest is not None and edge.shows != "same-time":
+        return _adaptive_age(period, int(source.rate.slowest), _reset(target) if edge.shows == "at reset" else None)
     if clock == "never":
         return None, None
     if clock in ("always", "sequence"):
@@ -147,6 +161,13 @@ def _staleness(edge: Edge, source: Problem, target: Problem) -> tuple[int | None
     if clock == "step":
         return period - 1, Fraction(period - 1, 2)
     return period, Fraction(period + 1, 2)
+
+
+def _adaptive_age(period: int, slowest: int, reset: int | None) -> tuple[int, Fraction | None]:
+    """Return the largest age of an adaptive memory's boundary state (at resets every `reset` tokens; 0: the start)."""
+    if reset is None:
+        return slowest, None
+    return (slowest - gcd(period, reset), None) if reset else (0, Fraction(0))
 
 
 def _at_resets(period: int, reset: int) -> tuple[int, Fraction]:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from nsam.compiler.timeline import Delay, Row, Timeline
 
-IDLE, ONE, MANY, RESET = "·", "●", "█", "↺"
+IDLE, ONE, MANY, RESET, DECIDES = "·", "●", "█", "↺", "○"
 _SCALES = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 50, 64, 100, 128, 200, 256, 500, 512, 1000, 1024)
 
 
@@ -53,6 +53,8 @@ def _chart(schedule: Timeline, width: int) -> Iterator[str]:
 
 def _key(schedule: Timeline, each: int) -> Iterator[str]:
     marks = [f"{ONE} moves once", f"{MANY} moves more than once"] if each > 1 else [f"{ONE} moves"]
+    if any(row.adaptive for row in schedule.rows):
+        marks.append(f"{DECIDES} moves if surprised")
     if any(row.resets for row in schedule.rows):
         marks.append(f"{RESET} moves, then resets")
     yield f"one mark = {_tokens(each)};  " + "  ".join(marks)
@@ -76,7 +78,7 @@ def _cells(row: Row, cells: int, each: int) -> str:
     moves = [0] * cells
     for token in row.moves:
         moves[(token - 1) // each] += 1
-    marks = [IDLE if count == 0 else ONE if count == 1 else MANY for count in moves]
+    marks = [IDLE if count == 0 else DECIDES if row.adaptive else ONE if count == 1 else MANY for count in moves]
     for token in row.resets:
         marks[(token - 1) // each] = RESET
     return "".join(marks)
@@ -105,7 +107,8 @@ def _delays(schedule: Timeline, width: int) -> Iterator[str]:
             if place != system and place:
                 yield f"{'':25}{place}"
             system = place
-            head = f"{_number(most):>5} {_number(mean):>7}  {kind:<9} "
+            average = "varies" if mean is None and most is not None else _number(mean)
+            head = f"{_number(most):>5} {average:>7}  {kind:<9} "
             parts = [f"{', '.join(names)} ({use})" for use, names in targets.items()]
             text = f"{source} -> {'; '.join(parts)}"
             yield from wrap(text, width, initial_indent=head, subsequent_indent=" " * 27, break_on_hyphens=False)

@@ -123,7 +123,7 @@ def _group(path: str, node: dict[str, Any]) -> Hashable:
     if node["role"] in ("rule-memory", "rule-state"):
         return ("rule", path.rsplit(".", 1)[0], node["level"])
     if node["role"] == "memory":
-        return ("memory", node["system"], node["level"], node["frequency"], node["summed"], *_clauses(node))
+        return ("memory", node["system"], node["level"], node["frequency_text"], node["summed"], *_clauses(node))
     return path
 
 

@@ -43,6 +43,7 @@ def _node(node: dict[str, Any]) -> dict[str, Any]:
     found = {name.removesuffix("_text"): node[name] for name in _NODE}
     rate = node["frequency"]
     frequency = {"text": node["frequency_text"], "clock": rate.clock, "period": rate.period}
+    frequency |= {} if rate.slowest is None else {"slowest": rate.slowest}
     return {**found, "frequency": frequency, "hosts": list(node["hosts"]), "span": _span(node["span"])}
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from nsam.compiler.explain import explain
 from nsam.compiler.timeline import Delay, Timeline, timeline
 from nsam.compiler.timeline_text import scale
 from nsam.dsl.program import Program
@@ -86,3 +87,44 @@ def test_scale_is_the_smallest_that_fits() -> None:
     assert scale(128, 64) == 2
     assert scale(128, 60) == 4
     assert scale(10_000_000, 60) == 166_667
+
+
+ADAPTIVE = """nsam 1
+use std.rules (gd, dgd)
+system s(dim: int, n: int = 4, m: int = 12) {
+  input x: [dim]
+  memory w : linear(dim -> dim)
+  memory a : mlp(dim -> dim -> dim, heads = 2) {
+    learn w(x) -> x; minimize l2; by dgd(lr = 0.1); every n..m tokens when surprise > 0.25
+  }
+  memory b : linear(dim -> dim) { learn a(x) -> x; minimize l2; by gd(lr = 0.1); every 4 tokens }
+  memory c : linear(dim -> dim) {
+    learn w(x) -> x; minimize l2; by gd(lr = 0.1); every 1 token; reset every 6 tokens; init d
+  }
+  memory d : linear(dim -> dim) { learn w(x) -> x; minimize l2; by gd(lr = 0.1); every n..m tokens when surprise > 0 }
+  output b(x) + c(x) + d(x)
+}
+"""
+
+
+def test_adaptive_memories_decide_at_the_shortest_period_and_lie_on_its_level() -> None:
+    unit = Program.loads(ADAPTIVE).instantiate("s", {"dim": 4})
+    schedule = timeline(unit, tokens=24)
+    row = next(row for row in schedule.rows if "a" in row.names)
+    fixed = next(row for row in schedule.rows if "b" in row.names)
+    assert (row.frequency, row.adaptive, row.moves) == ("1/12..1/4 per token", True, (4, 8, 12, 16, 20, 24))
+    assert (fixed.frequency, fixed.adaptive, fixed.level) == ("1/4 per token", False, row.level)
+    assert delay(schedule, "a", "b").most == 12
+    assert delay(schedule, "a", "b").mean is None
+    assert delay(schedule, "d", "c", "init").most == 12 - 2
+    lines = schedule.text().splitlines()
+    assert "○" in next(line for line in lines if "1/12..1/4" in line)
+    assert any("12  varies" in line for line in lines)
+
+
+def test_an_adaptive_memory_is_explained() -> None:
+    text = explain(Program.loads(ADAPTIVE).instantiate("s", {"dim": 4}))
+    flat = " ".join(text.split())
+    assert "every 4 to 12 tokens: s is the sequence's last boundary before t" in flat
+    assert "the mean of L at Wₛ over the heads and i = s+1, …, t exceeds 0.25, or t − s = 12" in flat
+    assert "the mean of L at Mₛ over i = s+1, …, t exceeds 0, or t − s = 12" in flat

@@ -238,14 +238,24 @@ class Writer:
             listed.append(f"learn {target}{window}")
         listed.append(f"minimize {self.objective(memory, keyed)}")
         listed.append(f"by {self.rule(memory, summed, keyed)}")
-        listed.append(f"every {memory.period} tokens{' summed' if summed else ''}")
+        longest, when = (memory.period, "") if summed else self.adaptive(memory)
+        period = f"{memory.period}..{longest}" if when else f"{memory.period}"
+        listed.append(f"every {period} tokens{' summed' if summed else ''}{when}")
         listed.append(f"reads {memory.reads}")
         if self.chance(0.2):
-            listed.append(f"reset every {memory.period * self.random.choice((1, 2, 3))} tokens")
+            listed.append(f"reset every {longest * self.random.choice((1, 2, 3))} tokens")
         elif self.chance(0.1):
             listed.append("reset never")
         listed.append(f"init {self.random.choice(('zeros', 'learned', 'learned', 'learned normal(0.3)', *starts))}")
         self.lines.append(f"memory {memory.name} : {memory.structure} {{ {'; '.join(listed)} }}")
+
+    def adaptive(self, memory: Fast) -> tuple[int, str]:
+        """The longest period of a memory and what it decides by, drawn apart from all else."""
+        random = Random(f"{memory.name} {memory.structure} {self.lines}")
+        if random.random() > 0.25:
+            return memory.period, ""
+        threshold = random.choice(("-0.713", "0.113", "0.317", "0.317", "0.731", "1.93", "inf"))
+        return memory.period * random.choice((1, 2, 2, 3, 4)), f" when surprise > {threshold}"
 
     def objective(self, memory: Fast, keyed: bool) -> str:
         choices = [*OBJECTIVES, *OBJECTIVES]

@@ -128,8 +128,8 @@ def test_programs_cover_the_language() -> None:
     text = "\n".join(found(seed)[0] for seed in range(60))
     wanted = (
         "linear(", "mlp(", "vector(", "conv(", "attention(", "heads = 2", "bias", "residual", "gated", "repeat",
-        "inner(", "summed", "over last", "reads running", "reset every", "reset never", "init zeros", ".T(", "self(",
-        "rope(",
+        "inner(", "summed", "over last", "reads running", "reset every", "reset never", "when surprise", "init zeros",
+        ".T(", "self(", "rope(",
         "per sequence", ": direct", "dot;", "l2;", "lp(3)", "huber(0.7)", "pseudo_huber(1)", "oja;", "by gd", "by dgd",
         "by safe_dgd", "by momentum", "by delta_momentum", "by muon", "by adamw", "by signed", "by leaky", "by delta(",
         "by counted", "by inward", "by forgetful",

@@ -19,6 +19,7 @@ WRITTEN = [
     "docs/language.md",
     "docs/paper.md",
     "docs/architecture.md",
+    "examples/adaptive/README.md",
     "examples/hope/README.md",
     "examples/zoo/README.md",
 ]

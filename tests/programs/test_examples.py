@@ -16,6 +16,9 @@ SHARED = {"cms"}
 """Parts of other systems."""
 
 SYSTEMS: list[tuple[str, str, dict[str, Any], int]] = [
+    ("adaptive", "attentive", {"dim": 4, "fastest": 2, "slowest": 8}, 13),
+    ("adaptive", "surprised_titans", {"dim": 4, "fastest": 2, "slowest": 8}, 13),
+    ("adaptive", "patient", {"dim": 4, "fast": 1, "slowest": 8, "threshold": 0.2}, 13),
     ("linear_memories", "deltanet", SMALL, 9),
     ("linear_memories", "deltanet_by_rule", SMALL, 9),
     ("linear_memories", "longhorn", SMALL, 9),
