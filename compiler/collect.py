@@ -63,6 +63,7 @@ class _Collector:
         for path, (scope, memory) in self.memories.items():
             self.clause_edges(path, scope, memory, direct)
             self.initial_edges(path, scope, memory)
+            self.objective_edges(path, memory)
         self.read_edges(direct)
         self.mark_declared()
         for path, (scope, memory) in self.memories.items():
@@ -137,6 +138,12 @@ class _Collector:
         )
 
     # --- transfers -------------------------------------------------------------------------------
+
+    def objective_edges(self, path: str, memory: Memory) -> None:
+        """The training level's loss reaches a memory that it moves inside the sequence: by the model's own gradient."""
+        if memory.end_to_end and memory.objective is not None:
+            span = memory.objective.span
+            self.edge(Edge(self.training, path, "backprop", ("objective",), "last boundary", span))
 
     def clause_edges(self, path: str, scope: Scope, memory: Memory, direct: set[tuple[str, str]]) -> None:
         for use, expr in uses(memory):
@@ -328,6 +335,8 @@ def _role(memory: Memory) -> Role:
 def _context(memory: Memory, role: Role) -> str:
     if memory.context is not None:
         return clause(memory.context.span, "learn")
+    if memory.end_to_end:
+        return "tokens and targets"
     return "" if role == "generated" else "gradients"
 
 

@@ -15,6 +15,7 @@ from textwrap import wrap
 
 from nsam.compiler import explain_equations as eq
 from nsam.compiler.describe import initial_text, source_text, structure_text
+from nsam.compiler.explain_end_to_end import explain_end_to_end
 from nsam.compiler.explain_memory import explain_memory
 from nsam.compiler.explain_model import Line, MemoryExplanation, Part, SlowRow, UnitExplanation
 from nsam.compiler.explain_schedule import schedule_lines
@@ -69,6 +70,7 @@ def _units(unit: c.Unit) -> list[c.Unit]:
 def _explain_unit(found: UnitPlan) -> UnitExplanation:
     unit = found.unit
     fast = {f.memory.name: explain_memory(found.lowered, f) for f in found.lowered.fast}
+    fast |= {e.memory.name: explain_end_to_end(e) for e in found.lowered.end_to_end}
     memories = [fast[m.name] for m in unit.memories if m.name in fast]
     memories += [_attention(m) for m in unit.memories if m.structure.kind == "attention"]
     return UnitExplanation(

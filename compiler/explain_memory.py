@@ -82,7 +82,7 @@ class _Memory:
             Part("gradient", tuple(self.gradient_lines())),
             Part("update", tuple(self.update_lines())),
             Part("moves", tuple(self.move_lines())),
-            Part("starts", tuple(self.start_lines())),
+            Part("starts", tuple(start_lines(self.memory))),
             Part("computed", tuple(algorithm_lines(self.lowered, self.fast, self.update, self.problem.transposed))),
         )
         return MemoryExplanation((self.memory.name,), structure_text(self.memory.structure), parts)
@@ -238,15 +238,17 @@ class _Memory:
             Line(f"a read at t shows {symbol}ₜ, inside the chunk too" if after else f"a read at t shows {symbol}ₛ"),
         ]
 
-    def start_lines(self) -> list[Line]:
-        initial, reset = self.memory.initial, reset_text(self.memory.reset)
-        when = {"per sequence": "at the start of every sequence", "never": "once; it is never reset"}.get(
-            reset, f"at the start of every sequence and {reset}"
-        )
-        what = {
-            "learned": f"{initial_text(initial)} by the level that trains the system",
-            "zeros": "zeros",
-            "memory": f"what `{initial.memory}` has learnt by then (transfer by initialisation)",
-            "expression": f"written by {initial_text(initial)} (transfer by generation)",
-        }[initial.kind]
-        return [Line(f"{what}, {when}", eq.initial_equation(initial))]
+
+def start_lines(memory: c.Memory) -> list[Line]:
+    """What a memory starts from, and when."""
+    initial, reset = memory.initial, reset_text(memory.reset)
+    when = {"per sequence": "at the start of every sequence", "never": "once; it is never reset"}.get(
+        reset, f"at the start of every sequence and {reset}"
+    )
+    what = {
+        "learned": f"{initial_text(initial)} by the level that trains the system",
+        "zeros": "zeros",
+        "memory": f"what `{initial.memory}` has learnt by then (transfer by initialisation)",
+        "expression": f"written by {initial_text(initial)} (transfer by generation)",
+    }[initial.kind]
+    return [Line(f"{what}, {when}", eq.initial_equation(initial))]

@@ -20,6 +20,12 @@ def schedule_lines(plan: UnitPlan) -> tuple[Line, ...]:
 
 
 def _lines(plan: UnitPlan) -> Iterator[Line]:
+    learning = [each.memory.name for each in plan.lowered.end_to_end]
+    if learning:
+        yield Line(f"{', '.join(learning)}: moved from outside, between the chunks of the whole model")
+    if not plan.levels and learning:
+        yield Line("in a chunk nothing else moves: everything is done for its tokens at once")
+        return
     if not plan.levels:
         yield Line("no memory moves inside the sequence: everything is done for all tokens at once")
         return

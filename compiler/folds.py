@@ -156,10 +156,9 @@ class _Build:
     def __init__(self, lowering: Lowering, memory: c.Memory) -> None:
         from nsam.compiler.lower import memory_heads
 
-        if memory.rule is None or memory.objective is None or memory.objective.expression is None:
-            raise unsupported(
-                f"memory `{memory.name}` learns the task on the token clock", memory.span, "give it a local objective"
-            )
+        assert memory.rule is not None
+        assert memory.objective is not None
+        assert memory.objective.expression is not None, "a memory that moves by the model's own loss has no fold"
         assert memory.context is not None
         assert memory.frequency is not None
         self.l, self.m, self.b = lowering, memory, lowering.b

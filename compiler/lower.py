@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nsam.compiler.end_to_end import EndToEnd, build_end_to_end, check_starts
 from nsam.compiler.expressions import Attr, Builder, Node, join
 from nsam.compiler.folds import FastMemory, build_fast_memory, exact_candidates
 from nsam.compiler.unsupported import unsupported
@@ -20,7 +21,8 @@ class Lowered:
 
     `like` gives, for each `decay`, a state whose precision and device it takes.
     `events` are the `child` nodes (calls and repeats). `initial` gives, for fast memories with a generated initial
-    state, the vector it is cut from.
+    state, the vector it is cut from. `end_to_end` are the memories that move by the model's own loss: here they are
+    states that stay put, because a call never goes beyond their boundaries.
     """
 
     unit: c.Unit
@@ -31,6 +33,7 @@ class Lowered:
     events: tuple[Node, ...]
     initial: tuple[tuple[str, Node], ...]
     like: dict[int, Node]
+    end_to_end: tuple[EndToEnd, ...] = ()
 
 
 def lower(unit: c.Unit) -> Lowered:
@@ -62,6 +65,7 @@ class Lowering:
 
     def run(self) -> Lowered:
         """Lower everything that the outputs and the fast memories need."""
+        learning = tuple(build_end_to_end(m) for m in self.unit.memories if m.end_to_end)
         nothing: frozenset[str] = frozenset()
         for step in self.unit.steps:
             if isinstance(step, c.Binding):
@@ -69,7 +73,7 @@ class Lowering:
             else:
                 self.child(step, nothing)
         for memory in self.unit.memories:
-            if memory.fast:
+            if memory.fast and not memory.end_to_end:
                 self.fast_memory(memory)
         outputs = tuple((name, self.expr(value, nothing)) for name, value in self.unit.outputs)
         initial = tuple(
@@ -79,7 +83,10 @@ class Lowering:
         )
         inputs = tuple(self.values[i.name, nothing] for i in self.unit.inputs)
         events = tuple(self.children.values())
-        return Lowered(self.unit, self.b, inputs, outputs, tuple(self.fast.values()), events, initial, self.like)
+        check_starts(self.unit, initial)
+        return Lowered(
+            self.unit, self.b, inputs, outputs, tuple(self.fast.values()), events, initial, self.like, learning
+        )
 
     def input(self, item: c.Input) -> Node:
         """An input as it comes from outside; scalars get an axis of size 1."""

@@ -55,8 +55,9 @@ class Edge:
     """One transfer of knowledge (section 3.3) from `source` to `target`.
 
     `uses` says what for: "read" (the target is read at the source's output), "key", "value", the name of a rule's
-    argument, "initial", "gradient", "update". `shows` is the state of the source that the target sees: "same-time",
-    "last boundary", or "at reset". `carried`: only from the pass before of a repeat.
+    argument, "initial", "gradient", "update", "objective" (the loss of the training level). `shows` is the state of
+    the source that the target sees: "same-time", "last boundary", or "at reset". `carried`: only from the pass before
+    of a repeat.
     """
 
     source: str

@@ -262,6 +262,11 @@ class Memory:
         """Whether the state moves inside the sequence (token clock, finite period)."""
         return self.frequency is not None and self.frequency.unit == "token" and self.frequency.period != float("inf")
 
+    @property
+    def end_to_end(self) -> bool:
+        """Whether the state moves inside the sequence by the model's own loss (`minimize task` on the token clock)."""
+        return self.fast and self.objective is not None and self.objective.name == "task"
+
 
 # --- rules ---------------------------------------------------------------------------------------
 

@@ -350,7 +350,8 @@ class _Clauses:
         period = period_of(self.info.evaluator, node.period)
         if node.slowest is not None:
             return adaptive(self.info.evaluator, node, period, task=self._is_task())
-        return Frequency(period, node.unit, node.summed or node.unit == "step", node.span)  # type: ignore[arg-type]
+        summed = node.summed or node.unit == "step" or self._is_task()
+        return Frequency(period, node.unit, summed, node.span)  # type: ignore[arg-type]
 
     def _reset(self, node: syntax.Reset, frequency: Frequency | None) -> Reset:
         if node.kind != "every" or node.period is None:

@@ -18,6 +18,19 @@ def check_supported(unit: Unit) -> None:
             _check(memory)
 
 
+def check_numpy(unit: Unit) -> None:
+    """Raise `ProgramError` (N0490) when NumPy cannot run the unit, though torch can."""
+    for inside in units(unit):
+        for memory in inside.memories:
+            if memory.end_to_end:
+                raise unsupported("`minimize task` on the token clock in NumPy; its torch module does", memory.span)
+
+
+def learns_end_to_end(unit: Unit) -> bool:
+    """Whether something in a unit moves by the model's own loss."""
+    return any(memory.end_to_end for inside in units(unit) for memory in inside.memories)
+
+
 def units(unit: Unit) -> Iterator[Unit]:
     """Yield a unit and every unit inside it."""
     yield unit
@@ -34,7 +47,9 @@ def _check(memory: Memory) -> None:
         return
     if structure.kind not in STRUCTURES_THAT_LEARN:
         raise unsupported(f"a {structure.kind} that learns on the token clock", memory.span)
-    if objective is not None and objective.expression is None:
+    if memory.end_to_end and (memory.reads == "running" or memory.reset.kind == "never"):
+        raise unsupported("`minimize task` on the token clock with `reads running` or `reset never`", memory.span)
+    if objective is not None and objective.expression is None and not memory.end_to_end:
         raise unsupported(f"`minimize {objective.name}` on the token clock", objective.span)
     if memory.rule is not None:
         _check_rule(memory.rule)

@@ -206,6 +206,10 @@ class Frame:
         tensors = self.start(memory)
         if not memory.fast:
             return tag | {"boundary": tensors, "running": tensors, "count": 0}
+        if memory.end_to_end:
+            from nsam.backends.reference.end_to_end import new_record
+
+            return tag | new_record(tensors)
         return tag | learning.new_record(learning.Learner.of_memory(memory), tensors)
 
     def start(self, memory: Memory) -> Tensors:
@@ -240,6 +244,9 @@ class Frame:
             return self._slow[memory.name]
         moving = memory.reads == "running" and memory.fast
         record = self.updated(memory) if moving and not resting else self.record(memory)
+        if memory.end_to_end and resting:  # what starts from it must not look like a read of it
+            held: Tensors = record["held"]
+            return held
         state: Tensors = record["running" if moving else "boundary"]
         return state
 
@@ -258,6 +265,8 @@ class Frame:
         if memory.structure.kind == "attention":
             return self._keep(memory, record)
         if not memory.fast:
+            return record | {"count": record["count"] + 1}
+        if memory.end_to_end:  # moves when the token before it has its loss, see `end_to_end.py`
             return record | {"count": record["count"] + 1}
         if memory.rule is None or context is None:
             raise InternalError(f"{memory.name} moves without a rule or a context")

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nsam.backends.reference.checks import check_supported
+from nsam.backends.reference.checks import check_numpy, check_supported, learns_end_to_end
+from nsam.backends.reference.end_to_end import run_end_to_end
 from nsam.backends.reference.numpy_arrays import NumpyArrays
 from nsam.backends.reference.parameters import initial_value, parameters
 from nsam.backends.reference.run import ReferenceState, run
@@ -37,11 +38,14 @@ class ReferenceModule(torch.nn.Module):
                 owner = owner.get_submodule(part)
             owner.register_parameter(name, torch.nn.Parameter(initial_value(parameter, generator)))
 
-    def forward(self, *inputs: Any, state: ReferenceState | None = None) -> tuple[torch.Tensor, ReferenceState]:
+    def forward(
+        self, *inputs: Any, state: ReferenceState | None = None, targets: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ReferenceState]:
         """Return (output [batch, time, …], state).
 
         Inputs are [batch, time, …] (tokens: int64 [batch, time]; per sequence: [batch, …]); the state is a nested
         structure of dicts, lists and tensors that a later call continues from; it may also be the last argument.
+        `targets`, integers [batch, time], are for systems with memories that move by the model's own loss.
         Raises ValueError on inputs that do not fit.
         """
         if len(inputs) == len(self.unit.inputs) + 1 and isinstance(inputs[-1], dict | None) and state is None:
@@ -52,6 +56,8 @@ class ReferenceModule(torch.nn.Module):
             x if wanted.type.vocab is not None else x.to(torch.float64)
             for wanted, x in zip(self.unit.inputs, inputs, strict=True)
         ]
+        if learns_end_to_end(self.unit):
+            return run_end_to_end(self.unit, dict(self.named_parameters()), given, targets, state)
         ops = TorchArrays(given[0].device)
         return run(ops, self.unit, dict(self.named_parameters()), given, state)
 
@@ -67,6 +73,7 @@ def values(
     `parameters` go by `state_dict` key, `inputs` by name, shapes as for `ReferenceModule`.
     """
     check_supported(unit)
+    check_numpy(unit)
     weights = {name: np.asarray(value, dtype=np.float64) for name, value in parameters.items()}
     ordered = [
         np.asarray(inputs[given.name], dtype=np.float64 if given.type.vocab is None else np.int64)

@@ -35,7 +35,7 @@ def run(
 
     `inputs` follow the unit's inputs: [batch, time, …], or [batch, …] for those that are per sequence.
     """
-    batch = _batch(unit, inputs)
+    batch = batch_of(unit, inputs)
     records: list[UnitRecord] = [{}] * batch if state is None else list(state["sequences"])
     if len(records) != batch:
         raise ValueError(f"the state is of {len(records)} sequences, the input of {batch}")
@@ -43,7 +43,7 @@ def run(
     with deep_recursion():
         for i in range(batch):
             outputs = []
-            for token in _tokens(ops, unit, inputs, i):
+            for token in tokens_of(ops, unit, inputs, i):
                 frame = Frame(ops, unit, Weights(parameters), records[i], token)
                 outputs.append(frame.run()["output"])
                 records[i] = frame.finish()
@@ -65,7 +65,7 @@ def _kept(record: UnitRecord) -> UnitRecord:
     return {"memories": kept, "children": children}
 
 
-def _batch(unit: Unit, inputs: Sequence[Any]) -> int:
+def batch_of(unit: Unit, inputs: Sequence[Any]) -> int:
     """Return the number of sequences, after checking every input's shape."""
     if not inputs:
         raise ValueError("a system without inputs cannot be run")
@@ -83,7 +83,7 @@ def _batch(unit: Unit, inputs: Sequence[Any]) -> int:
     return sizes.pop()
 
 
-def _tokens(ops: Arrays, unit: Unit, inputs: Sequence[Any], sequence: int) -> Iterator[list[Any]]:
+def tokens_of(ops: Arrays, unit: Unit, inputs: Sequence[Any], sequence: int) -> Iterator[list[Any]]:
     """Yield each token's inputs of one sequence."""
     lengths = {int(x.shape[1]) for given, x in zip(unit.inputs, inputs, strict=True) if given.type.per == "token"}
     if len(lengths) != 1 or 0 in lengths:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from nsam.backends.torch.emit.module import ModuleSource
+from nsam.backends.torch.runtime.end_to_end import EndToEnd
 from nsam.backends.torch.runtime.system import System
 from nsam.dsl import checked as c
 
@@ -52,7 +53,11 @@ def build(unit: c.Unit, *, compiled: bool = True) -> System:
 
 
 def set_compiled(module: System, compiled: bool) -> None:
-    """Switch torch.compile on or off for a module and all that it calls."""
+    """Switch torch.compile on or off for a module and all that it calls.
+
+    It stays off where memories move by the model's own loss: torch.compile has no second derivative.
+    """
+    compiled = compiled and not isinstance(module, EndToEnd)
     for part in module.modules():
         if isinstance(part, System):
             part.compiled = compiled

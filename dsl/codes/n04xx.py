@@ -24,10 +24,10 @@ TABLE: tuple[Code, ...] = (
         "N0490",
         "not-in-reference",
         "error",
-        "The reference backend interprets memories that learn by their own objective, one token at a time. It does not "
-        "differentiate the model's loss inside a sequence (`minimize task` on the token clock), and says so instead of "
-        "computing something else. No program text triggers this alone: the compiled backend may know what this does "
-        "not.",
+        "The reference backend interprets programs one token at a time, in torch and in NumPy. It says what it does "
+        "not know, instead of computing something else. NumPy does not differentiate the model's own loss (`minimize "
+        "task` on the token clock); the reference in torch does. No program text triggers this alone: the compiled "
+        "backend may know what this does not.",
     ),
     Code(
         "N0480",

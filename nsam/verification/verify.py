@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from nsam.compiler.end_to_end import learns_end_to_end, predicts_its_input
+from nsam.compiler.unsupported import unsupported
 from nsam.dsl.checked import Unit
 from nsam.verification.against_reference import check_gradients, check_values
 from nsam.verification.learning import check_learning
@@ -49,6 +51,7 @@ def verify_module(
     stability_tokens: int = TOKENS,
 ) -> Report:
     """Verify what `make` builds: a module with the parameters, inputs and states of a compiled `unit`."""
+    require_targets_of_its_own(unit)
     chosen = lengths if isinstance(lengths, Lengths) else choose_lengths(unit, *([lengths] if lengths else []))
     samples = Samples(unit, seed)
 
@@ -69,3 +72,13 @@ def verify_module(
         *check_stability(unit, seeded, samples, min(stability_tokens, places(unit) or stability_tokens)),
     ]
     return Report(unit.name, tuple(rows))
+
+
+def require_targets_of_its_own(unit: Unit) -> None:
+    """Check that a system whose memories move by its own loss knows its targets. Raises `ProgramError` N0401."""
+    if learns_end_to_end(unit) and not predicts_its_input(unit):
+        raise unsupported(
+            f"`{unit.name}` learns from targets that are given from outside, and there are none to verify it with",
+            unit.span,
+            "verify the whole model: from token(n) to [n] the targets are the input, one token later",
+        )

@@ -24,7 +24,7 @@ def _module(unit: Unit) -> ReferenceModule:
 def test_what_is_not_interpreted_is_said(build: Build) -> None:
     text = """system s() {
       input x: [3]
-      memory m : linear(3 -> 3) { minimize task; by gd(lr = 0.1); every 4 tokens }
+      memory m : linear(3 -> 3) { minimize task; by gd(lr = 0.1); every 4 tokens; reset never }
       output m(x)
     }"""
     with pytest.raises(ProgramError) as caught:

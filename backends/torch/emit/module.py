@@ -7,11 +7,19 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from nsam.backends.torch.emit.end_to_end import (
+    end_to_end_attributes,
+    end_to_end_forward,
+    end_to_end_states,
+    end_to_end_steps,
+    end_to_end_tasks,
+)
 from nsam.backends.torch.emit.folds import vector_flag
 from nsam.backends.torch.emit.functions import INDENT, UnitSource, starting_order
 from nsam.backends.torch.emit.names import identifier
 from nsam.backends.torch.emit.printer import Printer, state_bindings
 from nsam.backends.torch.rule_source import KERNELS
+from nsam.compiler.end_to_end import learns_end_to_end
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.lower import held, memory_heads, state_shape
 from nsam.compiler.schedule import UnitPlan, plan
@@ -43,7 +51,7 @@ class ModuleSource:
 
     def write(self, unit: c.Unit) -> str:
         """Return the file. The class of `unit` is the last one; `class_name` gives its name."""
-        name = self.add(unit)
+        name = self.add(unit, root=True)
         title = f"{name}: {signature(unit)}"
         header = HEADER.format(title=title, version=self.version, imports=imports("\n".join(self.parts)))
         return "\n\n".join([header, *self.parts])
@@ -52,7 +60,7 @@ class ModuleSource:
         """The class that was written for `unit`."""
         return next(name for known, name in self.units if known == unit)
 
-    def add(self, unit: c.Unit) -> str:
+    def add(self, unit: c.Unit, *, root: bool = False) -> str:
         """Write `unit` unless an equal one has been written; returns its class name."""
         for known, name in self.units:
             if known == unit:
@@ -64,7 +72,10 @@ class ModuleSource:
         self.units.append((unit, name))
         self.plans[name] = planned
         source = UnitSource(planned, identifier(name_to_prefix(name)))
-        self.parts += [*self.functions(source), ClassSource(source, name, children).write()]
+        self.parts += [
+            *self.functions(source),
+            ClassSource(source, name, children, root and learns_end_to_end(unit)).write(),
+        ]
         return name
 
     def functions(self, source: UnitSource) -> list[str]:
@@ -72,7 +83,7 @@ class ModuleSource:
         steps = source.folds.functions()
         resets = Resets(source).functions()
         stages = [source.stage_function(i) for i, st in enumerate(source.plan.stages) if st.nodes]
-        return [*steps, *resets, *source.loop_functions(), *stages]
+        return [*steps, *end_to_end_steps(source), *resets, *source.loop_functions(), *stages]
 
     def fresh_class(self, path: str) -> str:
         """A class name that nothing else has."""
@@ -177,6 +188,8 @@ class Resets:
         """States that the memory's rule keeps."""
         if not memory.fast:
             return []
+        if memory.end_to_end:
+            return end_to_end_states(self.source, memory)
         fast = self.source.folds.memories[memory.name]
         lines: list[str] = []
         for fold in fast.folds:
@@ -250,6 +263,8 @@ class ClassSource:
     source: UnitSource
     name: str
     children: dict[str, str]
+    end_to_end: bool = False
+    """Whether this is the whole model, whose own loss moves memories in it."""
 
     @property
     def unit(self) -> c.Unit:
@@ -258,17 +273,24 @@ class ClassSource:
 
     def write(self) -> str:
         """The class as source."""
-        lines = [f"class {self.name}(rt.System):", f'{INDENT}"""{signature(self.unit)}"""', ""]
+        base = "EndToEnd" if self.end_to_end else "System"
+        lines = [f"class {self.name}(rt.{base}):", f'{INDENT}"""{signature(self.unit)}"""', ""]
         lines += [INDENT + line if line else "" for line in self.attributes()]
         lines += [INDENT + line if line else "" for line in self.init()]
         lines.append("")
         lines += [INDENT + line if line else "" for line in self.forward()]
+        if self.end_to_end:
+            entry = end_to_end_forward(self.unit, [self.source.names.of(n) for n in self.source.plan.lowered.inputs])
+            lines += ["", *(INDENT + line if line else "" for line in entry)]
         return "\n".join(lines) + "\n"
 
     def attributes(self) -> list[str]:
         """Class attributes that say what the parameters are."""
         lines = []
-        fast = "".join(f'"{m.name}", ' for m in self.unit.memories if m.fast).strip()
+        if self.end_to_end:
+            lines += end_to_end_attributes(self.unit)
+        lines += end_to_end_tasks(self.source, starting_order(self.unit), Resets(self.source).name)
+        fast = "".join(f'"{m.name}", ' for m in self.unit.memories if m.fast and not m.end_to_end).strip()
         if fast:
             lines.append(f"fast_memories = ({fast})")
         kept = [m.name for m in self.unit.memories if m.fast and m.reset.kind == "never"]
@@ -324,7 +346,8 @@ class ClassSource:
         listed = "".join(f", {x}: Tensor" for x in inputs)
         several = len(lowered.outputs) > 1
         result = "tuple[Tensor, ...]" if several else "Tensor"
-        lines = [f"def forward(self{listed}, state: rt.State | None = None) -> tuple[{result}, rt.State]:"]
+        name = "piece" if self.end_to_end else "forward"
+        lines = [f"def {name}(self{listed}, state: rt.State | None = None) -> tuple[{result}, rt.State]:"]
         lines.append(f'{INDENT}"""{self.shapes()}"""')
         body: list[str] = []
         for item, node in zip(self.unit.inputs, lowered.inputs, strict=True):

@@ -5,6 +5,7 @@ Needs torch only, not the compiler.
 
 from nsam.backends.torch.runtime.adaptive import decide, waiting
 from nsam.backends.torch.runtime.blocks import At, block, join, pieces, stage
+from nsam.backends.torch.runtime.end_to_end import EndToEnd
 from nsam.backends.torch.runtime.folds import Generic, Momentum, RankOne, Summed
 from nsam.backends.torch.runtime.functions import (
     attention,
@@ -60,11 +61,13 @@ from nsam.backends.torch.runtime.system import (
     update,
     zeros,
 )
+from nsam.backends.torch.runtime.tasks import Task
 from nsam.backends.torch.runtime.triangular import Decay, triangle
 
 __all__ = [
     "At",
     "Decay",
+    "EndToEnd",
     "Generic",
     "Memory",
     "Momentum",
@@ -72,6 +75,7 @@ __all__ = [
     "State",
     "Summed",
     "System",
+    "Task",
     "advance",
     "as",
     "attention",

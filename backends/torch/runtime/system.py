@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from nsam.backends.torch.runtime.blocks import At
 from nsam.backends.torch.runtime.folds import as_row
 from nsam.backends.torch.runtime.functions import wide
+from nsam.backends.torch.runtime.tasks import Tasks, separate
 
 State = dict[str, Any]
 CLOCKS = ("clock", "clock.never", "start")
@@ -58,6 +60,8 @@ class System(nn.Module):
     """Whether the mean inner loss of each fast memory is recorded, under `losses` of the state."""
 
     fast_memories: tuple[str, ...] = ()
+    tasks: Tasks = MappingProxyType({})
+    """Memories that move by the model's own loss, see `end_to_end.py`."""
 
     kept_memories: frozenset[str] = frozenset()
     matrices: frozenset[str] = frozenset()
@@ -128,6 +132,7 @@ class System(nn.Module):
         at = At(old["position"], old["steps"], like.shape[1], like.shape[0], self.compiled, self.observe)
         if initial is not None:
             s = {**initial(w, s, at), **s}
+        s |= separate(self.tasks, s)
         if self.observe:
             s |= {f"{memory}.loss": blank(w).detach() for memory in self.fast_memories}
         if clock:
@@ -329,4 +334,5 @@ def new_sequence(state: State) -> State:
     }
     fresh = {**state, "position": 0, "sequence": {}, "children": children}
     fresh.pop("losses", None)
+    fresh.pop("task", None)
     return fresh
