@@ -375,7 +375,6 @@ class _Build:
         except affine.NotAffine as problem:
             reasons.append(str(problem))
             return None
-        pairs = [n for p in products for n in (p.right, p.left)]
         zero = b.number(0)
         if not found.traces:
             keep = found.state.get("self") or zero
@@ -386,18 +385,29 @@ class _Build:
         if reason is not None:
             reasons.append(reason)
             return None
+        return self.momentum(state, tensor, products, found, layer_key), "momentum"
+
+    def momentum(
+        self, state: Node, tensor: str, products: list[OuterProduct], found: affine.Recurrence, key: Node | None
+    ) -> Node:
+        """The fold S_t = theta S_{t-1} − (erase M x xᵀ + write Σ g uᵀ), M_t = M_{t-1}(keep I − fade x xᵀ) + S_t."""
+        b = self.b
+        zero = b.number(0)
         (name, trace) = found.traces[0]
-        keep = found.state.get("self") or zero
         kappa = found.state.get(f"{name} new")
         assert kappa is not None
-        theta = trace.get(name) or zero
+        keep, theta = found.state.get("self") or zero, trace.get(name) or zero
         write = b.neg(b.mul(kappa, trace.get("grad") or zero))
-        node = b.make(
-            "momentum", (state, *pairs, self.decay(keep), self.decay(theta), write), state.shape, "fold",
-            memory=self.m.name, tensor=tensor, pairs=len(products), trace=name,
-            kappa=float(kappa.value),
+        erase = b.neg(b.mul(kappa, trace.get("self xx'") or zero))
+        fade = b.neg(found.state.get("self xx'") or zero)
+        args = [state, *(n for p in products for n in (p.right, p.left)), self.decay(keep), self.decay(theta), write]
+        if any(not (gate.op == "number" and gate.value == 0) for gate in (erase, fade)):
+            assert key is not None
+            args += [erase, fade, key]
+        return b.make(
+            "momentum", args, state.shape, "fold",
+            memory=self.m.name, tensor=tensor, pairs=len(products), trace=name, kappa=float(kappa.value),
         )  # fmt: skip
-        return node, "momentum"
 
     def rank_one(
         self,
@@ -480,10 +490,10 @@ def momentum_shape(found: affine.Recurrence) -> str | None:
     if len(found.traces) != 1:
         return "the rule keeps more than one trace"
     name, trace = found.traces[0]
-    if set(dict(trace.terms)) - {name, "grad"}:
-        return f"trace `{name}` depends on more than itself and the gradient"
-    if set(dict(found.state.terms)) - {"self", f"{name} new"}:
-        return "the state moves by more than its retention and the trace"
+    if set(dict(trace.terms)) - {name, "grad", "self xx'"}:
+        return f"trace `{name}` depends on more than itself, the gradient and what stands along the key"
+    if set(dict(found.state.terms)) - {"self", "self xx'", f"{name} new"}:
+        return "the state moves by more than its retention, what stands along the key, and the trace"
     kappa = found.state.get(f"{name} new")
     if kappa is None or kappa.op != "number" or kappa.value == 0:
         return f"trace `{name}` enters the state with a factor that is not a constant"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.runtime.triangular import Decay, shifted
+from nsam.backends.torch.runtime.triangular import Decay, shifted, unit_lower_inverse
 
 Gate = Tensor | float
 State = Mapping[str, Tensor]
@@ -119,10 +119,15 @@ class RankOne(Fold):
 
 
 class Momentum(Fold):
-    """S_t = θ_t S_{t-1} − w_t Σ g_t u_tᵀ, M_t = α_t M_{t-1} + S_t (eq. 33; Titans' surprise and forgetting).
+    """S_t = θ_t S_{t-1} − ε_t M_{t-1} x_t x_tᵀ − w_t Σ g_t u_tᵀ, M_t = M_{t-1}(α_t I − φ_t x_t x_tᵀ) + S_t.
 
-    With D from α and H from θ, token s reaches M_t by K = D H and S_0 by c = D h:
-    M_T = γ_T W + c_T S − (K[T] ⊙ P)ᵀ U. The trace is stored multiplied by its factor in the update.
+    Eq. 33; Titans' surprise and forgetting, with erasure inside (ε) or outside (φ) the momentum where there is any.
+    With D from α and H from θ, what token s writes to S reaches M_t by K = D H, what it writes to M by D, and S_0 by
+    c = D h. What stands along the keys, V_t = M_{t-1} x_t, comes from one triangle with A = X Xᵀ:
+
+        (I + (A ⊙ K₋) diag(ε) + (A ⊙ D₋) diag(φ)) V = γ₋ X Wᵀ + c₋ X Sᵀ − Σ (X Uᵀ ⊙ K₋) diag(w) G
+
+    The trace is stored multiplied by its factor in the update.
     """
 
     def __init__(
@@ -134,14 +139,35 @@ class Momentum(Fold):
         decay: Decay,
         surprise: Decay,
         write: Gate,
+        erase: Gate = 0.0,
+        fade: Gate = 0.0,
+        key: Tensor | None = None,
     ) -> None:
         self.start, self.trace, self.suffix = running(s, name), running(s, f"{name}.{trace}"), f".{trace}"
-        self.batch, time = pairs[0][0].shape[:3], pairs[0][0].shape[2]
+        lead = key if key is not None else pairs[0][0]
+        self.batch, time = lead.shape[:3], lead.shape[2]
         one = self.start.new_ones(time, 1)
         self.gamma, self.theta, self.surprise = one * decay.gamma, one * surprise.gamma, surprise.between
+        self.between = decay.between
         with torch.autocast(one.device.type, enabled=False):
             self.kernel, self.carried = decay.between @ surprise.between, decay.between @ self.theta
         self.written = [(u, write * g) for u, g in pairs]
+        self.faded: list[Pair] = []
+        if key is not None:
+            along = self.along(key, erase, fade)
+            if isinstance(erase, Tensor) or erase != 0:
+                self.written.append((key, erase * along))
+            if isinstance(fade, Tensor) or fade != 0:
+                self.faded.append((key, fade * along))
+
+    def along(self, key: Tensor, erase: Gate, fade: Gate) -> Tensor:
+        """V_t = M_{t-1} x_t, [B, H, T, out]."""
+        gamma, carried, kernel = self.view(strict=True)
+        right = gamma * (key @ self.start.mT) + carried * (key @ self.trace.mT)
+        for u, p in self.written:
+            right = right - (key @ u.mT * kernel) @ p
+        columns = kernel * across(erase) + shifted(self.between, 0.0) * across(fade)
+        return unit_lower_inverse(key @ key.mT * columns).to(right.dtype) @ right
 
     def ones(self) -> Tensor:
         """A layer input of 1 for every token."""
@@ -154,29 +180,41 @@ class Momentum(Fold):
         for u, p in self.written:
             state = state - (self.kernel[..., -1, :, None] * p).mT @ u
             trace = trace - (self.surprise[..., -1, :, None] * p).mT @ u
+        for u, p in self.faded:
+            state = state - (self.between[..., -1, :, None] * p).mT @ u
         return {"": state.to(self.start.dtype), self.suffix: trace.to(self.start.dtype)}
 
     def read(self, q: Tensor, strict: bool) -> Tensor:
         """M_t q."""
         gamma, carried, kernel = self.view(strict)
         y = gamma * (q @ self.start.mT) + carried * (q @ self.trace.mT)
-        for u, p in self.written:
-            y = y - (q @ u.mT * kernel) @ p
+        for (u, p), weight in self.weighted(kernel, strict):
+            y = y - (q @ u.mT * weight) @ p
         return y
 
     def read_t(self, q: Tensor, strict: bool) -> Tensor:
         """M_tᵀ q."""
         gamma, carried, kernel = self.view(strict)
         y = gamma * (q @ self.start) + carried * (q @ self.trace)
-        for u, p in self.written:
-            y = y - (q @ p.mT * kernel) @ u
+        for (u, p), weight in self.weighted(kernel, strict):
+            y = y - (q @ p.mT * weight) @ u
         return y
 
+    def weighted(self, kernel: Tensor, strict: bool) -> list[tuple[Pair, Tensor]]:
+        """Everything that tokens write, with the weights by which it reaches later tokens."""
+        decay = shifted(self.between, 0.0) if strict else self.between
+        return [(pair, kernel) for pair in self.written] + [(pair, decay) for pair in self.faded]
+
     def view(self, strict: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights of W, S and the writes, as seen after (`strict`: before) each token."""
+        """Weights of W, S and the writes to S, as seen after (`strict`: before) each token."""
         if not strict:
             return self.gamma, self.carried, self.kernel
         return shifted(self.gamma, 1.0), shifted(self.carried, 0.0), shifted(self.kernel, 0.0)
+
+
+def across(gate: Gate) -> Gate:
+    """A gate by the token that writes, along the columns of a triangle: [.., T, 1] → [.., 1, T]."""
+    return gate.mT if isinstance(gate, Tensor) else gate
 
 
 Step = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
