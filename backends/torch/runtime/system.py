@@ -121,7 +121,8 @@ class System(nn.Module):
         """
         old: State = state or {"position": 0, "steps": 0, "sequence": {}, "kept": {}, "children": {}}
         require_batch(old, like.shape[0])
-        w = self.weights()
+        # A unit without parameters takes its precision and device from its input.
+        w = self.weights() or {"input": like[:0] if like.is_floating_point() else blank({}, 0)}
         for name, tensor in (*old["sequence"].items(), *old["kept"].items()):
             if tensor.shape[0] != like.shape[0]:
                 raise ValueError(
