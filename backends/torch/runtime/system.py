@@ -83,12 +83,16 @@ class System(nn.Module):
         return [(f"{path}." if path else "", m) for path, m in self.named_modules() if isinstance(m, System)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run `forward`; with weights in half precision under autocast, because states and gates stay in float32."""
-        weight = next(self.parameters(), None)
-        low = weight is not None and weight.dtype in (torch.bfloat16, torch.float16)
-        if weight is None or not low or torch.is_autocast_enabled(weight.device.type):
+        """Run `forward`; in half precision under autocast, because states and gates stay in float32.
+
+        The precision is that of the weights, or of the first input where there are none.
+        """
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        like = next(self.parameters(), given)
+        low = like is not None and like.dtype in (torch.bfloat16, torch.float16)
+        if like is None or not low or torch.is_autocast_enabled(like.device.type):
             return super().__call__(*args, **kwargs)
-        with torch.autocast(weight.device.type, dtype=weight.dtype):
+        with torch.autocast(like.device.type, dtype=like.dtype):
             return super().__call__(*args, **kwargs)
 
     def weights(self) -> dict[str, Tensor]:
@@ -122,7 +126,7 @@ class System(nn.Module):
         old: State = state or {"position": 0, "steps": 0, "sequence": {}, "kept": {}, "children": {}}
         require_batch(old, like.shape[0])
         # A unit without parameters takes its precision and device from its input.
-        w = self.weights() or {"input": like[:0] if like.is_floating_point() else blank({}, 0)}
+        w = self.weights() or {"input": like[:0].to(torch.promote_types(like.dtype, torch.float32))}
         for name, tensor in (*old["sequence"].items(), *old["kept"].items()):
             if tensor.shape[0] != like.shape[0]:
                 raise ValueError(
