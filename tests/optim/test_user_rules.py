@@ -233,7 +233,8 @@ def test_an_initial_value_cannot_see_the_gradient() -> None:
 
 
 def test_other_structures_inside_a_rule_are_refused_with_their_place() -> None:
-    text = "rule odd(lr) { memory m : linear(cols(self) -> rows(self), bias) { learn key -> err; minimize l2; by gd(lr = 1);"
+    text = "rule odd(lr) { memory m : linear(cols(self) -> rows(self), bias) { learn key -> err; minimize l2;"
+    text += " by gd(lr = 1);"
     use = rule(text + " every 1 update }\n self <- self - lr * (grad + outer(m(key), key)) }", "odd", lr=0.1)
     with pytest.raises(ProgramError) as caught:
         lower_rule(use.rule)

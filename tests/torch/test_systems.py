@@ -230,9 +230,8 @@ def test_tokens_are_whole_numbers_and_states_fit_the_batch(shipped: Any) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_unit_without_parameters_takes_the_precision_of_its_input(unit_of: Any, dtype: torch.dtype) -> None:
-    unit = unit_of(
-        "memory m : linear(4 -> 4) { learn x -> x; minimize l2; by gd(lr = 0.1); every 2 tokens; init zeros }\noutput m(x)"
-    )
+    clauses = "learn x -> x; minimize l2; by gd(lr = 0.1); every 2 tokens; init zeros"
+    unit = unit_of(f"memory m : linear(4 -> 4) {{ {clauses} }}\noutput m(x)")
     y, _ = build(unit, compiled=False)(torch.ones(1, 5, 4, dtype=dtype))
     assert y.dtype == dtype
     assert y[:, :2].abs().max() == 0
