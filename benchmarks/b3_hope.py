@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class Inference:
         self.module, self.windows, self.build = module, build.put(tokens).split(WINDOW, 1), build
 
     @torch.no_grad()
-    def step(self) -> Tensor:
+    def run(self) -> Tensor:
         """Run over the whole text; returns the last window's scores."""
         state = None
         for window in self.windows:
@@ -44,9 +45,13 @@ class Inference:
                 scores, state = self.module(window, state)
         return scores  # type: ignore[no-any-return]
 
+    def step(self) -> None:
+        """Run over the whole text."""
+        self.run()
+
     def evaluate(self) -> Mapping[str, Tensor]:
         """The last window's scores."""
-        return {"output": self.step().to(self.build.stored)}
+        return {"output": self.run().to(self.build.stored)}
 
 
 def case(batch: int, time: int, *, train: bool = True, series: str = "", **size: int) -> Case:
@@ -84,7 +89,7 @@ def case(batch: int, time: int, *, train: bool = True, series: str = "", **size:
 def cases(settings: Settings) -> list[Case]:
     """All lengths."""
     if settings.quick:
-        small = {"dim": 16, "layers": 1}
+        small: dict[str, Any] = {"dim": 16, "layers": 1}
         return [case(2, 128, **small), case(1, 128, train=False, **small)]
     lengths = [2048, 4096, 8192, 16384, 32768, 65536]
     found = [case(8, 512)]
@@ -94,5 +99,5 @@ def cases(settings: Settings) -> list[Case]:
 
 def checks() -> list[Case]:
     """Small cases for the exact comparison."""
-    small = {"dim": 8, "layers": 2}
+    small: dict[str, Any] = {"dim": 8, "layers": 2}
     return [case(2, 192, **small)]

@@ -19,14 +19,14 @@ DELTA = ROOT / "benchmarks" / "programs" / "delta.nsam"
 TRANSFORMER = ROOT / "benchmarks" / "programs" / "transformer.nsam"
 
 
-def nsam_module(path: Any, system: str, build: Build, **parameters: object) -> nn.Module:
+def nsam_module(path: Any, system: str, build: Build, **parameters: Any) -> nn.Module:
     """Return a compiled system with the weights of seed 0."""
     torch.manual_seed(0)
     module = nsam.compile(nsam.load(path), system, compiled=build.compiled, **parameters)
     return module.to(build.device, build.stored)
 
 
-def with_weights(module: nn.Module, path: Any, system: str, build: Build, **parameters: object) -> nn.Module:
+def with_weights(module: nn.Module, path: Any, system: str, build: Build, **parameters: Any) -> nn.Module:
     """Return a hand-written module with the same weights; every name and shape must agree."""
     plain = Build(torch.device("cpu"), build.dtype, compiled=False)
     module.load_state_dict(nsam_module(path, system, plain, **parameters).state_dict())

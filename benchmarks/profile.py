@@ -20,6 +20,7 @@ from benchmarks.settings import Settings
 
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::_mm", "mkl", "mkldnn", "gemm", "cutlass")
 ROWS = 30
+PHASE = "phase: "
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ def hope_step(settings: Settings) -> tuple[Any, float, int]:
     rows = random_tokens(batch, context + 1).to(build.device)
 
     def step() -> None:
-        with torch.profiler.record_function("## forward"):
+        with torch.profiler.record_function(PHASE + "forward"):
             loss, _ = next_byte_loss(module, rows, None, build.dtype)
-        with torch.profiler.record_function("## backward"):
+        with torch.profiler.record_function(PHASE + "backward"):
             loss.backward()  # type: ignore[no-untyped-call]
-        with torch.profiler.record_function("## optimizer"):
+        with torch.profiler.record_function(PHASE + "optimizer"):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
@@ -104,7 +105,7 @@ def shares(events: Iterable[Any], device: torch.device) -> list[Share]:
     """Own time by operation, largest first; the marked phases are left out."""
     own: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     for event in events:
-        if event.key.startswith("##"):
+        if event.key.startswith((PHASE, "##")):  # torch marks its compiled graphs with ##
             continue
         micros = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         entry = own[event.key]
@@ -119,12 +120,12 @@ def _report(
 ) -> str:
     found = shares(events, device)
     total = sum(share.seconds for share in found) or 1e-9
-    phases = {e.key: e.cpu_time_total / 1e6 for e in events if e.key.startswith("##")}
+    phases = {e.key: e.cpu_time_total / 1e6 for e in events if e.key.startswith(PHASE)}
     lines = [
         f"step {duration(seconds)}, {tokens / seconds:,.0f} tokens/s, "
         f"{flops / seconds / 1e9:,.0f} GFLOP/s of the least FLOPs, {flops / seconds / rate:.1%} of the matrix-product "
         f"rate ({rate / 1e9:,.0f} GFLOP/s)",
-        "phases (profiled): " + ", ".join(f"{key[3:]} {duration(s)}" for key, s in phases.items()),
+        "phases (profiled): " + ", ".join(f"{key.removeprefix(PHASE)} {duration(s)}" for key, s in phases.items()),
         f"in matrix products: {sum(s.seconds for s in found if s.product) / total:.1%} "
         f"of {duration(total)} of own time; "
         f"{sum(s.calls for s in found if s.product):,} products, {sum(s.calls for s in found):,} operations",
@@ -133,7 +134,13 @@ def _report(
     for column in ("operation", "calls", "own time", "share", "a call"):
         table.add_column(column, justify="left" if column == "operation" else "right", overflow="fold")
     rows = [
-        (s.name, f"{s.calls:,}", duration(s.seconds), f"{s.seconds / total:.1%}", duration(s.seconds / max(1, s.calls)))
+        (
+            s.name[:72],
+            f"{s.calls:,}",
+            duration(s.seconds),
+            f"{s.seconds / total:.1%}",
+            duration(s.seconds / max(1, s.calls)),
+        )
         for s in found[:ROWS]
     ]
     for cells in rows:

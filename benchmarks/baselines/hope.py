@@ -174,8 +174,8 @@ class Titans(nn.Module):
         """The learnt initial states, one copy a sequence."""
         slow = [self.get_submodule(name) for name in MEMORIES]
         both = [torch.stack([getattr(m, w) for m in slow], 1) for w in ("w1", "w2")]
-        mem = self.get_submodule("mem")
-        return State(*(wide(z).expand(batch, *z.shape).contiguous() for z in (*both, mem.w1, mem.w2)))  # type: ignore[arg-type]
+        both += [getattr(self.get_submodule("mem"), w) for w in ("w1", "w2")]
+        return State(*(wide(z).expand(batch, *z.shape).contiguous() for z in both))
 
 
 class Cms(nn.Module):

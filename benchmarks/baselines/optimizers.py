@@ -30,7 +30,7 @@ class MuonLoop(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "beta": beta})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move every parameter."""
         for group in self.param_groups:
             for p in group["params"]:
@@ -60,7 +60,7 @@ class M3Loop(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "mix": mix, "period": period, "rms": rms, "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move every parameter."""
         for group in self.param_groups:
             for p in group["params"]:
