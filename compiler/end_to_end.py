@@ -8,7 +8,7 @@ that within a chunk everything depends on the states at its start, and those are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from nsam.compiler.expressions import Node, postorder
@@ -19,15 +19,22 @@ from nsam.dsl import checked as c
 
 @dataclass(frozen=True, slots=True)
 class EndToEnd:
-    """A memory that moves by the model's own loss, lowered: its period in tokens and its rule as straight-line code."""
+    """A memory that moves by the model's own loss, lowered: its period in tokens and its rule as straight-line code.
+
+    `arguments` are those of the rule that are made of slow weights, a scalar or one a head; numbers are in the plan.
+    """
 
     memory: c.Memory
     period: int
     plan: RulePlan
+    arguments: tuple[tuple[str, Node], ...] = ()
 
 
-def build_end_to_end(memory: c.Memory) -> EndToEnd:
-    """Lower one memory. Raises `ProgramError` (N0401) for what has no compiled form."""
+def build_end_to_end(memory: c.Memory, lowered: Callable[[c.Expr], Node]) -> EndToEnd:
+    """Lower one memory; `lowered` gives a rule's argument.
+
+    Raises `ProgramError` (N0401) for what has no compiled form.
+    """
     assert memory.rule is not None
     assert memory.frequency is not None
     if memory.reads == "running":
@@ -43,15 +50,22 @@ def build_end_to_end(memory: c.Memory) -> EndToEnd:
             memory.span,
             "`reset per sequence` or `reset every n tokens`",
         )
-    for name, argument in memory.rule.arguments:
-        if not isinstance(argument, c.Constant):
-            raise unsupported(
-                f"argument `{name}` of a rule that moves a memory by the model's own loss is not a number",
-                argument.span,
-                "give a number",
-            )
-    fixed = dict(memory.rule.arguments)
-    return EndToEnd(memory, int(memory.frequency.period), lower_rule(memory.rule.rule, fixed))
+    fixed = {name: value for name, value in memory.rule.arguments if isinstance(value, c.Constant)}
+    arguments = tuple(
+        (name, _of_weights(name, value, lowered)) for name, value in memory.rule.arguments if name not in fixed
+    )
+    return EndToEnd(memory, int(memory.frequency.period), lower_rule(memory.rule.rule, fixed), arguments)
+
+
+def _of_weights(name: str, value: c.Expr, lowered: Callable[[c.Expr], Node]) -> Node:
+    node = lowered(value)
+    if any(not n.args and n.op not in ("weight", "number") for n in postorder([node])):
+        raise unsupported(
+            f"argument `{name}` of a rule that moves a memory by the model's own loss depends on more than parameters",
+            value.span,
+            "make it of numbers and of memories without clauses",
+        )
+    return node
 
 
 def check_starts(unit: c.Unit, initial: Iterable[tuple[str, Node]]) -> None:

@@ -65,7 +65,7 @@ class Lowering:
 
     def run(self) -> Lowered:
         """Lower everything that the outputs and the fast memories need."""
-        learning = tuple(build_end_to_end(m) for m in self.unit.memories if m.end_to_end)
+        learning = tuple(self.end_to_end(m) for m in self.unit.memories if m.end_to_end)
         nothing: frozenset[str] = frozenset()
         for step in self.unit.steps:
             if isinstance(step, c.Binding):
@@ -284,6 +284,11 @@ class Lowering:
     def direct_sources(self, memory: c.Memory) -> frozenset[str]:
         """Memories whose values enter this memory's clauses without gradient."""
         return frozenset(t.source for t in self.unit.transfers if t.kind == "direct" and t.target == memory.name)
+
+    def end_to_end(self, memory: c.Memory) -> EndToEnd:
+        """A memory that moves by the model's own loss."""
+        direct, heads = self.direct_sources(memory), memory_heads(memory)
+        return build_end_to_end(memory, lambda e: self.b.gate(self.expr(e, direct, memory), heads))
 
     def fast_memory(self, memory: c.Memory) -> FastMemory:
         """The folds of a fast memory, built on first use."""

@@ -135,12 +135,13 @@ def _close(ops: TorchArrays, frame: Frame, memory: Memory) -> bool:
         raise InternalError(f"{memory.name} moves without a rule or a period")
     if record["count"] % int(memory.frequency.period):
         return False
-    arguments = {name: frame.evaluate(expr) for name, expr in memory.rule.arguments}
+    arguments = frame.arguments(memory)
     moved: Tensors = []
     remembered = []
-    for tensors, sums, records in zip(record["boundary"], record["sums"], record["rules"], strict=True):
+    heads = zip(record["boundary"], record["sums"], record["rules"], arguments, strict=True)
+    for tensors, sums, records, given in heads:
         results = {
-            name: rules.apply_rule(ops, memory.rule, arguments, rules.Host(tensor, sums[name]), records[name])
+            name: rules.apply_rule(ops, memory.rule, given, rules.Host(tensor, sums[name]), records[name])
             for name, tensor in tensors.items()
         }
         moved.append({name: new for name, (new, _) in results.items()})

@@ -273,10 +273,17 @@ class Frame:
         view = View(memory.name, self.cut(memory))
         key = None if context.key is None else self.evaluate(context.key, view)
         value = self.evaluate(context.value, view)
+        learner = learning.Learner.of_memory(memory)
+        return learning.advance(self.ops, learner, record, key, value, self.arguments(memory))
+
+    def arguments(self, memory: Memory) -> list[dict[str, Array]]:
+        """Return the arguments of a memory's rule at this token, for each head."""
+        if memory.rule is None:
+            raise InternalError(f"{memory.name} has no rule")
+        view = View(memory.name, self.cut(memory))
         given = {name: self.evaluate(expr, view) for name, expr in memory.rule.arguments}
         heads = range(heads_of(memory.structure))
-        arguments = [{name: self._of_head(a, memory, head) for name, a in given.items()} for head in heads]
-        return learning.advance(self.ops, learning.Learner.of_memory(memory), record, key, value, arguments)
+        return [{name: self._of_head(a, memory, head) for name, a in given.items()} for head in heads]
 
     def _of_head(self, argument: Array, memory: Memory, head: int) -> Array:
         """Return one head's number out of a rule's argument: a scalar, or one value a head."""

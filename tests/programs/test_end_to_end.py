@@ -50,6 +50,14 @@ BODIES = {
     minimize task; by adamw(lr = 0.02); every 3 tokens; reset every 6 tokens; init slow
   }}
   let h = chain([slow, middle], x)""",
+    "rates that training learns": """
+  memory rate : vector(2) { init learned normal(0.1) }
+  memory keep : vector(1)
+  let kept = sigmoid(5 + index(keep, 0))
+  memory m : mlp(dim -> 2*dim -> dim, heads = 2) {
+    minimize task; by gd(lr = softplus(rate), retain = kept); every 3 tokens
+  }
+  let h = x + m(x)""",
     "heads and biases": """
   memory m : linear(dim -> dim, heads = 2, bias) { minimize task; by muon(lr = 0.02); every 4 tokens }
   let h = x + m(x)""",
@@ -243,11 +251,11 @@ def test_the_training_objective_reaches_the_memory() -> None:
     [
         ("{ minimize task; by gd(lr = 0.1); every 4 tokens; reads running }", "running"),
         ("{ minimize task; by gd(lr = 0.1); every 4 tokens; reset never }", "another sequence"),
-        ("{ minimize task; by gd(lr = index(c, 0)); every 4 tokens }", "not a number"),
+        ("{ minimize task; by gd(lr = index(c, 0)); every 4 tokens }", "more than parameters"),
     ],
 )
 def test_what_has_no_compiled_form_is_said(body: str, why: str) -> None:
-    text = LINEAR.replace("input x: [3]", "input x: [3]\n  memory c : vector(2)")
+    text = LINEAR.replace("input x: [3]", "input x: [3]\n  input c: [2] per sequence")
     text = text.replace("{ minimize task; by gd(lr = 0.3, retain = 0.9); every 4 tokens }", body)
     with pytest.raises(ProgramError) as caught:
         nsam.compile(nsam.loads(text), "s")

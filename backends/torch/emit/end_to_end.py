@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from nsam.backends.torch.emit.folds import before_first_token, vector_flag
 from nsam.backends.torch.emit.names import identifier
-from nsam.backends.torch.rule_source import emit_initial, emit_step
+from nsam.backends.torch.emit.printer import Printer, state_bindings
+from nsam.backends.torch.rule_source import emit_initial, emit_step, scalar_keyword
 from nsam.compiler.end_to_end import EndToEnd, predicts_its_input, scores
+from nsam.compiler.expressions import postorder
 from nsam.dsl import checked as c
 
 if TYPE_CHECKING:
@@ -36,7 +38,22 @@ def end_to_end_steps(source: UnitSource) -> list[str]:
         if each.plan.states:
             initial = before_first_token(each.plan, each.memory)
             found.append(emit_initial(initial, function=function.replace("_step", "_initial")))
+        if each.arguments:
+            found.append(_arguments(source, each, function.replace("_step", "_arguments")))
     return found
+
+
+def _arguments(source: UnitSource, each: EndToEnd, function: str) -> str:
+    """The function that computes a rule's arguments from slow weights."""
+    nodes = [node for _, node in each.arguments]
+    printer = Printer(source.names, source.folds.fold)
+    printer.statements(postorder(nodes), nodes)
+    given = {scalar_keyword(name): node for name, node in each.arguments if name in each.plan.parameters}
+    listed = ", ".join(f'"{name}": {printer.of(node)}' for name, node in given.items())
+    body = [*state_bindings(printer, printer.weights, "w"), *printer.lines, f"return {{{listed}}}"]
+    what = f'"""Arguments of rule {each.plan.name}."""'
+    head = f"def {function}(w: Weights) -> dict[str, Tensor]:"
+    return "\n".join([head, *(f"    {line}" for line in (what, *body))]) + "\n"
 
 
 def end_to_end_states(source: UnitSource, memory: c.Memory) -> list[str]:
@@ -67,6 +84,8 @@ def end_to_end_tasks(source: UnitSource, order: list[c.Memory], reset: Callable[
         text = f"{each.period}, {_listed(tensors)}, {_step_name(source, memory)}"
         if each.plan.states:
             text += f", states={_listed(s.name for s in each.plan.states)}"
+        if each.arguments:
+            text += f", arguments={_step_name(source, memory).replace('_step', '_arguments')}"
         vectors = [tensor for tensor in tensors if vector_flag(memory, tensor)]
         if vectors:
             text += f", vectors={_listed(vectors)}"

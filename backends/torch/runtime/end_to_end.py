@@ -206,7 +206,7 @@ class EndToEnd(System):
                     key = f"{name}.{tensor}"
                     s[f"{key}.sum"] = s[f"{key}.sum"] + gradients[where + key]
                     if end % task.period == 0:
-                        s.update(task.moved(s, key, tensor, end))
+                        s.update(task.moved(unit.weights(), s, key, tensor, end))
             for task in unit.tasks.values():
                 if task.starts_over(end) and task.restart is not None:
                     s.update(task.restart(unit.weights(), {**s, **part["kept"]}, at))

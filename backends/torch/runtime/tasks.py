@@ -17,8 +17,9 @@ Values = dict[str, Tensor]
 class Task(NamedTuple):
     """One memory: how its tensors move at every multiple of `period` tokens.
 
-    `step` is its rule, `states` what the rule keeps for each tensor, `vectors` the tensors kept as columns. With
-    `reset` it starts over by `restart(weights, states, at)` at every multiple of that many tokens.
+    `step` is its rule, `states` what the rule keeps for each tensor, `vectors` the tensors kept as columns, `arguments`
+    those of the rule that are made of weights. With `reset` it starts over by `restart(weights, states, at)` at every
+    multiple of that many tokens.
     """
 
     period: int
@@ -26,6 +27,7 @@ class Task(NamedTuple):
     step: Step
     states: tuple[str, ...] = ()
     vectors: tuple[str, ...] = ()
+    arguments: Callable[[Values], Values] | None = None
     reset: int = 0
     restart: Callable[[Values, Values, At], Values] | None = None
 
@@ -33,13 +35,14 @@ class Task(NamedTuple):
         """Whether the memory is reset after token `end` (counted from 1)."""
         return self.reset > 0 and end % self.reset == 0
 
-    def moved(self, s: Mapping[str, Tensor], path: str, tensor: str, end: int) -> Values:
+    def moved(self, w: Values, s: Mapping[str, Tensor], path: str, tensor: str, end: int) -> Values:
         """One tensor's new state, its rule's states and its empty sum, at a boundary after token `end`."""
         row = as_row(tensor in self.vectors)
         old = tuple(row(s[f"{path}.{state}"]) for state in self.states)
         since = (end - 1) % self.reset + 1 if self.reset else end
         total = s[f"{path}.sum"]
-        new, after = self.step(row(s[path]), old, row(total), None, None, count=since // self.period)
+        given = {} if self.arguments is None else self.arguments(w)
+        new, after = self.step(row(s[path]), old, row(total), None, None, **given, count=since // self.period)
         found = {path: row(new), f"{path}.sum": torch.zeros_like(total)}
         return found | {f"{path}.{state}": row(x) for state, x in zip(self.states, after, strict=True)}
 
