@@ -28,7 +28,8 @@ def explain_end_to_end(found: EndToEnd) -> MemoryExplanation:
     rule = update(memory.rule, Symbols(symbol, Text("x"), Text("∇"), "ₛ", f"ₛ₊{tx.subscript(n)}", timed=False))
     equation = eq.update_equation(memory.rule, rule, memory.objective, False)
     lines = [Line(text, equation if i == rule.main else "") for i, text in enumerate(rule.lines)]
-    lines.append(Line(f"∇ = Σᵢ ∂Lᵢ/∂{symbol}, i = s, …, s+{n - 1}, each at the state that token i read", "eq. 71"))
+    total = f"∂Lₛ/∂{symbol}" if n == 1 else f"Σᵢ ∂Lᵢ/∂{symbol}, i = s, …, s+{n - 1}"
+    lines.append(Line(f"∇ = {total}, {'' if n == 1 else 'each '}at the state that the token read", "eq. 71"))
     if len(tensors) > 1:
         lines.append(Line(f"for W = {', '.join(tensors)}, each with its ∇"))
     lines += [Line(f"where {text}") for text in rule.where]
