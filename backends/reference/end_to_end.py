@@ -74,6 +74,9 @@ def _answers(
     if targets.is_floating_point() or targets.shape[1] - missing not in (time, time - 1):
         raise ValueError(f"targets for {time} tokens do not fit: {targets.dtype} {list(targets.shape)}")
     found = [int(x) for x in targets[sequence]]
+    classes = int(unit.outputs[0][1].type.shape[0])
+    if any(not 0 <= x < classes for x in found):
+        raise ValueError(f"a target lies outside of 0 … {classes - 1}")
     return found if owed is None or missing else [owed["target"], *found]
 
 

@@ -33,9 +33,10 @@ class ReferenceModule(torch.nn.Module):
             *path, name = parameter.path.split(".")
             owner: torch.nn.Module = self
             for part in path:
-                if part not in owner._modules:
-                    owner.add_module(part, torch.nn.Module())
-                owner = owner.get_submodule(part)
+                # Not `add_module`: a memory may have the name of an attribute.
+                inside = owner._modules.setdefault(part, torch.nn.Module())
+                assert inside is not None
+                owner = inside
             owner.register_parameter(name, torch.nn.Parameter(initial_value(parameter, generator)))
 
     def forward(

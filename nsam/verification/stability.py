@@ -90,10 +90,8 @@ def _norm(memory: Memory, tensors: dict[str, Tensor]) -> Tensor:
 
 def _first(module: nn.Module, path: str) -> Tensor | None:
     """Norm of the learnt initial state; None where another memory gives it."""
-    try:
-        own = list(module.get_submodule(path).parameters())
-    except AttributeError:
-        return None
+    found = dict(module.named_modules()).get(path)
+    own = [] if found is None else list(found.parameters())
     return torch.stack([p.detach().double().square().sum() for p in own]).sum().sqrt() if own else None
 
 

@@ -201,10 +201,12 @@ def test_targets_that_do_not_fit_are_refused() -> None:
     for backend in (module, nsam.compile(nsam.loads(LINEAR), "s", backend="reference")):
         with pytest.raises(ValueError, match="learns from targets"):
             backend(x)
-        with pytest.raises(ValueError, match=r"targets .*torch"):
+        with pytest.raises(ValueError, match="targets"):
             backend(x, targets=torch.zeros(2, 4, dtype=torch.int64))
-        with pytest.raises(ValueError, match=r"targets .*torch"):
+        with pytest.raises(ValueError, match="targets"):
             backend(x, targets=torch.zeros(2, 6))
+        with pytest.raises(ValueError, match="target"):
+            backend(x, targets=torch.full((2, 6), 5))
 
 
 def test_a_new_sequence_forgets_the_open_chunk(pair: Any) -> None:

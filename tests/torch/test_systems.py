@@ -14,6 +14,7 @@ from nsam.backends.reference.run import new_sequence as new_sequence_reference
 from nsam.backends.torch.build import build
 from nsam.backends.torch.runtime.system import System, new_sequence
 from nsam.dsl.checked import Unit
+from nsam.dsl.program import Program
 
 Shipped = Callable[..., Unit]
 UnitOf = Callable[[str], Unit]
@@ -236,3 +237,20 @@ def test_a_unit_without_parameters_takes_the_precision_of_its_input(unit_of: Any
     assert y.dtype == dtype
     assert y[:, :2].abs().max() == 0
     assert y[:, 2:].min() > 0
+
+
+@pytest.mark.parametrize("name", ["call", "weights", "end", "forward", "piece", "unit"])
+def test_systems_and_memories_may_be_called_like_methods(name: str) -> None:
+    text = f"""nsam 1
+    use std.rules (gd)
+    system {name}(dim: int) {{
+      input x: [dim]
+      memory {name} : linear(dim -> dim) {{ learn x -> x; minimize l2; by gd(lr = 0.1); every 2 tokens }}
+      output {name}(x)
+    }}
+    system s(dim: int = 3) {{ input x: [dim]; output {name}(x, dim) }}"""
+    unit = Program.loads(text).instantiate("s", {})
+    module, reference = build(unit, compiled=False).double(), ReferenceModule(unit)
+    reference.load_state_dict(module.state_dict())
+    x = torch.linspace(-1, 1, 15, dtype=torch.float64).view(1, 5, 3)
+    assert torch.allclose(module(x)[0], reference(x)[0], atol=1e-12)

@@ -97,13 +97,19 @@ def end_to_end_tasks(source: UnitSource, order: list[c.Memory], reset: Callable[
 
 def end_to_end_attributes(unit: c.Unit) -> list[str]:
     """Class attributes of the whole model. Raises `ProgramError` when its output is no vector of scores."""
-    scores(unit)
     flags = ", ".join(str(given.type.per == "token") for given in unit.inputs)
-    return [f"per_token = ({flags},)", f"predicts_its_input = {predicts_its_input(unit)}"]
+    return [
+        f"per_token = ({flags},)",
+        f"classes = {scores(unit)}",
+        f"predicts_its_input = {predicts_its_input(unit)}",
+    ]
 
 
-def end_to_end_forward(unit: c.Unit, inputs: list[str]) -> list[str]:
-    """The whole model's `forward`: it takes targets, and cuts the sequence at the memories' boundaries."""
+def end_to_end_forward(unit: c.Unit, inputs: list[str], expected: list[str]) -> list[str]:
+    """The whole model's `forward`: it takes targets, and cuts the sequence at the memories' boundaries.
+
+    `expected` are the statements that check the inputs.
+    """
     listed = "".join(f", {x}: Tensor" for x in inputs)
     given = f"({', '.join(inputs)},)"
     known = " Without them, the next token of the input is each token's target." if predicts_its_input(unit) else ""
@@ -115,5 +121,6 @@ def end_to_end_forward(unit: c.Unit, inputs: list[str]) -> list[str]:
         "    The last one may be left out where it is not known yet; then the next call's targets begin with it.",
         *([f"   {known}"] if known else []),
         '    """',
+        *(f"    {line}" for line in expected),
         f"    return self.learn({given}, state, targets)",
     ]

@@ -280,7 +280,9 @@ class ClassSource:
         lines.append("")
         lines += [INDENT + line if line else "" for line in self.forward()]
         if self.end_to_end:
-            entry = end_to_end_forward(self.unit, [self.source.names.of(n) for n in self.source.plan.lowered.inputs])
+            inputs = [self.source.names.of(n) for n in self.source.plan.lowered.inputs]
+            expected = [expectation(item, x) for item, x in zip(self.unit.inputs, inputs, strict=True)]
+            entry = end_to_end_forward(self.unit, inputs, expected)
             lines += ["", *(INDENT + line if line else "" for line in entry)]
         return "\n".join(lines) + "\n"
 
@@ -351,10 +353,8 @@ class ClassSource:
         lines.append(f'{INDENT}"""{self.shapes()}"""')
         body: list[str] = []
         for item, node in zip(self.unit.inputs, lowered.inputs, strict=True):
-            shape = "".join(f"{int(n)}, " for n in item.type.shape).strip()
-            vocab = "" if item.type.vocab is None else f", vocab={int(item.type.vocab)}"
-            per = "" if item.type.per == "token" else f', per="{item.type.per}"'
-            body.append(f'rt.expect("{item.name}", {names.of(node)}, ({shape}){vocab}{per})')
+            if not self.end_to_end:
+                body.append(expectation(item, names.of(node)))
             if item.type.per == "sequence":
                 body.append(f"{names.of(node)} = {names.of(node)}.unsqueeze(1)")
             elif item.type.vocab is None and not item.type.shape:
@@ -454,6 +454,14 @@ def container(built: str | Tree) -> list[str]:
         block = [first if listed else f'"{name}": {first}', *more]
         lines += [INDENT + line for line in [*block[:-1], f"{block[-1]},"]]
     return [*lines, "])" if listed else "})"]
+
+
+def expectation(item: c.Input, name: str) -> str:
+    """The statement that checks an input."""
+    shape = "".join(f"{int(n)}, " for n in item.type.shape).strip()
+    vocab = "" if item.type.vocab is None else f", vocab={int(item.type.vocab)}"
+    per = "" if item.type.per == "token" else f', per="{item.type.per}"'
+    return f'rt.expect("{item.name}", {name}, ({shape}){vocab}{per})'
 
 
 def owns(memory: c.Memory) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +67,8 @@ class EndToEnd(System):
     compiled = False
     per_token: tuple[bool, ...] = (True,)
     """Which inputs vary along the sequence; the first one does."""
+    classes = 1
+    """How many classes the output scores, one of which is each token's target."""
     predicts_its_input = False
     """Whether the target of a token is the next token of the only input."""
 
@@ -125,6 +126,8 @@ class EndToEnd(System):
                     "integers [batch, time]; targets[:, t] is what the output at token t should have named"
                 )
             targets = inputs[0] if chunk.owed else inputs[0][:, 1:]
+        elif targets.numel() and (int(targets.min()) < 0 or int(targets.max()) >= self.classes):
+            raise ValueError(f"a target lies outside of 0 … {self.classes - 1}")
         most = time + chunk.owed
         if targets.is_floating_point() or targets.shape not in ((batch, most), (batch, most - 1)):
             owed = "the latest token of the call before, then " if chunk.owed else ""
@@ -248,7 +251,7 @@ def parts(unit: System, state: State, where: str = "") -> Iterator[tuple[str, Sy
     """Every unit with its part of a state, and the path of both."""
     yield where, unit, state
     for name, child in state["children"].items():
-        module: Any = unit.get_submodule(name)
+        module = unit.child(name)
         if isinstance(child, list):
             for i, (inner, each) in enumerate(zip(module.children(), child, strict=True)):
                 yield from parts(inner, each, f"{where}{name}.{i}.")

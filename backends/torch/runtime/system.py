@@ -107,8 +107,13 @@ class System(nn.Module):
 
     def _inside_child(self, path: str) -> bool:
         parts = path.split(".")
+        inside = dict(self.named_modules())
         above = (".".join(parts[:end]) for end in range(1, len(parts)))
-        return any(isinstance(self.get_submodule(path), System) for path in above)
+        return any(isinstance(inside[path], System) for path in above)
+
+    def child(self, name: str) -> Any:
+        """The called system or repeat `name`, which may be the name of a method too."""
+        return self._modules[name]
 
     def begin(
         self,
@@ -162,13 +167,13 @@ class System(nn.Module):
 
     def call(self, name: str, children: State, *values: Tensor) -> Any:
         """Run a called system; its state moves on in `children`."""
-        result, children[name] = self.get_submodule(name)(*values, state=children.get(name))
+        result, children[name] = self.child(name)(*values, state=children.get(name))
         return result
 
     def run_repeat(self, name: str, children: State, carried: tuple[Tensor, ...], *captured: Tensor) -> Any:
         """Run the passes of a repeat one after the other."""
         states: list[Any] = []
-        modules = list(self.get_submodule(name).children())
+        modules = list(self.child(name).children())
         before = children.get(name) or [None] * len(modules)
         for module, old in zip(modules, before, strict=True):
             result, new = module(*carried, *captured, state=old)
