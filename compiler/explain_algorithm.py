@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from nsam.compiler.exact import depends_on, exact_candidates
 from nsam.compiler.explain_model import Line
 from nsam.compiler.explain_problem import state_of, tensor_symbol
 from nsam.compiler.explain_rules import Update
-from nsam.compiler.folds import FastMemory, Fold, depends_on, exact_candidates
+from nsam.compiler.fast_memory import FastMemory, Fold
 from nsam.compiler.lower import Lowered
 from nsam.dsl import checked as c
 

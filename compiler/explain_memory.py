@@ -5,12 +5,13 @@ from __future__ import annotations
 from nsam.compiler import explain_equations as eq
 from nsam.compiler import explain_text as tx
 from nsam.compiler.describe import initial_text, reset_text, source_text, structure_text
+from nsam.compiler.exact import affine_in, depends_on
 from nsam.compiler.explain_algorithm import algorithm_lines
 from nsam.compiler.explain_model import Line, MemoryExplanation, Part
 from nsam.compiler.explain_problem import Problem, TensorGradient, read_problem, state_of, tensor_symbol, value_symbol
 from nsam.compiler.explain_rules import Symbols, Update, update
 from nsam.compiler.explain_text import Text
-from nsam.compiler.folds import FastMemory, affine_in, depends_on
+from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.lower import Lowered
 from nsam.dsl import checked as c
 

@@ -14,7 +14,7 @@ from nsam.compiler.explain_model import Line
 from nsam.compiler.explain_nodes import Formula, inner_order, shared, tidy
 from nsam.compiler.explain_text import Text
 from nsam.compiler.expressions import Builder, Node, postorder
-from nsam.compiler.folds import FastMemory, Fold
+from nsam.compiler.fast_memory import FastMemory, Fold
 from nsam.compiler.layers import apply_layers
 from nsam.dsl import checked as c
 

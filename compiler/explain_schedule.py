@@ -7,7 +7,7 @@ from textwrap import shorten
 
 from nsam.compiler.explain_model import Line
 from nsam.compiler.expressions import Node
-from nsam.compiler.folds import FastMemory
+from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.loops import plan_loops, uncompiled
 from nsam.compiler.schedule import Level, UnitPlan
 

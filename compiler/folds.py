@@ -7,144 +7,19 @@ taken is kept for `explain`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 from nsam.compiler import affine
 from nsam.compiler.derive import Gradient, NotDifferentiable, OuterProduct, gradients
-from nsam.compiler.expressions import Builder, Node, postorder
+from nsam.compiler.exact import affine_in, depends_on, exact_block
+from nsam.compiler.expressions import Node, postorder
+from nsam.compiler.fast_memory import Algorithm, FastMemory, Fold
 from nsam.compiler.rule_plan import RulePlan, lower_rule
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
 
 if TYPE_CHECKING:
     from nsam.compiler.lower import Lowering
-
-Algorithm: TypeAlias = Literal["rank-one", "momentum", "summed", "generic"]
-EXACT_BLOCK = 32
-"""Tokens folded at once where a memory that moves every token has an exact parallel form."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """The update of one tensor of a fast memory over a chunk. `node` has layout `fold`."""
-
-    tensor: str
-    node: Node
-    algorithm: Algorithm
-    gradient: Gradient
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class FastMemory:
-    """A fast memory, lowered.
-
-    `period` is the clock's period in tokens; `block` the number of tokens that are folded at once (the period, or
-    `EXACT_BLOCK` where the recurrence of a period of 1 is linear and so has an exact parallel form, then `exact`).
-    `key` is the input that the memory is written at; `loss` the objective, one number a token and head. Adaptive
-    periods: a boundary at each multiple of `period` where the mean loss exceeds `threshold`, at the latest after
-    `slowest` tokens (None: at every multiple).
-    """
-
-    memory: c.Memory
-    heads: int
-    period: int
-    block: int
-    exact: bool
-    folds: tuple[Fold, ...]
-    plan: RulePlan | None
-    arguments: tuple[tuple[str, Node], ...]
-    key: Node | None
-    loss: Node
-    window: int = 1
-    slowest: int | None = None
-    threshold: float = 0.0
-    shown: dict[tuple[str, bool], Node] = field(default_factory=dict, compare=False)
-
-    def shows(self, reads: str) -> bool:
-        """Whether a read goes through the fold (rather than to the state of the last boundary)."""
-        return self.exact or reads == "running"
-
-    def view(self, b: Builder, tensor: str, strict: bool) -> Node:
-        """The state after each token (`strict`: before each token) as something to read."""
-        fold = next(f for f in self.folds if f.tensor == tensor)
-        return b.make("shown", (fold.node,), fold.node.shape, "fold", strict=strict)
-
-    def read(self, lowering: Lowering, x: Node, transposed: bool) -> Node:
-        """Read the running state (period 1 and `reads boundary`: the state before the token)."""
-        from nsam.compiler.layers import apply_layers
-
-        strict = self.memory.reads == "boundary"
-        b = lowering.b
-        return apply_layers(b, self.memory, x, transposed, lambda t: self.view(b, t, strict))
-
-    def running_row(self, b: Builder, tensor: str) -> Node:
-        """A vector memory's running state as a value."""
-        shown = self.view(b, tensor, self.memory.reads == "boundary")
-        return b.make("fold_row", (shown,), (shown.shape[0],), "heads")
-
-
-def exact_candidates(unit: c.Unit) -> frozenset[str]:
-    """Memories with period 1 whose keys, values and gates do not depend on their own state.
-
-    Only of these can every gradient of a block be known before the block is folded.
-    """
-    feeds = {m.name: _fast_sources(unit, m) for m in unit.memories if m.fast}
-    candidates = set()
-    for memory in unit.memories:
-        if not memory.fast or memory.frequency is None or memory.frequency.period != 1 or memory.frequency.summed:
-            continue
-        if memory.frequency.slowest is not None or memory.structure.kind != "linear" or memory.structure.bias:
-            continue
-        if (
-            memory.context is None
-            or memory.context.window not in (None, 1)
-            or memory.name in _closure(memory.name, feeds)
-        ):
-            continue
-        candidates.add(memory.name)
-    return frozenset(candidates)
-
-
-def _closure(name: str, feeds: dict[str, set[str]]) -> set[str]:
-    found: set[str] = set()
-    todo = list(feeds[name])
-    while todo:
-        source = todo.pop()
-        if source not in found:
-            found.add(source)
-            todo.extend(feeds.get(source, ()))
-    return found
-
-
-def _fast_sources(unit: c.Unit, memory: c.Memory) -> set[str]:
-    """Fast memories whose state enters this memory's clauses, its own included."""
-    bindings = {b.name: b.value for b in unit.bindings}
-    fast = {m.name for m in unit.memories if m.fast}
-    attention = {m.name: m for m in unit.memories if m.structure.kind == "attention"}
-    children = {s.name: s for s in unit.children}
-    todo, seen, found = list(c.memory_expressions(memory)), set[str](), set[str]()
-    while todo:
-        for node in c.walk(todo.pop()):
-            if isinstance(node, c.Read | c.State):
-                name = memory.name if node.memory == "self" else node.memory
-                if name in fast:
-                    found.add(name)
-                if name in attention and name not in seen:
-                    seen.add(name)
-                    todo.extend(c.memory_expressions(attention[name]))
-            elif isinstance(node, c.Ref) and node.name in bindings and node.name not in seen:
-                seen.add(node.name)
-                todo.append(bindings[node.name])
-            elif isinstance(node, c.Output) and f"child {node.child}" not in seen:
-                seen.add(f"child {node.child}")
-                step = children[node.child]
-                if isinstance(step, c.Call):
-                    todo.extend(step.arguments)
-                else:
-                    todo.extend(e for _, e in (*step.carried, *step.captured))
-    return found
 
 
 def build_fast_memory(lowering: Lowering, memory: c.Memory) -> FastMemory:
@@ -480,11 +355,6 @@ class _Build:
         return Fold(tensor, node, "rank-one", gradient)
 
 
-def exact_block(memory: c.Memory) -> int:
-    """How many tokens an exact memory folds at once: never beyond its reset."""
-    return min(EXACT_BLOCK, int(memory.reset.period or EXACT_BLOCK)) if memory.reset.kind == "every" else EXACT_BLOCK
-
-
 def momentum_shape(found: affine.Recurrence) -> str | None:
     """Why a recurrence with traces is not linear momentum with scalar kernels, or None when it is."""
     if len(found.traces) != 1:
@@ -497,32 +367,4 @@ def momentum_shape(found: affine.Recurrence) -> str | None:
     kappa = found.state.get(f"{name} new")
     if kappa is None or kappa.op != "number" or kappa.value == 0:
         return f"trace `{name}` enters the state with a factor that is not a constant"
-    return None
-
-
-def depends_on(node: Node, source: Node) -> bool:
-    """Whether `source` is below `node`."""
-    return any(n is source for n in postorder([node]))
-
-
-def affine_in(b: Builder, node: Node, y: Node) -> tuple[Node, Node] | None:
-    """Write `node` as a·y + c with a scalar a and c free of y's weight, or return None."""
-    weight = y.args[1]
-    if node is y:
-        return b.number(1), b.number(0)
-    if not depends_on(node, weight):
-        return b.number(0), node
-    if node.op in ("add", "sub"):
-        left, right = (affine_in(b, a, y) for a in node.args)
-        if left is None or right is None:
-            return None
-        return b.apply(node.op, left[0], right[0]), b.apply(node.op, left[1], right[1])
-    if node.op == "neg":
-        inner = affine_in(b, node.args[0], y)
-        return None if inner is None else (b.neg(inner[0]), b.neg(inner[1]))
-    if node.op == "mul":
-        for scale, other in (node.args, node.args[::-1]):
-            inner = affine_in(b, other, y)
-            if not depends_on(scale, weight) and inner is not None and scale.shape in ((), (1,)):
-                return b.mul(scale, inner[0]), b.mul(scale, inner[1])
     return None

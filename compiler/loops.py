@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import lcm
 
-from nsam.compiler.folds import FastMemory
+from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.schedule import Level, UnitPlan
 
 UNROLLED_CHUNKS = 8

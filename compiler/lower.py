@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nsam.compiler.end_to_end import EndToEnd, build_end_to_end, check_starts
+from nsam.compiler.exact import exact_candidates
 from nsam.compiler.expressions import Attr, Builder, Node, join
-from nsam.compiler.folds import FastMemory, build_fast_memory, exact_candidates
+from nsam.compiler.fast_memory import FastMemory
+from nsam.compiler.folds import build_fast_memory
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
 

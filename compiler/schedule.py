@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import lcm
 
 from nsam.compiler.expressions import Node, postorder
-from nsam.compiler.folds import FastMemory
+from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.inline import inline
 from nsam.compiler.lower import Lowered, lower
 from nsam.compiler.unsupported import unsupported

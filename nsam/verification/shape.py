@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nsam.compiler.folds import EXACT_BLOCK
+from nsam.compiler.fast_memory import EXACT_BLOCK
 from nsam.dsl.checked import Apply, Call, Memory, RuleMemory, Unit, memory_expressions, walk
 
 REFERENCE_TOKENS = 150

@@ -8,7 +8,7 @@ from nsam.backends.torch.emit.names import identifier
 from nsam.backends.torch.emit.printer import Printer, gate_sign
 from nsam.backends.torch.rule_source import emit_initial, emit_step, scalar_keyword
 from nsam.compiler.expressions import Node
-from nsam.compiler.folds import FastMemory
+from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.rule_algebra import names
 from nsam.compiler.rule_plan import RulePlan
 from nsam.compiler.unsupported import unsupported

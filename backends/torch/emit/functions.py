@@ -13,7 +13,7 @@ from nsam.backends.torch.emit.precision import wide_products
 from nsam.backends.torch.emit.printer import Printer, each_token, state_bindings
 from nsam.compiler import loops as planned
 from nsam.compiler.expressions import Node, postorder
-from nsam.compiler.folds import FastMemory
+from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.schedule import Level, UnitPlan
 from nsam.dsl import checked as c
 

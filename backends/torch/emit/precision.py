@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nsam.compiler.folds import FastMemory
+from nsam.compiler.fast_memory import FastMemory
 
 _MATRIX = frozenset({"linear", "linear_t", "fold_read", "fold_read_t"})
 
