@@ -22,10 +22,13 @@ def explain(
     system: System = None,
     param: Parameters = None,
     output: OutputFormat = Format.text,
+    cost: Annotated[bool, typer.Option("--cost", help="Operations, parameters and state of each memory.")] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the sequences for --cost.")] = 512,
 ) -> None:
     """Explain a system: its update equations and the algorithms chosen. Or a diagnostic code: its rule and a repair.
 
     [dim]nsam explain hope.nsam titans -p dim=64
+    nsam explain hope.nsam titans -p dim=64 --cost
     nsam explain N0214[/]
     """
     if _CODE.match(subject):
@@ -36,6 +39,12 @@ def explain(
 
     program = load(Path(subject))
     unit, _ = resolve(program, system, params)
+    if cost:
+        from nsam.compiler.cost import cost as cost_of
+        from nsam.compiler.explain_cost import cost_text
+
+        typer.echo(cost_text(cost_of(unit, tokens)))
+        return
     from nsam.compiler.explain import explain as explain_unit
     from nsam.compiler.explain import explain_json
 

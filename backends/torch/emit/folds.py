@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from nsam.backends.torch.emit.names import identifier
+from nsam.backends.torch.emit.names import Names, identifier
 from nsam.backends.torch.emit.printer import Printer, gate_sign
 from nsam.backends.torch.rule_source import emit_initial, emit_step, scalar_keyword
 from nsam.compiler.expressions import Node
@@ -58,6 +59,11 @@ class FoldSource:
             forward = None if node.attr("exact") else self.forward(node, erasing[1], p)
             text += f", forward={forward}" if forward else ""
         return f"rt.RankOne({text})"
+
+    def forwards(self, nodes: Iterable[Node], known: Names) -> list[Node]:
+        """Layer outputs that folds take over from the memory's own forward pass; they need a name."""
+        erasing = [n for n in nodes if n.op == "rank_one" and n.args[-1].op == "triangle" and not n.attr("exact")]
+        return [known.builder.linear(n.args[-2], n.args[0]) for n in erasing]
 
     def forward(self, node: Node, key: Node, p: Printer) -> str | None:
         """The layer's output at its key if this function has already computed it."""

@@ -161,14 +161,15 @@ class UnitSource:
         deeper = position + 1 < len(self.loops)
         if deeper:
             inner_outputs, inner_inputs = self.outputs(level + 1), self.inputs(level + 1)
-        keep = [*outputs, *inner_inputs]
+        both = (*loop.level.before, *loop.level.after)
+        keep = [*outputs, *inner_inputs, *self.folds.forwards(both, self.names)]
         printer.statements(loop.level.before, [*keep, *self.given(a for n in loop.level.after for a in n.args)])
         lines = list(printer.lines)
         printer.lines = []
         if deeper:
             lines += self.run_loop(position + 1, inner_inputs)
             printer.text |= {n.id: (self.names.of(n), 9) for n in inner_outputs}
-        printer.statements(loop.level.after, outputs)
+        printer.statements(loop.level.after, keep)
         lines += printer.lines
         lines += self.surprises(loop.level, printer)
         lines += self.losses(loop.level, printer)

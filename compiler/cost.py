@@ -1,0 +1,247 @@
+"""What a compiled unit costs: floating-point operations of its matrix products, parameters, states.
+
+Counted from the plan, node by node, as the generated code runs it: n multiply-adds are 2 n operations; elementwise work
+is left out, as in the usual counts. A step of training takes about three times the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+from nsam.compiler.expressions import Node
+from nsam.compiler.fast_memory import FastMemory
+from nsam.compiler.lower import held, memory_heads, state_shape
+from nsam.compiler.schedule import SEQUENCE, UnitPlan, plan
+from nsam.dsl import checked as c
+
+FLOAT_BYTES = 4
+TRIANGLE_BLOCK = 16
+"""Diagonal blocks of a triangle that the runtime inverts by products of powers."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCost:
+    """One memory of one copy of its unit. `flops` are those of the forward pass over all tokens of one sequence."""
+
+    path: str
+    copies: int
+    parameters: int
+    state_bytes: int
+    flops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A unit and all that it calls, for sequences of `tokens` tokens, batch 1, float32.
+
+    `uncounted` names work that has no count: rules that are applied as they stand.
+    """
+
+    tokens: int
+    memories: tuple[MemoryCost, ...]
+    uncounted: tuple[str, ...]
+
+    @property
+    def flops(self) -> float:
+        """Operations of the forward pass over one sequence."""
+        return sum(m.flops * m.copies for m in self.memories)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that the level below learns."""
+        return sum(m.parameters * m.copies for m in self.memories)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that one sequence carries from call to call."""
+        return sum(m.state_bytes * m.copies for m in self.memories)
+
+
+def cost(unit: c.Unit, tokens: int) -> Cost:
+    """Count a unit and all that it calls over `tokens` tokens. Raises `ProgramError` if it has no compiled form."""
+    memories: list[MemoryCost] = []
+    uncounted: list[str] = []
+    _gather(unit, "", 1, tokens, memories, uncounted)
+    return Cost(tokens, tuple(memories), tuple(dict.fromkeys(uncounted)))
+
+
+def _gather(
+    unit: c.Unit, path: str, copies: int, tokens: int, memories: list[MemoryCost], uncounted: list[str]
+) -> None:
+    planned = plan(unit)
+    flops = _Count(planned, tokens)
+    for memory in planned.unit.memories:
+        own = flops.by_memory.pop(memory.name, 0.0)
+        state = _state_bytes(planned, memory, tokens)
+        memories.append(MemoryCost(path + memory.name, copies, _parameters(memory), state, own))
+    memories += [MemoryCost(path + name, copies, 0, 0, found) for name, found in flops.by_memory.items() if found]
+    uncounted += [path + name for name in flops.uncounted]
+    for step in planned.unit.children:
+        if isinstance(step, c.Call):
+            _gather(step.unit, f"{path}{step.name}.", copies, tokens, memories, uncounted)
+        else:
+            _gather(step.body, f"{path}{step.name}.*.", copies * int(step.count), tokens, memories, uncounted)
+
+
+def _parameters(memory: c.Memory) -> int:
+    learned = memory.initial.kind == "learned" or (memory.initial.kind == "zeros" and not memory.fast)
+    return sum(prod(map(int, shape)) for shape in memory.structure.tensors().values()) if learned else 0
+
+
+def _state_bytes(planned: UnitPlan, memory: c.Memory, tokens: int) -> int:
+    """Bytes of a memory's state at the end of a chunk: weights, states of the rule, windows, taps, keys and values."""
+    sizes = 0
+    if memory.fast or held(memory):
+        heads = memory_heads(memory)
+        tensors = {t: heads * prod(state_shape(memory, t)) for t in memory.structure.tensors()}
+        sizes += sum(tensors.values())
+        if memory.fast:
+            fast = planned.fast(memory.name)
+            sizes += sum(tensors[f.tensor] * _rule_states(fast, f.algorithm) for f in fast.folds)
+    for node in _nodes(planned):
+        if node.attr("memory") != memory.name:
+            continue
+        if node.op == "conv":
+            sizes += (node.args[1].shape[1] - 1) * node.shape[-1]
+        elif node.op == "carry":
+            sizes += memory_heads(memory) * (int(str(node.attr("window"))) - 1) * node.shape[-1]
+        elif node.op == "attention":
+            window = node.attr("window")
+            kept = tokens if window is None else min(tokens, int(str(window)) - 1)
+            heads = int(memory.structure.kv_heads or memory.structure.heads or 1)
+            sizes += kept * heads * (node.args[1].shape[-1] + node.args[2].shape[-1])
+    return FLOAT_BYTES * sizes
+
+
+def _rule_states(fast: FastMemory, algorithm: str) -> int:
+    """Tensors of the weight's size that are kept beside it."""
+    kept = {"rank-one": 0, "momentum": 1, "summed": 1, "generic": 0}[algorithm]
+    return kept + (len(fast.plan.states) if algorithm in ("summed", "generic") and fast.plan is not None else 0)
+
+
+def _nodes(planned: UnitPlan) -> Iterable[Node]:
+    for stage in planned.stages:
+        yield from stage.nodes
+    for level in planned.levels:
+        yield from (*level.before, *level.after)
+
+
+class _Count:
+    """Operations of one unit, by memory; shared triangles under a name of their own."""
+
+    def __init__(self, planned: UnitPlan, tokens: int) -> None:
+        self.plan, self.tokens = planned, tokens
+        self.by_memory: dict[str, float] = defaultdict(float)
+        self.uncounted: list[str] = []
+        self.heads: Mapping[str, int] = {m.name: memory_heads(m) for m in planned.unit.memories}
+        for node in _nodes(planned):
+            self.count(node)
+
+    def chunks(self, node: Node) -> list[int]:
+        """Lengths of the pieces over which a node runs."""
+        level = self.plan.places[node.id].level
+        if level == SEQUENCE:
+            return [self.tokens]
+        cuts = self.plan.levels[level].cuts
+        edges = sorted({0, self.tokens, *(mark for period in cuts for mark in range(0, self.tokens, period))})
+        return [b - a for a, b in pairwise(edges)]
+
+    def count(self, node: Node) -> None:
+        """Add one node."""
+        if node.op in ("linear", "linear_t"):
+            weight = node.args[1]
+            memory = str(weight.attr("memory"))
+            heads = self.heads[memory] if weight.layout == "state" else 1
+            self.by_memory[memory] += 2.0 * self.rows(node) * heads * prod(weight.shape)
+        elif node.op == "attention":
+            query, _, value = node.args
+            heads = int(self.plan.unit.memory(str(node.attr("memory"))).structure.heads or 1)
+            each = 2.0 * self.tokens * self.tokens * (query.shape[-1] + value.shape[-1])
+            self.by_memory[str(node.attr("memory"))] += heads * each
+        elif node.op == "triangle":
+            self.by_memory["triangle"] += self.triangle(node)
+        elif node.op in ("rank_one", "momentum", "summed", "generic"):
+            self.by_memory[str(node.attr("memory"))] += self.fold(node)
+        elif node.op in ("fold_read", "fold_read_t"):
+            self.read(node)
+
+    def rows(self, node: Node) -> int:
+        """How many rows a read has: all tokens, or one where nothing varies with them."""
+        return self.tokens if node.layout in ("flat", "heads") else 1
+
+    def triangle(self, node: Node) -> float:
+        """Gram matrix and inverse. A triangle belongs to as many heads as its key."""
+        key = node.args[0]
+        heads = self.key_heads(node)
+        return sum(heads * (2.0 * n * n * key.shape[-1] + inverse_flops(n)) for n in self.chunks(node))
+
+    def key_heads(self, triangle: Node) -> int:
+        users = [n for n in _nodes(self.plan) if triangle in n.args and n.attr("memory") is not None]
+        return max(self.heads[str(n.attr("memory"))] for n in users)
+
+    def fold(self, node: Node) -> float:
+        """One fold over all chunks."""
+        memory, (out, into) = str(node.attr("memory")), node.shape
+        pairs = int(str(node.attr("pairs")))
+        heads = self.heads[memory]
+        if node.op in ("summed", "generic"):
+            self.uncounted.append(f"{memory}: its rule as it stands")
+            return heads * 2.0 * self.tokens * pairs * out * into
+        total = 0.0
+        erases = len(node.args) > (3 if node.op == "rank_one" else 4) + 2 * pairs
+        for n in self.chunks(node):
+            if node.op == "rank_one":
+                written = max(pairs, 1) if erases else pairs
+                total += 2.0 * n * out * into * written
+                if erases:
+                    total += 2.0 * n * n * out + (0 if self.known(node) else 2.0 * n * out * into)
+            else:
+                total += 2.0 * n**3 + 2.0 * n * n + 4.0 * n * out * into * pairs
+                if erases:
+                    total += 4.0 * n * out * into + 2.0 * n * n * (into + out) * (pairs + 1) + inverse_flops(n)
+                    erase, fade = (not _is_zero(gate) for gate in node.args[-3:-1])
+                    total += 2.0 * n * out * into * (2 * erase + fade)
+        return heads * total
+
+    def known(self, node: Node) -> bool:
+        """Whether the layer's output at its key is computed anyway."""
+        key = node.args[-2]
+        made = self.plan.lowered.builder.linear(key, node.args[0])
+        return not node.attr("exact") and made.id in {n.id for n in _nodes(self.plan)}
+
+    def read(self, node: Node) -> None:
+        """A read of the state after every token."""
+        fold = node.args[0].args[0]
+        memory, (out, into) = str(fold.attr("memory")), fold.shape
+        heads, pairs = self.heads[memory], max(int(str(fold.attr("pairs"))), 1)
+        if fold.op in ("summed", "generic"):
+            self.by_memory[memory] += heads * 2.0 * self.tokens * out * into
+            return
+        for n in self.chunks(fold):
+            states = 2 if fold.op == "momentum" else 1
+            self.by_memory[memory] += heads * (2.0 * n * out * into * states + 2.0 * n * n * (into + out) * pairs)
+
+
+def _is_zero(gate: Node) -> bool:
+    return gate.op == "number" and gate.value == 0
+
+
+def inverse_flops(rows: int) -> float:
+    """Operations of the blocked inverse of a unit lower triangular matrix, as the runtime does it."""
+    block = min(rows, TRIANGLE_BLOCK)
+    products, reach = 0, 2
+    while reach < block:
+        products, reach = products + 2, 2 * reach
+    size = block
+    while size < rows:
+        size *= 2
+    total = (size // block) * products * 2.0 * block**3
+    width = block
+    while width < size:
+        total += (size // (2 * width)) * 2 * 2.0 * width**3
+        width *= 2
+    return total

@@ -1,0 +1,45 @@
+"""The cost of a unit as a table: operations a token, parameters, state, by memory."""
+
+from __future__ import annotations
+
+from nsam.compiler.cost import Cost
+
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def cost_text(cost: Cost) -> str:
+    """Return the table. Operations are those of matrix products in the forward pass, a token; state is a sequence's."""
+    rows = [("memory", "copies", "flop/token", "share", "parameters", "state bytes")]
+    total = cost.flops or 1.0
+    for m in cost.memories:
+        flops = m.flops * m.copies
+        share = f"{100 * flops / total:.1f} %" if flops else ""
+        rows.append(
+            (m.path, str(m.copies), amount(m.flops / cost.tokens), share, f"{m.parameters:,}", f"{m.state_bytes:,}")
+        )
+    rows.append(
+        ("all copies", "", amount(cost.flops / cost.tokens), "", f"{cost.parameters:,}", f"{cost.state_bytes:,}")
+    )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    training = amount(3 * cost.flops / cost.tokens)
+    lines += [
+        "",
+        f"sequences of {cost.tokens:,} tokens, float32; matrix products only, n multiply-adds are 2 n operations",
+        f"training, forward and backward: about three times as much, {training} flop a token",
+    ]
+    if any(m.path.endswith("triangle") for m in cost.memories):
+        lines.append("triangle: Gram matrices and their inverses, shared by the weights with equal keys and gates")
+    lines += [f"not counted: {what}" for what in cost.uncounted]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def amount(count: float) -> str:
+    """`2.12 M`, `384`."""
+    for size, prefix in _PREFIXES:
+        if count >= size:
+            return f"{count / size:.3g} {prefix}"
+    return f"{count:.3g}"

@@ -1,0 +1,72 @@
+"""The predicted cost against what runs: operations, parameters, bytes of state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from nsam.backends.torch.build import build
+from nsam.compiler.cost import cost, inverse_flops
+from nsam.compiler.explain_cost import cost_text
+from nsam.dsl.program import Program
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TOKENS = 128
+CASES = [
+    ("hope", "titans", {"dim": 32}),
+    ("hope", "hope", {"dim": 32, "vocab": 64}),
+    ("hope", "cms", {"dim": 16}),
+    ("zoo", "linear_attention", {"dim": 16}),
+    ("zoo", "gated_deltanet", {"dim": 16}),
+    ("zoo", "miras_lp", {"dim": 16}),
+    ("zoo", "titans_memory", {"dim": 16}),
+    ("zoo", "transformer_block", {"dim": 16}),
+    ("zoo", "detached", {"dim": 16}),
+    ("deep_memories", "self_modifying_momentum", {"dim": 16}),
+]
+
+
+def state_bytes(state: Any) -> int:
+    if isinstance(state, list):
+        return sum(map(state_bytes, state))
+    own = sum(4 * tensor.numel() for part in ("sequence", "kept") for tensor in state[part].values())
+    return own + sum(map(state_bytes, state["children"].values()))
+
+
+@pytest.mark.parametrize(("program", "system", "parameters"), CASES, ids=[f"{p}-{s}" for p, s, _ in CASES])
+def test_prediction_equals_what_runs(program: str, system: str, parameters: dict[str, int]) -> None:
+    unit = Program.load(EXAMPLES / program / f"{program}.nsam").instantiate(system, parameters)
+    predicted = cost(unit, TOKENS)
+    module = build(unit, compiled=False)
+    x = torch.zeros(1, TOKENS, dtype=torch.int64) if unit.inputs[0].type.vocab else torch.randn(1, TOKENS, 16)
+    if system == "titans":
+        x = torch.randn(1, TOKENS, 32)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        _, state = module(x)
+    assert predicted.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert predicted.parameters == sum(p.numel() for p in module.parameters())
+    assert predicted.state_bytes == state_bytes(state)
+    assert not predicted.uncounted
+
+
+def test_rules_applied_as_they_stand_are_named() -> None:
+    unit = Program.load(EXAMPLES / "zoo" / "zoo.nsam").instantiate("atlas", {"dim": 16})
+    found = cost(unit, TOKENS)
+    assert found.uncounted == ("m: its rule as it stands",)
+    assert "not counted: m" in cost_text(found)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16, 17, 64, 100])
+def test_the_inverse_is_counted_as_it_runs(rows: int) -> None:
+    from nsam.backends.torch.runtime.triangular import unit_lower_inverse
+
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        unit_lower_inverse(torch.zeros(rows, rows))
+    assert inverse_flops(rows) == counter.get_total_flops()
