@@ -118,3 +118,12 @@ class Arrays(Protocol):
         Returns d loss / d variables, d loss / d intermediates (zeros where the loss does not depend on them), and the
         values of `kept`. Whatever `function` closes over is a constant here; all results are part of the outer graph.
         """
+
+    def leaf(self, a: Array) -> Array:
+        """Return `a` as a variable of its own, at which `gradient` can be taken."""
+
+    def gradient(self, loss: Array, at: list[Array]) -> list[Array]:
+        """Return d loss / d leaf for each of the leaves `at`, through everything computed since, inner gradients too.
+
+        Zeros where the loss does not depend on one. It may be asked for again.
+        """

@@ -18,14 +18,6 @@ def check_supported(unit: Unit) -> None:
             _check(memory)
 
 
-def check_numpy(unit: Unit) -> None:
-    """Raise `ProgramError` (N0490) when NumPy cannot run the unit, though torch can."""
-    for inside in units(unit):
-        for memory in inside.memories:
-            if memory.end_to_end:
-                raise unsupported("`minimize task` on the token clock in NumPy; its torch module does", memory.span)
-
-
 def learns_end_to_end(unit: Unit) -> bool:
     """Whether something in a unit moves by the model's own loss."""
     return any(memory.end_to_end for inside in units(unit) for memory in inside.memories)

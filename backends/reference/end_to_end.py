@@ -1,11 +1,10 @@
-"""Memories that move by the model's own loss (`minimize task` on the token clock), one token at a time, in torch.
+"""Memories that move by the model's own loss (`minimize task` on the token clock), one token at a time.
 
 At token t the model runs; the loss of token t − 1, whose target is known now, is differentiated with respect to the
 states that were visible at t − 1; the gradient goes to the memories' sums; then the memories whose period closes at t
 move. At every such boundary all of these memories get new leaves, so that no gradient looks back beyond it.
 
-The graph of the open chunk is kept in the state. NumPy cannot take these gradients: its tape does not go through the
-inner gradients of other memories.
+The graph of the open chunk is kept in the state.
 """
 
 from __future__ import annotations
@@ -13,55 +12,54 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor
-
 from nsam.backends.reference import rules
+from nsam.backends.reference.arrays import Array, Arrays
 from nsam.backends.reference.frame import Frame, UnitRecord, Weights
 from nsam.backends.reference.run import ReferenceState, batch_of, deep_recursion, tokens_of
 from nsam.backends.reference.scope import InternalError
 from nsam.backends.reference.structures import Tensors
-from nsam.backends.reference.torch_arrays import TorchArrays
 from nsam.dsl.checked import Call, Memory, Unit
 
-Leaves: TypeAlias = dict[tuple[str, str, int, str], Tensor]
+Leaves: TypeAlias = dict[tuple[str, str, int, str], Array]
 """The visible states by unit, memory, head and tensor."""
 
 
 def run_end_to_end(
+    ops: Arrays,
     unit: Unit,
-    parameters: Mapping[str, Tensor],
-    inputs: Sequence[Tensor],
-    targets: Tensor | None,
+    parameters: Mapping[str, Array],
+    inputs: Sequence[Any],
+    targets: Sequence[Sequence[Any]] | None,
     state: ReferenceState | None,
-) -> tuple[Tensor, ReferenceState]:
+) -> tuple[Array, ReferenceState]:
     """Return the output [batch, time, n] and the state after the last token.
 
-    `targets` as for the compiled module: for the latest token of the call before if it has none yet, then for each
-    token, the last one at will; without them a model of its own input learns from that. Raises ValueError on what does
-    not fit.
+    `targets`, whole numbers, as for the compiled module: for the latest token of the call before if it has none yet,
+    then for each token, the last one at will; without them a model of its own input learns from that. Raises
+    ValueError on what does not fit.
     """
-    outer = torch.is_grad_enabled()
     batch = batch_of(unit, inputs)
     before = [{}] * batch if state is None else state["sequences"]
     if len(before) != batch:
         raise ValueError(f"the state is of {len(before)} sequences, the input of {batch}")
     rows, after = [], []
-    with torch.enable_grad(), deep_recursion():
+    with deep_recursion():
         for i in range(batch):
             answers = _answers(unit, inputs, targets, before[i].get("owed"), i)
-            one = _Sequence(unit, parameters, inputs[0].device, before[i])
-            outputs = [one.token(token, answers) for token in tokens_of(one.ops, unit, inputs, i)]
-            rows.append(torch.stack(outputs))
+            one = _Sequence(ops, unit, parameters, before[i])
+            rows.append(ops.stack([one.token(token, answers) for token in tokens_of(ops, unit, inputs, i)]))
             # A target of the very last token may be known already; its loss waits for the next token all the same.
             owed = {**(one.owed or {}), "target": answers.pop(0) if answers else None}
             after.append({**one.record, "owed": owed})
-    y = torch.stack(rows)
-    return (y if outer else y.detach()), {"sequences": after}
+    return ops.stack(rows), {"sequences": after}
 
 
 def _answers(
-    unit: Unit, inputs: Sequence[Tensor], targets: Tensor | None, owed: dict[str, Any] | None, sequence: int
+    unit: Unit,
+    inputs: Sequence[Any],
+    targets: Sequence[Sequence[Any]] | None,
+    owed: dict[str, Any] | None,
+    sequence: int,
 ) -> list[int]:
     """Targets of all tokens that have none yet."""
     time = next(int(x.shape[1]) for given, x in zip(unit.inputs, inputs, strict=True) if given.type.per == "token")
@@ -71,9 +69,9 @@ def _answers(
         if len(unit.inputs) != 1 or given is None or unit.outputs[0][1].type.shape != (given,):
             raise ValueError(f"{unit.name} learns from targets while it runs: integers [batch, time]")
         targets = inputs[0] if missing else inputs[0][:, 1:]
-    if targets.is_floating_point() or targets.shape[1] - missing not in (time, time - 1):
-        raise ValueError(f"targets for {time} tokens do not fit: {targets.dtype} {list(targets.shape)}")
     found = [int(x) for x in targets[sequence]]
+    if len(found) - missing not in (time, time - 1):
+        raise ValueError(f"{len(found)} targets for {time} tokens do not fit")
     classes = int(unit.outputs[0][1].type.shape[0])
     if any(not 0 <= x < classes for x in found):
         raise ValueError(f"a target lies outside of 0 … {classes - 1}")
@@ -83,18 +81,16 @@ def _answers(
 class _Sequence:
     """One sequence on its way."""
 
-    def __init__(
-        self, unit: Unit, parameters: Mapping[str, Tensor], device: torch.device, before: dict[str, Any]
-    ) -> None:
-        self.ops = TorchArrays(device)
+    def __init__(self, ops: Arrays, unit: Unit, parameters: Mapping[str, Array], before: dict[str, Any]) -> None:
+        self.ops = ops
         self.unit, self.weights = unit, Weights(parameters)
         self.record: UnitRecord = {key: value for key, value in before.items() if key != "owed"}
         self.owed: dict[str, Any] | None = before.get("owed")
 
-    def token(self, token: list[Any], answers: list[int]) -> Tensor:
+    def token(self, token: list[Any], answers: list[int]) -> Array:
         """Run one token; its target comes with the next one."""
         frame = Frame(self.ops, self.unit, self.weights, self.record, token)
-        output: Tensor = frame.run()["output"]
+        output: Array = frame.run()["output"]
         moving = [
             (path, inside, m) for path, inside in _frames(frame, "") for m in inside.unit.memories if m.end_to_end
         ]
@@ -105,33 +101,34 @@ class _Sequence:
         if any(closed):
             for _, inside, memory in moving:
                 record = inside.records[memory.name]
-                inside.records[memory.name] = record | {"boundary": separate(record["held"])}
+                inside.records[memory.name] = record | {"boundary": separate(self.ops, record["held"])}
         self.record = frame.finish()
         self.owed = {"output": output, "seen": seen, "target": None}
         return output
 
     def learn(self, moving: list[tuple[str, Frame, Memory]], owed: dict[str, Any], target: int) -> None:
         """Add the gradient of the loss of the token before to the sums."""
-        loss = torch.logsumexp(owed["output"], -1) - owed["output"][target]
         seen: Leaves = owed["seen"]
-        if not loss.requires_grad:
-            return
-        gradients = torch.autograd.grad(
-            loss, list(seen.values()), create_graph=True, retain_graph=True, materialize_grads=True
-        )
+        gradients = self.ops.gradient(self.loss(owed["output"], target), list(seen.values()))
         found = dict(zip(seen, gradients, strict=True))
         for path, inside, memory in moving:
             record = inside.records[memory.name]
             if record["count"] == 1:  # it started over with this token: what came before is forgotten
                 continue
             sums = [
-                {name: total + found[path, memory.name, head, name] for name, total in tensors.items()}
+                {name: self.ops.add(total, found[path, memory.name, head, name]) for name, total in tensors.items()}
                 for head, tensors in enumerate(record["sums"])
             ]
             inside.records[memory.name] = record | {"sums": sums}
 
+    def loss(self, scores: Array, target: int) -> Array:
+        """Return −log softmax(scores)[target]."""
+        ops = self.ops
+        below = ops.sub(scores, ops.largest_last(scores))
+        return ops.sub(ops.log(ops.total(ops.exp(below))), ops.take(below, target))
 
-def _close(ops: TorchArrays, frame: Frame, memory: Memory) -> bool:
+
+def _close(ops: Arrays, frame: Frame, memory: Memory) -> bool:
     """Move a memory whose period closes at this token; returns whether it does."""
     record = frame.records[memory.name]
     if memory.frequency is None or memory.rule is None:
@@ -149,30 +146,27 @@ def _close(ops: TorchArrays, frame: Frame, memory: Memory) -> bool:
         }
         moved.append({name: new for name, (new, _) in results.items()})
         remembered.append({name: new for name, (_, new) in results.items()})
-    frame.records[memory.name] = record | new_record(moved) | {"rules": remembered, "count": record["count"]}
+    frame.records[memory.name] = record | new_record(ops, moved) | {"rules": remembered, "count": record["count"]}
     return True
 
 
-def new_record(tensors: Tensors) -> dict[str, Any]:
+def new_record(ops: Arrays, tensors: Tensors) -> dict[str, Any]:
     """Return the state of a memory that starts from `tensors`: leaves of its own, empty sums, a rule without past."""
     return {
         "held": tensors,
-        "boundary": separate(tensors),
+        "boundary": separate(ops, tensors),
         "count": 0,
-        "sums": [{name: torch.zeros_like(x) for name, x in head.items()} for head in tensors],
+        "sums": [{name: ops.zeros(ops.shape(x)) for name, x in head.items()} for head in tensors],
         "rules": [{name: rules.new_rule_record() for name in head} for head in tensors],
     }
 
 
-def separate(tensors: Tensors) -> Tensors:
+def separate(ops: Arrays, tensors: Tensors) -> Tensors:
     """Return the same values as nodes of their own, at which a gradient can be taken."""
-    return [
-        {name: x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for name, x in head.items()}
-        for head in tensors
-    ]
+    return [{name: ops.leaf(x) for name, x in head.items()} for head in tensors]
 
 
-def _leaves(path: str, memory: Memory, tensors: Tensors) -> Iterator[tuple[tuple[str, str, int, str], Tensor]]:
+def _leaves(path: str, memory: Memory, tensors: Tensors) -> Iterator[tuple[tuple[str, str, int, str], Array]]:
     for head, found in enumerate(tensors):
         for name, x in found.items():
             yield (path, memory.name, head, name), x

@@ -209,7 +209,7 @@ class Frame:
         if memory.end_to_end:
             from nsam.backends.reference.end_to_end import new_record
 
-            return tag | new_record(tensors)
+            return tag | new_record(self.ops, tensors)
         return tag | learning.new_record(learning.Learner.of_memory(memory), tensors)
 
     def start(self, memory: Memory) -> Tensors:

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nsam.backends.reference.checks import check_numpy, check_supported, learns_end_to_end
+from nsam.backends.reference.checks import check_supported, learns_end_to_end
 from nsam.backends.reference.end_to_end import run_end_to_end
 from nsam.backends.reference.numpy_arrays import NumpyArrays
 from nsam.backends.reference.parameters import initial_value, parameters
 from nsam.backends.reference.run import ReferenceState, run
+from nsam.backends.reference.tape import plain
 from nsam.backends.reference.torch_arrays import TorchArrays
 from nsam.dsl.checked import Unit
 
@@ -57,10 +58,16 @@ class ReferenceModule(torch.nn.Module):
             x if wanted.type.vocab is not None else x.to(torch.float64)
             for wanted, x in zip(self.unit.inputs, inputs, strict=True)
         ]
-        if learns_end_to_end(self.unit):
-            return run_end_to_end(self.unit, dict(self.named_parameters()), given, targets, state)
-        ops = TorchArrays(given[0].device)
-        return run(ops, self.unit, dict(self.named_parameters()), given, state)
+        ops, own = TorchArrays(given[0].device), dict(self.named_parameters())
+        if not learns_end_to_end(self.unit):
+            return run(ops, self.unit, own, given, state)
+        outer = torch.is_grad_enabled()
+        if targets is not None and (targets.is_floating_point() or targets.dim() != 2):
+            raise ValueError(f"targets are integers [batch, time], found {targets.dtype} {list(targets.shape)}")
+        answers = None if targets is None else targets.tolist()
+        with torch.enable_grad():
+            y, after = run_end_to_end(ops, self.unit, own, given, answers, state)
+        return (y if outer else y.detach()), after
 
 
 def values(
@@ -68,13 +75,13 @@ def values(
     parameters: Mapping[str, NDArray[np.float64]],
     inputs: Mapping[str, NDArray[Any]],
     state: ReferenceState | None = None,
+    targets: NDArray[Any] | None = None,
 ) -> tuple[NDArray[np.float64], ReferenceState]:
     """Return (output [batch, time, …], state) in NumPy alone; inner gradients come from a run-time tape.
 
-    `parameters` go by `state_dict` key, `inputs` by name, shapes as for `ReferenceModule`.
+    `parameters` go by `state_dict` key, `inputs` by name, shapes and `targets` as for `ReferenceModule`.
     """
     check_supported(unit)
-    check_numpy(unit)
     weights = {name: np.asarray(value, dtype=np.float64) for name, value in parameters.items()}
     ordered = [
         np.asarray(inputs[given.name], dtype=np.float64 if given.type.vocab is None else np.int64)
@@ -82,4 +89,8 @@ def values(
     ]
     # A memory that diverges has infinities and NaNs for values, as it has in torch: they are results, not accidents.
     with np.errstate(all="ignore"):
-        return run(NumpyArrays(), unit, weights, ordered, state)
+        if not learns_end_to_end(unit):
+            return run(NumpyArrays(), unit, weights, ordered, state)
+        answers = None if targets is None else targets.tolist()
+        y, after = run_end_to_end(NumpyArrays(outer=True), unit, weights, ordered, answers, state)
+        return plain(y), after

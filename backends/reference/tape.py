@@ -1,7 +1,7 @@
 """A run-time tape over NumPy: reverse-mode differentiation of what was actually computed.
 
-`Traced` is an array that remembers how it came to be. Operations on plain arrays record nothing, so a tape lives only
-as long as one inner gradient takes.
+`Traced` is an array that remembers how it came to be. Operations on plain arrays record nothing. A gradient goes back
+by the same operations, so that it can itself be on the tape and be differentiated again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values: TypeAlias = NDArray[np.float64]
-Backward: TypeAlias = Callable[[Values], Values]
+Backward: TypeAlias = Callable[[Any], Any]
 
 _clock = itertools.count()
 
@@ -42,35 +42,39 @@ def record(value: Any, *links: tuple[Any, Backward]) -> Any:
     return Traced(value, traced) if traced else value
 
 
-def unbroadcast(gradient: Values, shape: tuple[int, ...]) -> Values:
-    """Sum a gradient over the axes along which an operand of `shape` was broadcast."""
-    while gradient.ndim > len(shape):
-        gradient = gradient.sum(axis=0)
+def narrowed(a: Values, shape: tuple[int, ...]) -> Values:
+    """Sum over the axes along which an array of `shape` was broadcast to that of `a`."""
+    while a.ndim > len(shape):
+        a = a.sum(axis=0)
     for axis, size in enumerate(shape):
-        if size == 1 and gradient.shape[axis] != 1:
-            gradient = gradient.sum(axis=axis, keepdims=True)
-    return gradient
+        if size == 1 and a.shape[axis] != 1:
+            a = a.sum(axis=axis, keepdims=True)
+    return a
 
 
-def backward(loss: Any, targets: list[Any]) -> list[Values]:
-    """Return d loss / d target for each target; zeros for a target that the loss does not depend on."""
-    found: dict[int, Values] = {}
+def backward(loss: Any, targets: list[Any], since: int, add: Callable[[Any, Any], Any]) -> list[Any]:
+    """Return d loss / d target for each target; zeros for a target that the loss does not depend on.
+
+    What is older than `since` (see `Traced.born`) is constant. `add` sums the gradients of one node.
+    """
+    found: dict[int, Any] = {}
     if isinstance(loss, Traced):
         found[id(loss)] = np.ones_like(loss.value)
-        for node in sorted(_reachable(loss), key=lambda n: n.born, reverse=True):
+        for node in sorted(_reachable(loss, since), key=lambda n: n.born, reverse=True):
             gradient = found[id(node)]
             for operand, back in node.links:
-                piece = back(gradient)
-                found[id(operand)] = found[id(operand)] + piece if id(operand) in found else piece
+                if operand.born >= since:
+                    piece = back(gradient)
+                    found[id(operand)] = add(found[id(operand)], piece) if id(operand) in found else piece
     return [found[id(target)] if id(target) in found else np.zeros_like(plain(target)) for target in targets]
 
 
-def _reachable(loss: Traced) -> list[Traced]:
+def _reachable(loss: Traced, since: int) -> list[Traced]:
     seen: dict[int, Traced] = {}
     stack = [loss]
     while stack:
         node = stack.pop()
-        if id(node) not in seen:
+        if id(node) not in seen and node.born >= since:
             seen[id(node)] = node
             stack.extend(operand for operand, _ in node.links)
     return list(seen.values())

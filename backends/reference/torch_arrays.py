@@ -67,7 +67,7 @@ class TorchArrays:
         return torch.sigmoid(a)
 
     def softplus(self, a: Tensor) -> Tensor:
-        return torch.logaddexp(a, torch.zeros_like(a))
+        return -torch.nn.functional.logsigmoid(-a)  # `logaddexp` has no second derivative far from 0
 
     def erf(self, a: Tensor) -> Tensor:
         return torch.erf(a)
@@ -129,6 +129,14 @@ class TorchArrays:
                 )
                 found = [next(answers) if target.requires_grad else torch.zeros_like(target) for target in targets]
         return found[: len(at)], found[len(at) :], kept if outer else [a.detach() for a in kept]
+
+    def leaf(self, a: Tensor) -> Tensor:
+        return a.view_as(a) if a.requires_grad else a.detach().requires_grad_()
+
+    def gradient(self, loss: Tensor, at: list[Tensor]) -> list[Tensor]:
+        if not loss.requires_grad:
+            return [torch.zeros_like(a) for a in at]
+        return list(torch.autograd.grad(loss, at, create_graph=True, retain_graph=True, materialize_grads=True))
 
 
 def _variable(a: Tensor, outer: bool) -> Tensor:

@@ -1,7 +1,4 @@
-"""Reference equality (invariant 5): values against NumPy, gradients against torch's token loop, both in float64.
-
-Where memories move by the model's own loss, the values are the token loop's too.
-"""
+"""Reference equality (invariant 5): values against NumPy, gradients against torch's token loop, both in float64."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nsam.backends.reference.checks import learns_end_to_end
 from nsam.backends.reference.module import ReferenceModule, values
 from nsam.backends.reference.run import new_sequence as new_sequence_reference
 from nsam.backends.torch.runtime.system import new_sequence
@@ -37,7 +33,7 @@ def check_values(unit: Unit, module: nn.Module, lengths: Lengths, samples: Sampl
         if time is None:
             continue
         inputs = samples.inputs(BATCH, time)
-        wanted, before = _values(unit, weights, _named(unit, inputs))
+        wanted, before = values(unit, weights, _named(unit, inputs))
         with torch.no_grad():
             found, state = module(*inputs)
         yield _compared("values", f"{time} tokens, {what}", found, wanted, tolerance)
@@ -55,23 +51,10 @@ def _next_sequence(
 ) -> Row:
     """After `new_sequence` both start over, except for what is never reset."""
     inputs = samples.inputs(BATCH, 5)
-    wanted, _ = _values(unit, weights, _named(unit, inputs), new_sequence_reference(states[1]))
+    wanted, _ = values(unit, weights, _named(unit, inputs), new_sequence_reference(states[1]))
     with torch.no_grad():
         found, _ = module(*inputs, state=new_sequence(states[0]))
     return _compared("new sequence", "5 tokens of the next", found, wanted, tolerance)
-
-
-def _values(
-    unit: Unit, weights: dict[str, np.ndarray[Any, Any]], inputs: dict[str, np.ndarray[Any, Any]], state: Any = None
-) -> tuple[np.ndarray[Any, Any], Any]:
-    """Outputs of the reference: in NumPy, or in torch where memories move by the model's own loss."""
-    if not learns_end_to_end(unit):
-        return values(unit, weights, inputs, state)
-    reference = ReferenceModule(unit)
-    reference.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
-    with torch.no_grad():
-        found, after = reference(*(torch.from_numpy(x) for x in inputs.values()), state=state)
-    return found.numpy(), after
 
 
 def _compared(check: str, subject: str, found: Tensor, wanted: np.ndarray[Any, Any], tolerance: float) -> Row:

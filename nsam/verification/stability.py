@@ -25,7 +25,10 @@ PRECISIONS = (torch.float32, torch.bfloat16)
 
 @dataclass
 class Norms:
-    """Norms of one fast memory, one number for every sequence, at the start and after every piece."""
+    """Norms of one fast memory, one number for every sequence, at the start and after every piece.
+
+    `learned`: its start is not zero, so that later norms are measured by the first one.
+    """
 
     learned: bool
     first: Tensor | None = None
@@ -59,6 +62,8 @@ def _run(unit: Unit, module: nn.Module, inputs: list[Tensor], tokens: int) -> tu
             _record(unit, state, "", norms)
     for path, each in norms.items():
         each.first = _first(module, path) if each.learned else None
+        # A learnt start can be zero at first, as a vector's is: there is no first norm to measure by.
+        each.learned = each.learned and (each.first is None or bool(each.first > 0))
     return finite, norms
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -294,17 +295,60 @@ def test_a_rule_with_a_key_cannot_serve() -> None:
     assert "sum of gradients" in caught.value.diagnostics[0].message
 
 
-def test_numpy_says_that_it_does_not() -> None:
-    unit = nsam.loads(LINEAR).instantiate("s", {})
-    with pytest.raises(ProgramError) as caught:
-        values(unit, {}, {})
-    assert caught.value.diagnostics[0].code == "N0490"
+@pytest.mark.parametrize("name", BODIES)
+def test_numpy_is_the_token_loop(name: str, pair: Any) -> None:
+    """The gradient of the model's own loss from the run-time tape, through other memories' inner gradients too."""
+    both = pair(nsam.loads(model(name)), "lm")
+    (x,) = both.inputs(2, 14)
+    weights = {key: w.detach().numpy() for key, w in both.weights.items()}
+    with torch.no_grad():
+        wanted, _ = both.reference(x)
+    whole, _ = values(both.unit, weights, {"tokens": x.numpy()})
+    first, state = values(both.unit, weights, {"tokens": x[:, :5].numpy()})
+    second, _ = values(both.unit, weights, {"tokens": x[:, 5:].numpy()}, state)
+    assert abs(whole - wanted.numpy()).max() < 1e-11
+    assert abs(np.concatenate([first, second], 1) - whole).max() < 1e-12
+    still, _ = values(both.unit, weights, {"tokens": x.numpy()}, targets=(x.numpy() + 1) % 11)
+    assert abs(still - whole).max() > 1e-4
 
 
 def test_verify(example: Any) -> None:
     unit = example("end_to_end").instantiate("continuum", {"vocab": 11, "dim": 8})
     report = verify_unit(unit, lengths=20, stability_tokens=64)
     assert report.ok, report.text
+
+
+def test_the_inner_loss_is_the_models_own() -> None:
+    """Over the tokens of the call that have a target; the other memories' losses are means over all of the call."""
+    unit = nsam.loads(model("objectives of their own beside it")).instantiate("lm", {})
+    module = nsam.api.compile_unit(unit, compiled=False, observe=True).double()
+    x = torch.randint(0, 11, (2, 15))
+    whole, _ = module(x)
+    state, seen = None, {}
+    for start, stop in ((0, 4), (4, 15)):
+        y, state = module(x[:, start:stop], state)
+        targets = x[:, start + 1 : stop]
+        report = nsam.api.memory_report(module, state)
+        scored = y.detach()[:, : targets.shape[1]].flatten(0, 1)
+        assert report["slow"]["loss"] == pytest.approx(
+            float(torch.nn.functional.cross_entropy(scored, targets.flatten()))
+        )
+        assert set(report) == {"slow", "fast", "deep"}
+        seen[start] = report
+    assert torch.allclose(y, whole[:, 4:])
+    _, first = module(x[:, :6])
+    halves = [nsam.api.memory_report(module, s)["fast"]["loss"] for s in (first, module(x[:, 6:12], first)[1])]
+    both = nsam.api.memory_report(module, module(x[:, :12])[1])["fast"]["loss"]
+    assert both == pytest.approx(sum(halves) / 2)
+    assert seen[0]["slow"]["level"] > seen[0]["fast"]["level"]
+
+
+def test_a_memory_that_starts_at_zero_has_no_norm_to_be_measured_by() -> None:
+    unit = nsam.loads(model("vector")).instantiate("lm", {})
+    report = verify_unit(unit, lengths=20, stability_tokens=64)
+    assert report.ok, report.text
+    assert "memories that start from zeros" in report.text
+    assert "nan" not in report.text.lower().replace("nan or inf", "")
 
 
 def test_verify_needs_targets() -> None:

@@ -88,6 +88,10 @@ def test_tape_agrees_with_autograd(name: str) -> None:
 
 
 def _run(ops: Arrays, function: Callable[..., Any], values: tuple[Any, ...]) -> list[Any]:
+    return _inner(ops, function, [ops.array(v) for v in values])
+
+
+def _inner(ops: Arrays, function: Callable[..., Any], at: list[Any]) -> list[Any]:
     """Return the result, the gradient of a weighted sum of it, and the gradient at the result."""
 
     def loss(variables: list[Any]) -> tuple[Any, list[Any], list[Any]]:
@@ -96,12 +100,29 @@ def _run(ops: Arrays, function: Callable[..., Any], values: tuple[Any, ...]) -> 
         weights = ops.reshape(ops.array(np.cos(np.arange(size))), ops.shape(result))
         return ops.total(ops.mul(result, weights)), [result], [result]
 
-    gradients, intermediates, kept = ops.derivatives(loss, [ops.array(v) for v in values])
+    gradients, intermediates, kept = ops.derivatives(loss, at)
     return [*kept, *gradients, *intermediates]
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_of_gradients_agree_with_autograd(name: str) -> None:
+    """The gradient of |inner gradient|² / 2 and of the rest that `derivatives` returns, through the inner gradient."""
+    function, given = CASES[name]
+    found: list[list[Any]] = []
+    for ops in (NumpyArrays(outer=True), TorchArrays()):
+        with np.errstate(all="ignore"):
+            leaves = [ops.leaf(ops.array(v)) for v in given]
+            parts = _inner(ops, function, leaves)
+            total = ops.array(0.0)
+            for part in parts:
+                total = ops.add(total, ops.mul(ops.array(0.5), ops.total(ops.mul(part, part))))
+            found.append([ops.detach(g) for g in ops.gradient(total, leaves)])
+    for mine, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(np.asarray(mine), theirs.numpy(), rtol=1e-10, atol=1e-10)
+
+
 def test_every_operation_has_a_case() -> None:
-    covered = {"array", "zeros", "shape", "detach", "derivatives", "largest_last"}
+    covered = {"array", "zeros", "shape", "detach", "derivatives", "largest_last", "leaf", "gradient"}
     source = "".join(inspect.getsource(f) for f, _ in CASES.values() if f.__name__ == "<lambda>")
     names = {name for name, _ in inspect.getmembers(Arrays, inspect.isfunction) if not name.startswith("_")}
     assert not {name for name in names - covered if f"o.{name}(" not in source}

@@ -94,7 +94,9 @@ class EndToEnd(System):
             answers, chunk = answers[:, 1:], Open()
         if chunk.targets is not None:
             answers = torch.cat([chunk.targets, answers], 1)
+        known = answers[:, chunk.length :]
         found: list[Tensor] = []
+        looked: list[tuple[int, State]] = []
         at, done = At(running["position"], 0, time, batch), 0
         for size in lengths(at, [(period, False) for period in self.periods()]):
             new = self.part(inputs, done, done + size)
@@ -102,18 +104,40 @@ class EndToEnd(System):
             before = chunk.length
             start = running if chunk.start is None else chunk.start
             whole = self.joined(chunk.inputs, new) if before else new
-            known = answers[:, : before + size]
             end = running["position"] + size
             if any(end % period == 0 for period in self.periods()):
-                y, running, settled = self.closed(whole, start, known)
+                y, running, settled = self.closed(whole, start, answers[:, : before + size])
                 found.append(y[:, before:])
                 answers = answers[:, before + size :]
                 chunk = Open() if settled else Open(late=(whole, start))
             else:
                 y, running = self.piece(*new, state=running)
                 found.append(y)
-                chunk = Open(whole, known, start)
-        return torch.cat(found, 1), {**running, "task": chunk.as_state()}
+                chunk = Open(whole, answers[:, : before + size], start)
+            looked.append((y.shape[1], running))
+        y = torch.cat(found, 1)
+        if self.observe:
+            running = self.observed(running, looked, y.detach(), known)
+        return y, {**running, "task": chunk.as_state()}
+
+    def observed(self, state: State, pieces: list[tuple[int, State]], y: Tensor, targets: Tensor) -> State:
+        """The state with `losses` of the whole call, of which `pieces` are the parts by number of tokens.
+
+        The inner loss of a memory that moves by the model's own loss is that loss, over the tokens that have a target.
+        """
+        state, total = unshared(state), sum(size for size, _ in pieces)
+        within = [{where: part.get("losses", {}) for where, _, part in parts(self, piece)} for _, piece in pieces]
+        scored = min(y.shape[1], targets.shape[1])
+        own = cross_entropy(y[:, :scored], targets[:, :scored]).mean() if scored else None
+        for where, unit, part in parts(self, state):
+            losses = {
+                name: torch.stack([size * each[where][name] for (size, _), each in zip(pieces, within, strict=True)])
+                for name in part.get("losses", {})
+            }
+            part["losses"] = {name: found.sum() / total for name, found in losses.items()}
+            if own is not None:
+                part["losses"] |= dict.fromkeys(unit.tasks, own)
+        return state
 
     # --- targets -----------------------------------------------------------------------------------
 
