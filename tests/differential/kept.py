@@ -1,0 +1,38 @@
+"""Programs that once failed, each a file of its own with what it is run on in its second line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from comparison import Case
+
+FOLDER = Path(__file__).parent / "kept"
+_RUN = re.compile(r"# seed (?P<seed>\d+), (?P<batch>\d+) x (?P<time>\d+) tokens")
+
+
+def files() -> list[Path]:
+    """All kept programs."""
+    return sorted(FOLDER.glob("*.nsam"))
+
+
+def read(path: Path) -> Case:
+    """The case in a file."""
+    text = path.read_text()
+    found = _RUN.match(text.splitlines()[1])
+    assert found, f"{path.name}: the second line must say `# seed S, B x T tokens: …`"
+    return Case(text, int(found["seed"]), int(found["time"]), int(found["batch"]))
+
+
+def told(case: Case, why: str) -> str:
+    """The text of a case's file."""
+    edition, rest = case.text.split("\n", 1)
+    return f"{edition}\n# seed {case.seed}, {case.batch} x {case.time} tokens: {why}\n{rest}"
+
+
+def keep(case: Case, name: str, why: str) -> Path:
+    """Write a case to a file."""
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.nsam"
+    path.write_text(told(case, why))
+    return path
