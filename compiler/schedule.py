@@ -93,15 +93,23 @@ def plan(unit: c.Unit) -> UnitPlan:
 
 
 def entangled(lowered: Lowered) -> frozenset[str]:
-    """Calls and repeats that read a fast memory of the unit and that a fast memory of the unit learns from."""
+    """Calls and repeats that read a fast memory of the unit and that one learns from, or is read at."""
     moving = {f.memory.name for f in lowered.fast}
-    learnt = {n.id for n in postorder(f.node for m in lowered.fast for f in m.folds)}
+    folds = [f.node for m in lowered.fast for f in m.folds]
+    roots = [*folds, *(n for _, n in lowered.outputs), *lowered.events]
+    touching = [n for n in postorder(roots) if any(_moves(a, moving) for a in n.args)]
+    learnt = {n.id for n in postorder([*folds, *touching])}
     found = set()
     for event in lowered.events:
         below = postorder(event.args)
         if event.id in learnt and any(n.op == "state" and n.attr("memory") in moving for n in below):
             found.add(str(event.attr("name")))
     return frozenset(found)
+
+
+def _moves(node: Node, moving: set[str]) -> bool:
+    """Whether a node is the state of a fast memory, at a boundary or as it runs."""
+    return node.layout == "fold" or (node.op == "state" and node.attr("memory") in moving)
 
 
 def nest(periods: list[int]) -> list[tuple[int, ...]]:
