@@ -148,6 +148,7 @@ class _Build:
         self, states: dict[str, Node], found: dict[int, Gradient], arguments: dict[str, Node], key: Node | None
     ) -> tuple[tuple[Fold, ...], bool]:
         self.reads = max(len(gradient.products) for gradient in found.values())
+        self.gradients = {t: found[s.id] for t, s in states.items()}
         candidate = self.m.name in self.l.exact
         if candidate:
             tensor, state = next(iter(states.items()))
@@ -221,9 +222,11 @@ class _Build:
             match = [p for p in products if p.right is x]
             return x, (match[0].left if len(match) == 1 else None)
         if len(products) == 1:
-            # A vector's adjoint is summed over all reads, its error at the key alone is not to be had.
-            alone = products[0].right.op != "ones" or self.reads <= 1
-            return products[0].right, (products[0].left if alone else None)
+            if products[0].right.op != "ones" or self.reads <= 1:
+                return products[0].right, products[0].left
+            # A bias' adjoint is summed over all reads; its error at the key alone is that of its layer's matrix.
+            matrix = "weight" if tensor == "bias" else tensor.replace("b", "w")
+            return products[0].right, self.layer(matrix, self.products(self.gradients[matrix]), state, key)[1]
         # The objective reads the memory at more than its key: take the layer's application in `self(key)`.
         at_key = self.key_reads(key).get(tensor)
         match = [p for p in products if p.read is at_key]
