@@ -251,7 +251,11 @@ class Body:
         found = [(position, node) for position, node in enumerate(self.statements) if isinstance(node, syntax.Output)]
         if not found:
             self.error(
-                "N0235", f"system `{self.name}` has no output", self.span, "nothing comes out", help_text="`output …`"
+                "N0235",
+                f"system `{self.name}` has no output",
+                self.span,
+                "nothing comes out",
+                help_text="say what it returns, in the system itself: `output …`",
             )
             return ()
         for _, second in found[1:]:
@@ -299,7 +303,7 @@ class Body:
         """Return the names of the values here."""
         return list(self.versions)
 
-    def single(self, name: str, span: Span) -> Info:
+    def single(self, name: str, span: Span, help_text: str | None = None) -> Info:
         """Return the one memory called `name`; N0206 when it is a list."""
         named = self.memories[name]
         if named.listed:
@@ -309,7 +313,7 @@ class Body:
                 span,
                 "used as one memory",
                 secondary=[Label(named.name.span, "declared here")],
-                help=f"read all of them: `chain({name}, x)` or `mix(weights, {name}, x)`",
+                help=help_text or f"read all of them: `chain({name}, x)` or `mix(weights, {name}, x)`",
             )
         if not named.members:
             raise Skip

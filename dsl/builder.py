@@ -304,6 +304,13 @@ class Builder(ExpressionBuilder):
             else:
                 self.check_in_system(statement)
 
+    def check_place(self, node: object, place: str) -> None:
+        """Report a statement or clause that was read on its own and does not belong into its place."""
+        if place in ("rule", "system"):
+            self.check_body((node,), in_rule=place == "rule")  # type: ignore[arg-type]
+        elif place == "clause" and isinstance(node, _Rules):
+            self.single_rule(node)
+
     def check_in_rule(self, statement: s.Statement) -> None:
         if isinstance(statement, s.Assign):
             name = statement.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nsam.dsl import syntax
-from nsam.dsl.checked import Context, Expr, Frequency, Initial, Memory, Objective, Reset, RuleUse
+from nsam.dsl.checked import Context, Expr, Frequency, Initial, Memory, Objective, Reset, RuleUse, Structure
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.findings import Findings, Skip
 from nsam.dsl.initials import build_initial
@@ -26,6 +26,12 @@ C = TypeVar("C", bound=syntax.Node)
 
 LEARNERS = frozenset({"linear", "mlp", "vector"})
 """Structures that can learn inside the sequence; the others move on the step clock only."""
+
+
+def _described(structure: Structure) -> str:
+    """Return what a structure without a state of one tensor is called in messages."""
+    more = " with a bias" if structure.bias else " with heads" if structure.heads is not None else ""
+    return f"`{structure.kind}`" + (more if structure.kind == "linear" else "")
 
 
 def build_memory(body: Body, info: Info) -> Memory:
@@ -249,7 +255,7 @@ class _Clauses:
             raise Skip
         if key is None:
             if state_shape(structure) is None:
-                self._senseless(node, f"`{structure.kind}` needs a key and a value", "`learn key -> value`")
+                self._senseless(node, f"{_described(structure)} needs a key and a value", "`learn key -> value`")
                 raise Skip
             return
         expected = input_size(structure)

@@ -89,6 +89,11 @@ def show(value: Value) -> str:
     return value.name if isinstance(value, UnknownList) else str(value)
 
 
+def _described(value: Value) -> str:
+    """Return "4.5, float", or "some str" where only the type is known."""
+    return show(value) if isinstance(value, Unknown) else f"{show(value)}, {kind_of(value)}"
+
+
 def conforms(value: Value, type_name: str, element: str | None = None) -> bool:
     """Whether `value` can be given where `type_name` (`int`, `float`, `bool`, `str`, `list`) is asked for."""
     if type_name == "list":
@@ -155,7 +160,7 @@ class Evaluator:
             return Poly.variable(f"({node.span.text})", None)
         if not isinstance(value, int | Poly) or isinstance(value, bool):
             raise self.findings.error(
-                "N0210", f"{what} must be a whole number", node.span, f"this is {show(value)}, {kind_of(value)}"
+                "N0210", f"{what} must be a whole number", node.span, f"this is {_described(value)}"
             )
         return value
 
@@ -179,9 +184,9 @@ class Evaluator:
         if node.function not in FUNCTIONS or node.transposed:
             raise self.findings.error(
                 "N0212",
-                f"`{node.function}` is not known when the program is compiled",
+                f"`{node.function}` cannot be called here: this number is needed when the program is compiled",
                 node.function_span,
-                "needed at compile time",
+                "no compile-time function",
                 help=f"compile-time functions are {', '.join(FUNCTIONS)}",
             )
         least, most = FUNCTIONS[node.function]

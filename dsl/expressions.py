@@ -175,9 +175,15 @@ class Expressions:
         values = {option.name: argument for option, argument in zip(options, given[entry.most :], strict=False)}
         for name, argument in named.items():
             if name not in [option.name for option in options]:
-                raise self.findings.error("N0204", f"`{entry.name}` has no argument `{name}`", argument.span)
+                raise self.findings.error(
+                    "N0204",
+                    f"`{entry.name}` has no argument `{name}`",
+                    argument.span,
+                    "not an argument",
+                    help=did_you_mean(name, [option.name for option in options]) or f"{entry.name}: {entry.meaning}",
+                )
             if name in values:
-                raise self.findings.error("N0205", f"`{name}` is given twice", argument.span)
+                raise self.findings.error("N0205", f"`{name}` is given twice", argument.span, "given again here")
             values[name] = argument
         count, most = len(given), entry.most + len(options)
         missing = [option.name for option in options if option.required and option.name not in values]
@@ -229,9 +235,8 @@ class Expressions:
 
     def _not_here(self, entry: Function, span: Span) -> Exception:
         places = {"system": "systems", "objective": "objectives", "rule": "rules", "train": "train declarations"}
-        where = " and ".join(
-            places[place] for place in ("system", "objective", "rule", "train") if place in entry.places
-        )
+        *some, last = (places[place] for place in ("system", "objective", "rule", "train") if place in entry.places)
+        where = f"{', '.join(some)} and {last}" if some else last
         written = f"`{entry.operator}`" if entry.operator else f"`{entry.name}`"
         if entry.operator and self.place in entry.places:
             return self.findings.error("N0244", f"write {written} for `{entry.name}`", span, "an operator")

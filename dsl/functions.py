@@ -87,6 +87,8 @@ def _outer(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
 def _by_heads(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
     _need_axes(types, "normalize")
     heads, size = options.get("heads", 1), types[0].shape[-1]
+    if len(types[0].shape) > 1 and heads != 1:
+        raise ShapeProblem(f"slices for {heads} heads are of a vector, found {shape_text(types[0])}", (0,))
     if divides(heads, size) is False:
         raise ShapeProblem(f"{heads} heads do not divide {size}", (0,), "N0215")
     return types[0].shape
@@ -97,6 +99,8 @@ def _rotated(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
     heads, size = options.get("heads", 1), shape[-1]
     if types[0].per != "token":
         raise ShapeProblem("`rope` needs a value that varies with the token", (0,), "N0245")
+    if len(types[0].shape) > 1:
+        raise ShapeProblem(f"`rope` takes a vector, found {shape_text(types[0])}", (0,))
     if divides(2, size // heads) is False:
         raise ShapeProblem(f"`rope` turns pairs: {size} over {heads} heads is odd", (0,), "N0215")
     return shape
@@ -156,12 +160,6 @@ def _matrix(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
 def _count(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
     _matrix(types, options)
     return ()
-
-
-def _with_number(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
-    if types[1].shape != ():
-        raise ShapeProblem(f"the second argument is a number, found {shape_text(types[1])}", (1,))
-    return types[0].shape
 
 
 def _cross_entropy(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
@@ -259,7 +257,7 @@ _TABLE = (
         "quintic Newton-Schulz towards the nearest orthogonal matrix (eq. 42), each head's matrix on its own",
         options=(Option("iterations", default=5),),
     ),
-    Function("unbias", 2, 2, RULE, _with_number, "a / (1 - beta^t), t the number of updates since the reset"),
+    Function("unbias", 2, 2, RULE, _same, "a / (1 - beta^t), t the number of updates since the reset"),
     Function("root_mean_square", 1, 1, RULE, _scalar, "square root of the mean square of all elements, at least 1e-12"),
     Function("cross_entropy", 2, 2, TRAIN, _cross_entropy, "-log softmax(logits)[token], in nats"),
     Function("next", 1, 1, TRAIN, _same, "the sequence one token later"),

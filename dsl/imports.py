@@ -79,7 +79,7 @@ def read_source(path: str | os.PathLike[str], *, shown_as: str | None = None) ->
         with open(path, "rb") as file:
             content = file.read(limit + 1)
     except FileNotFoundError:
-        raise fail("N0001", f"there is no file {name}", help=_similar_file(Path(path))) from None
+        raise fail("N0001", f"there is no file {name}", help=_similar_file(Path(path), Path(name))) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise fail("N0001", f"{name} cannot be read: {reason}") from None
@@ -101,15 +101,15 @@ def _decoded(name: str, content: bytes) -> str:
     return text
 
 
-def _similar_file(path: Path) -> str | None:
-    """Return a hint at a file with a similar name in the same folder."""
+def _similar_file(path: Path, shown: Path) -> str | None:
+    """Return a hint at a file with a similar name in the same folder; `shown` is how messages call `path`."""
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for _, entry in zip(range(1000), entries, strict=False)]
     except (OSError, ValueError):
         return None
     guess = nearest(path.name, [name for name in names if name.endswith(".nsam")])
-    return f"did you mean {path.parent / guess}?" if guess else None
+    return f"did you mean {shown.parent / guess}?" if guess else None
 
 
 def standard_modules() -> tuple[str, ...]:

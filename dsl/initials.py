@@ -42,7 +42,7 @@ def _deviation(info: Info, node: syntax.Expression) -> float:
 
 
 def _copied(body: Body, info: Info, node: syntax.Name) -> str:
-    other = body.single(node.id, node.span)
+    other = body.single(node.id, node.span, "start from a memory that is declared on its own")
     if other is info:
         raise body.findings.error("N0232", "a memory cannot start from itself", node.span, "the same memory")
     ours, theirs = info.structure, other.structure

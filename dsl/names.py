@@ -23,12 +23,16 @@ class Declared(Generic[D]):
 
 @dataclass(eq=False)
 class Module:
-    """One file's names: what it declares and what it brings in by `use` (with the module that declares it)."""
+    """One file's names: what it declares and what it brings in by `use` (with the module that declares it).
+
+    `refused` are names in `use` that cannot be brought in: reported there, and not again where they are used.
+    """
 
     file: syntax.File
     systems: dict[str, Declared[syntax.SystemDeclaration]] = field(default_factory=dict)
     rules: dict[str, Declared[syntax.RuleDeclaration]] = field(default_factory=dict)
     trains: dict[str, Declared[syntax.TrainDeclaration]] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
 
     def place_of(self, name: str) -> tuple[str, syntax.Declaration] | None:
         """Return the kind ("system", "rule" or "train") and the declaration of `name`, or None."""

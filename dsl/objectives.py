@@ -9,7 +9,7 @@ from nsam.dsl.checked import Apply, Constant, Context, Expr, Objective, Read, Re
 from nsam.dsl.constants import Evaluator, is_symbolic, show
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.expressions import Expressions
-from nsam.dsl.findings import Skip, did_you_mean, suggest
+from nsam.dsl.findings import Skip, did_you_mean
 from nsam.dsl.functions import FUNCTIONS, names_in
 from nsam.dsl.spans import Span
 from nsam.dsl.structures import has_transpose, state_shape
@@ -64,8 +64,8 @@ class ObjectiveExpressions(Expressions):
         constant = self.constant(node)
         if constant is not None:
             return constant
-        helps = "write `self(key)`" if node.id == "self" else suggest(node.id, ["key", "value", "self"])
-        raise self._foreign(node.id, node.span, helps)
+        hint = did_you_mean(node.id, ["key", "value", "self", *NAMED])
+        raise self._foreign(node.id, node.span, "write `self(key)`" if node.id == "self" else hint)
 
     def _foreign(self, name: str, span: Span, hint: str | None) -> Skip:
         return self.findings.error(
@@ -189,7 +189,7 @@ def _option(builder: ObjectiveExpressions, name: str, node: syntax.Expression) -
     least_allowed = value >= 1 if name == "lp" else value > 0
     if not least_allowed or (name == "lp" and value == float("inf")):
         wanted = "at least 1 and finite" if name == "lp" else "above 0"
-        raise builder.findings.error("N0211", f"`{name}` with {show(value)}", node.span, f"must be {wanted}", help=None)
+        raise builder.findings.error("N0211", f"`{name}` with {show(value)}", node.span, f"must be {wanted}")
     return value
 
 

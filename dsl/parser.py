@@ -63,16 +63,22 @@ def with_comments(file: syntax.File, scanned: Scanned) -> syntax.File:
     return syntax.File(file.span, file.edition, file.docstring, file.uses, file.declarations, tuple(scanned.comments))
 
 
-def parse_piece(source: Source, text: str, start: Start, report: Report, offset: int = 0) -> object:
+def parse_piece(
+    source: Source, text: str, start: Start, report: Report, offset: int = 0, place: str | None = None
+) -> object:
     """Parse `text`, which stands at character `offset` of `source`; lark's `UnexpectedInput` says what went wrong.
 
-    Mistakes that the grammar lets through are added to `report`.
+    Mistakes that the grammar lets through are added to `report`, and statements that do not belong into `place` (a key
+    of `PLACES`), where the piece is read on its own.
     """
     from nsam.dsl.builder import Builder
 
     own = Report()
     tree = grammar().parse(text, start=start)
-    node = Builder(source, own, offset).transform(tree)
+    builder = Builder(source, own, offset)
+    node = builder.transform(tree)
+    if place is not None:
+        builder.check_place(node, place)
     report.diagnostics.extend(own.diagnostics)
     return node
 

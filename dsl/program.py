@@ -202,6 +202,7 @@ def _bring(module: Module, source: Module, name: syntax.Identifier, findings: Fi
     found, earlier = source.place_of(name.id), module.place_of(name.id)
     if found is not None and found[0] == "train":
         findings.error("N0206", f"`{name.id}` is a train declaration", name.span, "only systems and rules are shared")
+        module.refused.add(name.id)
     elif earlier is not None and found is not None and earlier[1] is not found[1]:
         findings.error("N0202", f"`{name.id}` is brought in twice", name.span, "from another file before")
     elif found is not None:

@@ -196,12 +196,14 @@ class SystemExpressions(Expressions):
                 secondary=[Label(body.inner[node.id].span, "declared here, anew in each pass")],
                 help="reassign a name declared before the repeat to carry a value out of it",
             )
+        if node.id in body.module.refused:
+            return Skip()
         kind = body.module.place_of(node.id)
         if kind is not None or node.id in names_in("system"):
             what = "function" if kind is None else kind[0]
             return self.findings.error("N0206", f"`{node.id}` is a {what}, not a value", node.span, "not a value")
         if node.id == "self":
-            return self.findings.error("N0206", "`self` is the memory being declared", node.span, "no memory here")
+            return self._no_self(node.span)
         known = [*body.visible_values(), *self.evaluator.names, *body.memories]
         return self.findings.error(
             "N0201",
@@ -209,6 +211,11 @@ class SystemExpressions(Expressions):
             node.span,
             "nothing of this name here",
             help=did_you_mean(node.id, known),
+        )
+
+    def _no_self(self, span: Span) -> Skip:
+        return self.findings.error(
+            "N0206", "`self` is the memory whose clauses these are", span, "not in a clause", help="name the memory"
         )
 
     def special(self, node: syntax.Call) -> Expr | None:
@@ -228,6 +235,8 @@ class SystemExpressions(Expressions):
             return self._chain(node)
         if name == "mix":
             return self._mix(node)
+        if name == "self":
+            raise self._no_self(node.function_span)
         if name in body.inner or body.value(name, self.position) is not None or name in body.module.rules:
             raise self._not_callable(node)
         return None
@@ -236,8 +245,13 @@ class SystemExpressions(Expressions):
         what = "a rule" if node.function in self.body.module.rules else "a value"
         if node.function in self.body.inner:
             what = "declared inside the repeat"
+        inner = self.body.inner.get(node.function)
         return self.findings.error(
-            "N0206", f"`{node.function}` is {what} and cannot be called here", node.function_span, "called here"
+            "N0206",
+            f"`{node.function}` is {what} and cannot be called here",
+            node.function_span,
+            "called here",
+            secondary=[] if inner is None else [Label(inner.span, "declared here, anew in each pass")],
         )
 
     def _read(self, info: Info, name: str, node: syntax.Call) -> Expr:
@@ -317,7 +331,10 @@ class SystemExpressions(Expressions):
             if not members:
                 raise Skip
             found.extend(members)
-        if not found or len(found) > MOST_MEMBERS:
-            count = "none" if not found else f"{len(found)}, the most is {MOST_MEMBERS}"
-            raise self.findings.error("N0240", f"how many memories: {count}", node.span, "this list of memories")
+        if not found:
+            raise self.findings.error("N0211", "this list is empty", node.span, "no memory at all")
+        if len(found) > MOST_MEMBERS:
+            raise self.findings.error(
+                "N0240", f"more than {MOST_MEMBERS} memories in a list", node.span, f"{len(found)} here"
+            )
         return found

@@ -57,17 +57,17 @@ class _Recovery:
 
     def whole(self) -> None:
         """Report the error of the file as a whole: the pieces are right and only their order is not."""
-        error = self.attempt(self.text, "file", 0)
+        error = self.attempt(self.text, "file", 0, None)
         if error is None:
             raise RuntimeError(f"internal error: {self.source.name} was refused without a reason; please report this")
         describe(self.source, self.text, "file", 0, error, self.report)
 
-    def attempt(self, text: str, start: Start, offset: int) -> UnexpectedInput | None:
+    def attempt(self, text: str, start: Start, offset: int, place: str | None) -> UnexpectedInput | None:
         """Parse a piece; return what stopped the parser."""
         from lark.exceptions import UnexpectedInput
 
         try:
-            parse_piece(self.source, text, start, self.report, offset)
+            parse_piece(self.source, text, start, self.report, offset, place)
         except UnexpectedInput as error:
             return error
         return None
@@ -77,12 +77,12 @@ class _Recovery:
         if len(self.report.diagnostics) >= MAX_ERRORS:
             return
         text = self.text[piece.start : piece.end]
-        if not self.complained(piece) and self.attempt(text, start, piece.start) is None:
+        if not self.complained(piece) and self.attempt(text, start, piece.start, place) is None:
             return
         head = self.emptied(piece)
         before = len(self.report.diagnostics)
         if not self.complained(piece, head_only=True):
-            error = self.attempt(head, start, piece.start)
+            error = self.attempt(head, start, piece.start, place)
             if error is not None:
                 describe(self.source, head, place, piece.start, error, self.report)
         inner = _inside(head, place)

@@ -9,7 +9,7 @@ from nsam.dsl.checked import Expr, Input, Output, Repeat, Unit
 from nsam.dsl.constants import Value
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.findings import Skip
-from nsam.dsl.names import assigned_names, free_names
+from nsam.dsl.names import assigned_names, declared_names, free_names
 from nsam.dsl.sizes import at_least
 from nsam.dsl.spans import Span
 from nsam.dsl.types import at_least_per, same_shape, shape_text
@@ -29,7 +29,7 @@ def build_repeat(body: Body, position: int, node: syntax.Repeat) -> dict[tuple[s
     captured = {name: _value(body, name, position) for name in seen}
     name = body.calls.names[id(node), ""]
     outputs = [identifier for key, identifier in assigned.items() if key in carried]
-    if not outputs:
+    if not outputs and not _explained(body, node):
         body.error(
             "N0247",
             "this repeat changes nothing",
@@ -43,6 +43,14 @@ def build_repeat(body: Body, position: int, node: syntax.Repeat) -> dict[tuple[s
     body.current.append(Repeat(name, count, unit, tuple(carried.items()), tuple(captured.items()), node.span))
     types = dict(unit.outputs)
     return {(key, position): Output(types[key].type, node.span, name, key) for key in carried}
+
+
+def _explained(body: Body, node: syntax.Repeat) -> bool:
+    """Whether another finding says why nothing is carried on: a name unknown outside, or declared anew inside."""
+    own = declared_names(node.body)
+    return any(name not in body.versions for name in assigned_names(node.body)) or any(
+        name in body.versions for name in own
+    )
 
 
 def _value(body: Body, name: str, position: int) -> Expr:

@@ -27,7 +27,7 @@ from nsam.dsl.findings import Skip
 from nsam.dsl.objectives import ObjectiveExpressions, objective_of
 from nsam.dsl.periods import not_adaptive, period_of
 from nsam.dsl.rule_uses import use_rule
-from nsam.dsl.sizes import Size
+from nsam.dsl.sizes import Poly, Size
 from nsam.dsl.spans import Span
 from nsam.dsl.structures import Structures, has_transpose, input_size, output_size, state_shape
 from nsam.dsl.types import ANY, COLUMNS, ROWS, SCALAR, same_size, shape_text
@@ -170,7 +170,7 @@ class _RuleClauses:
     def _structure(self) -> Structure:
         node = self.node.structure
         if node.kind != "like":
-            return Structures(self.maker.evaluator).build(node)
+            return self._own_structure(node)
         sizes = node.sizes
         if len(sizes) != 1 or node.named or node.flags or not isinstance(sizes[0], syntax.Name):
             raise self.findings.error("N0219", "`like` takes `self` or a memory", node.span, help="`like(self)`")
@@ -179,6 +179,29 @@ class _RuleClauses:
         if sizes[0].id in self.maker.memories:
             return self.maker.memories[sizes[0].id].structure
         raise self.findings.error("N0201", f"unknown memory `{sizes[0].id}`", sizes[0].span, help="`like(self)`")
+
+    def _own_structure(self, node: syntax.Structure) -> Structure:
+        """Return the structure of a memory that is not shaped like the host."""
+        structure = Structures(self.maker.evaluator).build(node)
+        if structure.kind not in ("linear", "mlp") or structure.bias or structure.heads is not None:
+            more = " with a bias" if structure.bias else " with heads" if structure.kind in ("linear", "mlp") else ""
+            raise self.findings.error(
+                "N0222",
+                f"a rule cannot have a `{structure.kind}`{more}",
+                node.span,
+                "makes no sense here",
+                help="a memory of gradients is `like(self)`, linear or mlp, without heads and biases",
+            )
+        for size, written in zip(structure.sizes, node.sizes, strict=False):
+            names = size.names if isinstance(size, Poly) else ()
+            if any("of self" in name and name not in (*ROWS.names, *COLUMNS.names) for name in names):
+                raise self.findings.error(
+                    "N0212",
+                    "a size in a rule is made of numbers, `rows(self)` and `cols(self)` with + - *",
+                    written.span,
+                    "a quotient, or another function of the sizes of `self`",
+                )
+        return structure
 
     def _initial(self, scope: Any) -> Expr | None:
         """Return what the tensors start from; None is zeros."""

@@ -9,7 +9,7 @@ from nsam.dsl import syntax
 from nsam.dsl.checked import Apply, Constant, Expr, Ref, Rule, RuleMemory, RuleUse
 from nsam.dsl.constants import Evaluator, Unknown, Value, apply_operator, is_symbolic, symbolic_operator
 from nsam.dsl.expressions import Expressions, match_arguments
-from nsam.dsl.findings import Findings, attempt_all, did_you_mean
+from nsam.dsl.findings import Findings, Skip, attempt_all, did_you_mean, suggest
 from nsam.dsl.imports import load_standard, standard_modules
 from nsam.dsl.names import Declared, Module
 from nsam.dsl.sizes import Poly
@@ -94,22 +94,24 @@ def find_rule(findings: Findings, module: Module, node: syntax.By) -> Declared[s
     """Return the rule that `by` names; N0201 with a suggestion when there is none."""
     if node.rule in module.rules:
         return module.rules[node.rule]
+    if node.rule in module.refused:
+        raise Skip
     known = module.place_of(node.rule)
     if known is not None:
         raise findings.error("N0206", f"`{node.rule}` is a {known[0]}, not a rule", node.rule_span, "a rule is needed")
     help_text = did_you_mean(node.rule, module.rules)
-    home = _standard_home(node.rule)
-    if home is not None:
-        help_text = f"bring it in: `use {home} ({node.rule})`"
+    homes = {rule: home for home in standard_modules() for rule in _standard_rules(home)}
+    near = node.rule if node.rule in homes else None if help_text else suggest(node.rule, homes)
+    if near is not None:
+        start = "" if near == node.rule else f"did you mean `{near}`? Then "
+        help_text = f"{start}bring it in: `use {homes[near]} ({near})`"
     raise findings.error("N0201", f"unknown rule `{node.rule}`", node.rule_span, "no rule of this name", help=help_text)
 
 
-def _standard_home(name: str) -> str | None:
-    """Return the module of the standard library that declares rule `name`, or None."""
-    for module in standard_modules():
-        if isinstance(load_standard(module).root.declaration(name), syntax.RuleDeclaration):
-            return module
-    return None
+def _standard_rules(module: str) -> list[str]:
+    """Return the names of the rules that a module of the standard library declares."""
+    tree = load_standard(module).root.tree
+    return [node.name.id for node in tree.declarations if isinstance(node, syntax.RuleDeclaration)]
 
 
 def static_value(expr: Expr, scope: Expressions) -> Value | None:

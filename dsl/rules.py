@@ -9,6 +9,7 @@ from nsam.dsl import syntax
 from nsam.dsl.checked import (
     Apply,
     Expr,
+    Read,
     Ref,
     Rule,
     RuleLet,
@@ -16,7 +17,9 @@ from nsam.dsl.checked import (
     RuleState,
     RuleStatement,
     RuleUpdate,
+    State,
     ValueType,
+    walk,
 )
 from nsam.dsl.constants import Evaluator, Value
 from nsam.dsl.diagnostics import Label
@@ -76,14 +79,14 @@ class RuleExpressions(Expressions):
         maker = self.maker
         if node.id in GIVEN:
             if node.id == "self" and self.own is not None:
-                return self.own.state(node.span, "self")
+                return self._state(self.own, node, "self")
             if node.id != "self":
                 maker.needs.add(node.id)
             return Ref(GIVEN[node.id], node.span, node.id)
         if node.id in maker.types:
             return Ref(maker.types[node.id], node.span, node.id)
         if node.id in maker.memories:
-            return maker.memories[node.id].state(node.span, node.id)
+            return self._state(maker.memories[node.id], node, node.id)
         if node.id in RULE_CONSTANTS:
             return Apply(ValueType((ANY, ANY), "constant"), node.span, node.id, ())
         known = [*GIVEN, *maker.types, *maker.memories, *RULE_CONSTANTS]
@@ -95,6 +98,18 @@ class RuleExpressions(Expressions):
             "declared below: statements of a rule run in order" if later else "nothing of this name in the rule",
             help=None if later else did_you_mean(node.id, known),
         )
+
+    def _state(self, memory: Shaped, node: syntax.Name, name: str) -> Expr:
+        if memory.state_shape() is None:
+            raise self.findings.error(
+                "N0206",
+                f"`{name}` has several matrices, not one state",
+                node.span,
+                "a bare name here",
+                secondary=[Label(memory.span, "declared here")],
+                help=f"read it: `{name}(x)`",
+            )
+        return memory.state(node.span, name)
 
     def special(self, node: syntax.Call) -> Expr | None:
         """Return what a call means here, or None for a function."""
@@ -183,6 +198,7 @@ class RuleMaker:
         match node:
             case syntax.StateDeclaration():
                 value = RuleExpressions(self).build(node.initial)
+                self._check_start(node, value)
                 self._check_shape(node.name.id, value, scalar=True)
                 self.types[node.name.id] = MATRIX
                 self.states.add(node.name.id)
@@ -196,7 +212,7 @@ class RuleMaker:
                 return self._update(node)
             case syntax.MemoryDeclaration():
                 return self._memory(node)
-        raise self.findings.error("N0236", "this statement does not belong into a rule", node.span)
+        raise RuntimeError(f"internal error: {type(node).__name__} in a rule; please report this")
 
     def _remember(self, name: str, value: Expr) -> None:
         self.statics = {**self.statics, name: static_value(value, RuleExpressions(self))}
@@ -225,6 +241,19 @@ class RuleMaker:
         value = RuleExpressions(self).build(node.value)
         self._check_shape(target.id, value)
         return RuleUpdate(target.id, value, node.span)
+
+    def _check_start(self, node: syntax.StateDeclaration, value: Expr) -> None:
+        """A state starts before there is a gradient."""
+        known = {"self", *(parameter.name for parameter in self.node.parameters)}
+        for part in walk(value):
+            if isinstance(part, Read | State) or (isinstance(part, Ref) and part.name not in known):
+                raise self.findings.error(
+                    "N0231",
+                    f"`{node.name.id}` starts before there is a gradient",
+                    part.span,
+                    "not known then",
+                    help="a state starts from numbers, parameters, `zeros`, `ones` or `identity`",
+                )
 
     def _check_shape(self, name: str, value: Expr, scalar: bool = False) -> None:
         shape = value.type.shape

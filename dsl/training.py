@@ -195,8 +195,10 @@ class TrainMaker:
 
     def _data(self, overrides: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
         node = self._field("data").value
+        if isinstance(node, syntax.Name) and node.id in DATA:
+            node = syntax.Call(node.span, node.id, node.span)
         if not isinstance(node, syntax.Call) or node.function not in DATA:
-            name = node.function if isinstance(node, syntax.Call) else ""
+            name = node.function if isinstance(node, syntax.Call) else node.id if isinstance(node, syntax.Name) else ""
             raise self.findings.error(
                 "N0238",
                 "`data` names a kind of data",
