@@ -92,7 +92,10 @@ class Resets:
             f'("{memory.name}.{t}", {tuple(int(n) for n in shape[1 if memory.structure.heads else 0 :])})'
             for t, shape in memory.structure.tensors().items()
         )
-        lines.append(f"new = rt.cut({printer.of(node)}, ({shapes},), heads={heads})")
+        text = printer.of(node)
+        if node.layout == "constant":  # made of parameters alone, without sequences and time
+            text = f"({text}).expand(at.batch, 1, -1)"
+        lines.append(f"new = rt.cut({text}, ({shapes},), heads={heads})")
         return lines
 
     def rule_states(self, memory: c.Memory) -> list[str]:
