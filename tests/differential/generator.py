@@ -7,65 +7,11 @@ running reads) the caller draws again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
-ACTIVATIONS = ("silu", "gelu", "relu", "tanh", "sigmoid")
-OBJECTIVES = ("dot", "l2", "l2", "lp(3)", "huber(0.7)", "pseudo_huber(1)", "pseudo_huber(inf)")
-EXPRESSIONS = (
-    "0.5 * sum((self(key) - value)^2)",
-    "sum(softplus(self(key)) - value * self(key))",
-    "0.1 * sum(self(key)^2) - dot(self(key), value)",
-    "sum(log(1 + (self(key) - value)^2))",
-    "0.5 * sum((normalize(self(key)) - value)^2)",
-    "sqrt(1 + dot(self(key) - value, self(key) - value))",
-    "sum(sigmoid(self(key)) * (1 - value)) / (1 + dot(value, value))",
-    "sum(max(self(key) - value, 0.1 * (value - self(key))))",
-    "0.3 * sum((self(key) - value)^2) + 0.1 * sum((self(0.5 * key) + value)^2)",
-)
-TRANSPOSED = ("oja", "0.2 * sum((self.T(value) - key)^2) - dot(self(key), value)")
-RULES = """
-rule signed(lr) {
-  self <- self - lr * grad / (0.1 + abs(grad))
-}
-rule leaky(lr, retain = 1) {
-  state m = zeros
-  m <- 0.8 * m + 0.2 * grad
-  self <- retain * self - lr * (m + 0.5 * grad)
-}
-rule delta(lr) {
-  self <- self - lr * outer(err, key)
-}
-rule counted(lr) {
-  memory average : like(self) { learn grad; minimize l2; by gd(lr = 0.3); every 1 update; reads running }
-  memory rare : like(self) { learn average; minimize dot; by gd(lr = 0.5, retain = 0.5); every 2 updates summed }
-  self <- self + lr * (rare - unbias(average, 0.7))
-}
-rule inward(lr, beta = 0.8) {
-  state m = zeros
-  m <- beta * m @ (identity - 0.1 * outer(key, key)) - lr * grad
-  self <- 0.99 * self + m
-}
-rule forgetful(lr, retain = 1) {
-  let size = root_mean_square(grad)
-  self <- retain * self - lr * tanh(grad) / (1 + size)
-}
-"""
-HEADER = f"nsam 1\nuse std.rules (gd, dgd, safe_dgd, momentum, delta_momentum, muon, adamw)\n{RULES}"
-
-
-@dataclass
-class Fast:
-    """A fast memory that is being written: what it reads and returns."""
-
-    name: str
-    structure: str
-    kind: str
-    into: int
-    out: int
-    heads: int | None
-    period: int
-    reads: str
+from sizes import LARGE, VOCABULARY, Fast, Size
+from vocabulary import ACTIVATIONS, EXPRESSIONS, HEADER, OBJECTIVES, TRANSPOSED
 
 
 @dataclass
@@ -76,6 +22,9 @@ class Writer:
     name: str
     dim: int
     nested: tuple[str, ...] = ()
+    size: Size = LARGE
+    model: bool = False
+    """Whether it is a model from tokens to scores, some of whose memories move by its own loss."""
     values: list[tuple[str, int]] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     fast: list[Fast] = field(default_factory=list)
@@ -130,7 +79,7 @@ class Writer:
         """A parameter of the training level, read once."""
         source, n = self.random.choice(self.values)
         name = self.fresh("w")
-        kind = self.random.randrange(6)
+        kind = self.random.randrange(7)
         text = f"{name}({source})"
         if kind == 0:
             self.lines.append(f"memory {name} : conv({n}, width = {self.random.choice((1, 2, 4))})")
@@ -143,6 +92,10 @@ class Writer:
             text = f"({source} + {name})"
         elif kind == 4:
             self.lines.append(f"memory {name} : linear({n} -> {n}, bias)")
+        elif kind == 5:
+            self.lines.append(f"memory {name} : like(k)")
+            source = self.value(self.dim)
+            text, n = f"{name}({source})", self.dim
         else:
             heads = 2 if n % 2 == 0 and self.chance(0.5) else 1
             window = f", window = {self.random.choice((2, 5))}" if self.chance(0.3) else ""
@@ -152,12 +105,23 @@ class Writer:
             )
         self.values.append((text, n))
 
-    def declare(self) -> Fast:
+    def declare(self, others: list[Fast]) -> Fast:
         """Choose a fast memory's structure and clock; its clauses come later, when all reads are known."""
+        period = self.random.choice(self.size.periods)
+        reads = self.random.choice(("boundary", "boundary", "running"))
+        task = self.model and (not others or self.chance(0.5))
+        if task:
+            period, reads = max(period, 2), "boundary"
+        same = [f for f in others if f.kind != "vector" or not task]
+        if same and self.chance(0.2):
+            other = self.random.choice(same)
+            written = f"like({other.name})"
+            return replace(other, name=self.fresh("m"), period=period, reads=reads, written=written, task=task)
         heads = 2 if self.chance(0.3) else None
         into = self.dim
         out = self.dim if self.chance(0.8) else self.dim + 2
         kind = self.random.choice(("linear", "linear", "mlp", "mlp", "mlp", "vector"))
+        hidden: tuple[int, ...] = ()
         extra = f", heads = {heads}" if heads else ""
         if kind == "vector":
             heads, structure, out = None, f"vector({into})", into
@@ -165,15 +129,13 @@ class Writer:
             extra += ", bias" if self.chance(0.25) else ""
             structure = f"linear({into} -> {out}{extra})"
         else:
-            hidden = [self.random.choice((2, 4, 6)) for _ in range(self.random.choice((1, 1, 2)))]
+            hidden = tuple(self.random.choice((2, 4, 6)) for _ in range(self.random.choice((1, 1, 2))))
             extra += f", act = {self.random.choice(ACTIVATIONS)}"
             extra += ", residual" if into == out and self.chance(0.5) else ""
             extra += ", gated" if self.chance(0.15) else ""
             extra += ", bias" if self.chance(0.25) else ""
             structure = f"mlp({' -> '.join(map(str, (into, *hidden, out)))}{extra})"
-        period = self.random.choice((1, 1, 2, 3, 4, 4, 5, 8))
-        reads = self.random.choice(("boundary", "boundary", "running"))
-        return Fast(self.fresh("m"), structure, kind, into, out, heads, period, reads)
+        return Fast(self.fresh("m"), structure, kind, into, out, heads, period, reads, hidden, "", task)
 
     def read(self, memory: Fast) -> None:
         """Add a read of a fast memory to the pool."""
@@ -198,6 +160,10 @@ class Writer:
 
     def rule(self, memory: Fast, summed: bool, keyed: bool) -> str:
         def gate(low: float, high: float) -> str:
+            if memory.task and self.chance(0.3):  # a rate that training learns
+                name = self.fresh("g")
+                self.lines.append(f"memory {name} : vector(1)")
+                return f"({low} + {high - low:.2f} * sigmoid({name}))"
             return self.gate(memory, low, high, not summed)
 
         plain = [
@@ -210,6 +176,11 @@ class Writer:
             lambda: f"signed(lr = {gate(0.01, 0.1)})",
             lambda: f"leaky(lr = {gate(0.05, 0.2)}, retain = {gate(0.6, 1)})",
             lambda: f"counted(lr = {gate(0.02, 0.1)})",
+            lambda: f"nested(lr = {gate(0.02, 0.1)})",
+            lambda: f"mapped(lr = {gate(0.02, 0.1)}, retain = {gate(0.6, 1)})",
+            lambda: f"adagrad(lr = {gate(0.02, 0.1)}, eps = 0.01)",
+            lambda: f"preconditioned_momentum(lr = {gate(0.02, 0.1)}, eps = 0.1)",
+            lambda: "m3(lr = 0.05, period = 2, iterations = 2, eps = 0.1)",
             lambda: f"forgetful(lr = {gate(0.05, 0.2)}, retain = {gate(0.6, 1)})",
         ]
         layered = [
@@ -224,6 +195,9 @@ class Writer:
 
     def clauses(self, memory: Fast, starts: list[str]) -> None:
         """Write a fast memory down."""
+        if memory.task:
+            self.task_clauses(memory, starts)
+            return
         keyed = memory.kind != "vector"
         summed = self.chance(0.25)
         listed = []
@@ -247,7 +221,19 @@ class Writer:
         elif self.chance(0.1):
             listed.append("reset never")
         listed.append(f"init {self.random.choice(('zeros', 'learned', 'learned', 'learned normal(0.3)', *starts))}")
-        self.lines.append(f"memory {memory.name} : {memory.structure} {{ {'; '.join(listed)} }}")
+        self.put(memory, listed)
+
+    def task_clauses(self, memory: Fast, starts: list[str]) -> None:
+        """Write down a memory that the model's own loss moves."""
+        listed = ["minimize task", f"by {self.rule(memory, summed=True, keyed=False)}"]
+        listed.append(f"every {memory.period} tokens")
+        if self.chance(0.3):
+            listed.append(f"reset every {memory.period * self.random.choice((1, 2, 3))} tokens")
+        listed.append(f"init {self.random.choice(('learned', 'learned', 'learned normal(0.3)', *starts))}")
+        self.put(memory, listed)
+
+    def put(self, memory: Fast, clauses: list[str]) -> None:
+        self.lines.append(f"memory {memory.name} : {memory.written or memory.structure} {{ {'; '.join(clauses)} }}")
 
     def adaptive(self, memory: Fast) -> tuple[int, str]:
         """The longest period of a memory and what it decides by, drawn apart from all else."""
@@ -266,46 +252,75 @@ class Writer:
 
     def write(self) -> str:
         """The system's text."""
-        self.lines.append(f"input x : [{self.dim}]")
-        self.values.append(("x", self.dim))
-        generated = self.chance(0.12)
-        if generated:
-            self.lines.append("input c : [2] per sequence")
+        generated = self.inputs()
         self.lines.append(f"memory k, v : linear({self.dim} -> {self.dim})")
         self.values += [("k(x)", self.dim), ("v(x)", self.dim)]
-        for _ in range(self.random.randrange(3)):
+        for _ in range(self.random.choice(self.size.slow)):
             self.slow()
-        self.fast = [self.declare() for _ in range(self.random.choice((1, 1, 2, 2, 3)))]
-        for step in range(self.random.randrange(1, 4) + len(self.fast)):
+        for _ in range(self.random.choice(self.size.memories)):
+            self.fast.append(self.declare(self.fast))
+        for step in range(self.random.choice(self.size.values) + len(self.fast)):
             if step < len(self.fast):
                 self.read(self.fast[step])
             elif self.nested and self.chance(0.4):
                 self.call()
-            elif self.chance(0.3):
+            elif self.size.nests and self.chance(0.3):
                 self.repeat()
+            elif self.size.nests and self.chance(0.2):
+                self.levels()
             else:
                 self.let()
         for memory in self.fast:
             self.clauses(memory, self.starts(memory, generated))
         for memory in self.fast:
-            if self.chance(0.1):
+            if not memory.task and self.chance(0.1):
                 self.lines.append(f"transfer v -> {memory.name} : direct")
-        self.lines.append(f"output {self.output()}")
+        self.lines.append(f"output {self.scores(self.output()) if self.model else self.output()}")
         body = "\n".join(f"  {line}" for line in self.lines)
         return f"system {self.name}() {{\n{body}\n}}\n"
+
+    def inputs(self) -> bool:
+        """The inputs, tokens among them; returns whether there is one that initial states can be generated from."""
+        if self.model or self.chance(0.15):
+            self.lines.append(f"input t : token({VOCABULARY})")
+            self.lines.append(f"memory e : table({VOCABULARY}, {self.dim}) {{ init learned normal(0.5) }}")
+        if self.model:
+            self.lines.append("let x = e(t)")
+        else:
+            self.lines.append(f"input x : [{self.dim}]")
+        self.values.append(("x", self.dim))
+        if not self.model and len(self.lines) > 1:
+            self.values.append(("e(t)", self.dim))
+        generated = not self.model and self.chance(0.2)
+        if generated:
+            self.lines.append("input c : [2] per sequence")
+        return generated
+
+    def scores(self, output: str) -> str:
+        """One score for each token."""
+        if self.chance(0.5):
+            return f"e.T({output})"
+        name = self.fresh("p")
+        self.lines.append(f"memory {name} : linear({self.dim} -> {VOCABULARY})")
+        return f"{name}({output})"
 
     def starts(self, memory: Fast, generated: bool) -> list[str]:
         """Other initial states that fit: another memory's state, or a generator's output."""
         found = [f.name for f in self.fast if f.structure == memory.structure and f.period > memory.period]
-        if memory.kind == "linear" and not memory.heads and "bias" not in memory.structure:
-            name = self.fresh("a")
-            if self.chance(0.2):
-                self.lines.append(f"memory {name} : {memory.structure}")
-                self.values.append((f"{name}({self.value(memory.into)})", memory.out))
-                found.append(name)
-            elif generated:
-                self.lines.append(f"memory {name} : mlp(2 -> 3 -> {memory.into * memory.out}, act = tanh)")
-                found += [f"{name}(c)"] * 3
+        name = self.fresh("a")
+        if generated and self.chance(0.6):
+            written = self.random.choice(
+                (f"mlp(2 -> 3 -> {memory.numbers}, act = tanh)", f"linear(2 -> {memory.numbers})")
+            )
+            self.lines.append(f"memory {name} : {written}")
+            found += [f"{name}(c)"] * 3
+        elif memory.kind == "vector" and self.chance(0.3):
+            self.lines.append(f"memory {name} : vector({memory.into})")
+            found.append(f"0.5 * {name} + tanh({name})")
+        elif memory.kind != "vector" and self.chance(0.2):
+            self.lines.append(f"memory {name} : {memory.structure}")
+            self.values.append((f"{name}({self.value(memory.into)})", memory.out))
+            found.append(name)
         return found * 2
 
     def call(self) -> None:
@@ -329,6 +344,19 @@ class Writer:
         self.lines.append(f"repeat {self.random.choice((1, 2))} {{ {'; '.join(body)} }}")
         self.values.append((name, self.dim))
 
+    def levels(self) -> None:
+        """A list of memories, read one after the other or mixed."""
+        name, result = self.fresh("m"), self.fresh("r")
+        key, target = self.unit(self.dim), self.value(self.dim)
+        self.lines.append(
+            f"memory {name}[p in [2, 4]] : mlp({self.dim} -> 3 -> {self.dim}, act = tanh, residual) {{ "
+            f"learn {key} -> {target}; minimize l2; by gd(lr = 0.1, retain = 0.9); every p tokens }}"
+        )
+        read = self.unit(self.dim)
+        text = f"chain({name}, {read})" if self.chance(0.5) else f"mix(softmax({self.value(2)}), {name}, {read})"
+        self.lines.append(f"let {result} = {text}")
+        self.values.append((result, self.dim))
+
     def output(self) -> str:
         """Something of every fast memory, so that all have a say."""
         terms = []
@@ -345,14 +373,15 @@ class Writer:
         return " + ".join([*terms, self.value(self.dim)])
 
 
-def program(seed: int, attempt: int = 0) -> str:
-    """The program of a seed; its last system is `s`."""
-    random = Random(f"{seed} {attempt}")
+def program(seed: int, attempt: int = 0, size: Size = LARGE) -> str:
+    """The program of a seed; its last system is `s`. One large program in ten learns by its own loss."""
+    random = Random(f"{seed} {attempt}" + ("" if size.nests else " small"))
     nested = []
     texts = [HEADER]
-    if random.random() < 0.3:
+    if size.nests and random.random() < 0.3:
         texts.append(Writer(random, "inner", 4).write())
-        if "per sequence" not in texts[-1]:
+        if "per sequence" not in texts[-1] and "token(" not in texts[-1]:
             nested.append("inner")
-    texts.append(Writer(random, "s", 4, tuple(nested)).write())
+    model = size.nests and seed % 10 == 7
+    texts.append(Writer(random, "s", 4, tuple(nested), size, model).write())
     return "\n".join(texts)
