@@ -17,7 +17,7 @@ memory or the clock: `conv attention rope position child`. The rest is named whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -60,6 +60,7 @@ ELEMENTWISE = frozenset(
     "add sub mul div neg pow exp log sqrt abs sign sin cos tanh sigmoid silu gelu gelu_tanh relu softplus max min "
     "silu_slope gelu_slope gelu_tanh_slope step_at clip identity_at".split()
 )
+_BARE: frozenset[Layout] = frozenset({"number", "constant", "weight"})
 _RANK: dict[Layout, int] = {"number": 0, "constant": 1, "weight": 1, "sequence": 2, "flat": 3, "heads": 4}
 
 
@@ -194,6 +195,36 @@ class Builder:
         return self.make(op, args, (1,), layout, **attrs)
 
     # --- structure ---------------------------------------------------------------------------------
+
+    def flatten(self, x: Node) -> Node:
+        """A matrix-valued token as a vector, row by row; anything else as it is."""
+        return x if len(x.shape) < 2 else self.make("flatten", (x,), (math.prod(x.shape),), x.layout)
+
+    def each_token(self, x: Node) -> Node:
+        """A value that is the same for all tokens, or for all of a sequence, as one value a token."""
+        if x.layout not in ("number", "constant", "weight", "sequence"):
+            return x
+        return self.make("expand_tokens", (x,), x.shape or (1,), "flat")
+
+    def handed_over(self, x: Node, per: str) -> Node:
+        """An argument of a call, as an input that varies per `token`, `sequence` or `constant` takes it."""
+        if per == "token":
+            return self.each_token(x)
+        if per == "sequence" and x.layout != "flat":
+            return self.make("each_sequence", (x,), x.shape or (1,), "flat")
+        return x
+
+    def aligned(self, args: Sequence[Node]) -> list[Node]:
+        """Arguments of an elementwise operation: vectors and numbers a token as one row, where another is a matrix."""
+        axes = max(len(a.shape) for a in args)
+        if axes < 2:
+            return list(args)
+        return [a if a.layout in _BARE or len(a.shape) == axes else self.lifted(a, axes) for a in args]
+
+    def lifted(self, x: Node, axes: int) -> Node:
+        """`x` with as many axes a token as `axes` says, new ones of size 1 in front."""
+        missing = axes - len(x.shape or (1,))
+        return self.make("lift", (x,), (1,) * missing + (x.shape or (1,)), x.layout, axes=missing)
 
     def linear(self, x: Node, weight: Node) -> Node:
         """x wᵀ: [.., in] → [.., out]."""

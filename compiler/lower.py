@@ -77,9 +77,9 @@ class Lowering:
         for memory in self.unit.memories:
             if memory.fast and not memory.end_to_end:
                 self.fast_memory(memory)
-        outputs = tuple((name, self.expr(value, nothing)) for name, value in self.unit.outputs)
+        outputs = tuple((name, self.b.each_token(self.expr(value, nothing))) for name, value in self.unit.outputs)
         initial = tuple(
-            (m.name, self.expr(m.initial.expression, self.direct_sources(m)))
+            (m.name, self.b.flatten(self.expr(m.initial.expression, self.direct_sources(m))))
             for m in self.unit.memories
             if m.initial.kind == "expression" and m.initial.expression is not None
         )
@@ -93,7 +93,7 @@ class Lowering:
     def input(self, item: c.Input) -> Node:
         """An input as it comes from outside; scalars get an axis of size 1."""
         shape = tuple(int(n) for n in item.type.shape)
-        layout = {"token": "flat", "sequence": "sequence", "constant": "constant"}[item.type.per]
+        layout = {"token": "flat", "sequence": "sequence", "constant": "constant"}[varies(self.unit, item)]
         if item.type.vocab is None and not shape:
             shape = (1,)
         node = self.b.make("input", (), shape, layout, name=item.name)  # type: ignore[arg-type]
@@ -147,8 +147,9 @@ class Lowering:
         if name in ("normalize", "softmax"):
             return self.last_axis(name, args[0])
         if name in ("sum", "mean", "norm", "dot"):
-            self.one_axis(expr, args)
-            return b.reduce(name, *args)
+            return b.reduce(name, *(b.flatten(a) for a in args))
+        if name == "outer":
+            return b.make("outer", args, (args[0].shape[-1], args[1].shape[-1]), join(*(a.layout for a in args)))
         if name in ("lp", "huber", "pseudo_huber"):
             return b.reduce(name, args[0], **dict(expr.options))
         if name == "concat":
@@ -162,7 +163,7 @@ class Lowering:
             start, stop = int(expr.option("start") or 0), int(expr.option("stop") or 0)
             return b.make("slice", args, (stop - start,), args[0].layout, start=start, stop=stop)
         if name in ELEMENTWISE_FUNCTIONS:
-            return b.apply(name, *args)
+            return b.apply(name, *b.aligned(args))
         raise unsupported(
             f"`{name}` on values of a system has no compiled form yet", expr.span, "use the reference backend"
         )
@@ -171,20 +172,17 @@ class Lowering:
         """A function over the last axis that keeps the shape."""
         return self.b.make(name, (x,), x.shape, x.layout, **attrs)
 
-    def one_axis(self, expr: c.Apply, args: list[Node]) -> None:
-        """Refuse to reduce matrix-valued tokens."""
-        if any(len(a.shape) > 1 for a in args if a.op != "number"):
-            raise unsupported(f"`{expr.function}` of a matrix-valued token has no compiled form yet", expr.span)
-
     # --- children ----------------------------------------------------------------------------------
 
     def child(self, step: c.Child, direct: frozenset[str]) -> Node:
         """The node that runs a call or a repeat once."""
         if (step.name, direct) not in self.children:
             if isinstance(step, c.Call):
-                args = [self.expr(a, direct) for a in step.arguments]
+                given, inside = step.arguments, step.unit
             else:
-                args = [self.expr(a, direct) for _, a in (*step.carried, *step.captured)]
+                given, inside = tuple(a for _, a in (*step.carried, *step.captured)), step.body
+            pairs = zip(inside.inputs, given, strict=True)
+            args = [self.b.handed_over(self.expr(a, direct), varies(inside, item)) for item, a in pairs]
             node = self.b.make("child", args, (), "flat", name=step.name)
             self.children[step.name, direct] = node
         return self.children[step.name, direct]
@@ -306,6 +304,11 @@ ELEMENTWISE_FUNCTIONS = frozenset(
     "add sub mul div neg pow exp log sqrt abs sign sin cos tanh sigmoid silu gelu gelu_tanh relu softplus "
     "max min clip".split()
 )
+
+
+def varies(unit: c.Unit, item: c.Input) -> str:
+    """How an input varies: per `token`, `sequence` or `constant`. What a repeat hands on always may vary."""
+    return "token" if item.name in dict(unit.outputs) else item.type.per
 
 
 def held(memory: c.Memory) -> bool:

@@ -240,8 +240,8 @@ BINARY: dict[str, Callable[[Arrays, Array, Array], Array]] = {
 
 
 def clip(ops: Arrays, a: Array, low: Array, high: Array) -> Array:
-    """Return `a` held between low and high."""
-    return ops.maximum(ops.minimum(a, high), low)
+    """Return `a` held between low and high; high where low is above it."""
+    return ops.minimum(ops.maximum(a, low), high)
 
 
 def elementary(ops: Arrays, expr: Apply, arguments: list[Any]) -> Array | Identity | None:

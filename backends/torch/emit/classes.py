@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nsam.backends.torch.emit.end_to_end import (
@@ -14,6 +14,7 @@ from nsam.backends.torch.emit.end_to_end import (
 from nsam.backends.torch.emit.functions import INDENT, UnitSource, starting_order
 from nsam.backends.torch.emit.resets import Resets
 from nsam.compiler.expressions import Node, postorder
+from nsam.compiler.lower import varies
 from nsam.dsl import checked as c
 
 
@@ -48,7 +49,7 @@ class ClassSource:
         lines += [INDENT + line if line else "" for line in self.forward()]
         if self.end_to_end:
             inputs = [self.source.names.of(n) for n in self.source.plan.lowered.inputs]
-            expected = [expectation(item, x) for item, x in zip(self.unit.inputs, inputs, strict=True)]
+            expected = [expectation(item, x, item.type.per) for item, x in zip(self.unit.inputs, inputs, strict=True)]
             entry = end_to_end_forward(self.unit, inputs, expected)
             lines += ["", *(INDENT + line if line else "" for line in entry)]
         return "\n".join(lines) + "\n"
@@ -121,8 +122,8 @@ class ClassSource:
         body: list[str] = []
         for item, node in zip(self.unit.inputs, lowered.inputs, strict=True):
             if not self.end_to_end:
-                body.append(expectation(item, names.of(node)))
-            if item.type.per == "sequence":
+                body.append(expectation(item, names.of(node), varies(self.unit, item)))
+            if node.layout == "sequence":
                 body.append(f"{names.of(node)} = {names.of(node)}.unsqueeze(1)")
             elif item.type.vocab is None and not item.type.shape:
                 body.append(f"{names.of(node)} = rt.column({names.of(node)})")
@@ -145,7 +146,8 @@ class ClassSource:
                 body += self.source.run_loop(0, self.source.inputs(0))
             elif stage.event is not None:
                 body += self.event(stage.event)
-        outputs = ", ".join(self.final(n) for _, n in lowered.outputs)
+        returned = zip(lowered.outputs, self.unit.outputs, strict=True)
+        outputs = ", ".join(self.final(n) + ("" if e.type.shape else ".squeeze(-1)") for (_, n), (_, e) in returned)
         body.append(f"return {f'({outputs})' if several else outputs}, self.end(s, at, children)")
         return [*lines, *(INDENT + line for line in body)]
 
@@ -176,12 +178,14 @@ class ClassSource:
         args = [self.final(n) for n in event.args]
         if isinstance(step, c.Call):
             targets = results.get("output", "_")
-            return [f'{targets} = self.call("{step.name}", children, {", ".join(args)})']
+            call = f'{targets} = self.call("{step.name}", children, {", ".join(args)})'
+            return [call, *columns(results, step.unit.outputs)]
         count = len(step.carried)
         carried = ", ".join(args[:count]) + ("," if count == 1 else "")
         captured = "".join(f", {a}" for a in args[count:])
         targets = ", ".join(results.get(name, names.fresh("unused")) for name, _ in step.carried)
-        return [f'{targets} = self.run_repeat("{step.name}", children, ({carried}){captured})']
+        call = f'{targets} = self.run_repeat("{step.name}", children, ({carried}){captured})'
+        return [call, *columns(results, step.body.outputs)]
 
     def results(self, event: Node) -> dict[str, str]:
         """Variables for the outputs of a call or repeat that somebody reads."""
@@ -207,6 +211,12 @@ class ClassSource:
         return self.source.names.of(node)
 
 
+def columns(results: Mapping[str, str], outputs: Iterable[tuple[str, c.Expr]]) -> list[str]:
+    """Numbers a token, [B, T] outside of the unit that computes them, as [B, T, 1]."""
+    numbers = [results[name] for name, expr in outputs if not expr.type.shape and name in results]
+    return [f"{x} = rt.column({x})" for x in numbers]
+
+
 Tree = dict[str, "str | Tree"]
 
 
@@ -223,12 +233,12 @@ def container(built: str | Tree) -> list[str]:
     return [*lines, "])" if listed else "})"]
 
 
-def expectation(item: c.Input, name: str) -> str:
+def expectation(item: c.Input, name: str, per: str = "token") -> str:
     """The statement that checks an input."""
     shape = "".join(f"{int(n)}, " for n in item.type.shape).strip()
     vocab = "" if item.type.vocab is None else f", vocab={int(item.type.vocab)}"
-    per = "" if item.type.per == "token" else f', per="{item.type.per}"'
-    return f'rt.expect("{item.name}", {name}, ({shape}){vocab}{per})'
+    said = "" if per == "token" else f', per="{per}"'
+    return f'rt.expect("{item.name}", {name}, ({shape}){vocab}{said})'
 
 
 def owns(memory: c.Memory) -> bool:

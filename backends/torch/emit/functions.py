@@ -247,25 +247,25 @@ class UnitSource:
         loop = self.loops[position]
         outputs = self.outputs(self.level_index(position))
         timed = [n for n in inputs if n.layout not in TIMELESS]
-        fixed = [n for n in inputs if n.layout in TIMELESS]
         cuts = "".join(f"({p}, {never}), " for p, never in loop.plan.cuts)
         lists = [self.names.of(n) + "_parts" for n in outputs]
         lines = [f"{x}: list[Tensor] = []" for x in lists]
         names = [self.names.of(n) for n in timed]
         unpack = f"({', '.join(n + '_' for n in names)}{',' if len(names) == 1 else ''})"
         listed = "".join(f", {each_token(n, self.names.of(n))}" for n in timed)
+        matrices = "".join(f"{i}, " for i, n in enumerate(timed) if is_matrix(n))
+        listed += f", matrices=({matrices.strip()})" if matrices else ""
         lines.append(f"for inner, {unpack} in rt.pieces(at, {loop.plan.period}, ({cuts.strip()}){listed}):")
-        passed = "".join(f", {self.names.of(n)}{'_' if n in timed else ''}" for n in [*timed, *fixed])
         order = {self.names.of(n): n for n in inputs}
         passed = "".join(f", {name}{'_' if n in timed else ''}" for name, n in order.items())
-        del fixed
         targets = ", ".join(f"{self.names.of(n)}_" for n in outputs)
         lines.append(f"{INDENT}part, ({targets}{',' if outputs else ''}) = {loop.function}(w, s, inner{passed})")
         if not outputs:
             lines[-1] = f"{INDENT}part, _ = {loop.function}(w, s, inner{passed})"
         lines.append(f"{INDENT}s, new = rt.update(s, part), rt.update(new, part)")
         lines += [f"{INDENT}{x}.append({self.names.of(n)}_)" for x, n in zip(lists, outputs, strict=True)]
-        lines += [f"{self.names.of(n)} = rt.join({x})" for x, n in zip(lists, outputs, strict=True)]
+        joined = zip(lists, outputs, strict=True)
+        lines += [f"{self.names.of(n)} = rt.join({x}{', 1' if is_matrix(n) else ''})" for x, n in joined]
         return lines
 
     # --- memories --------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ class UnitSource:
         """`titans_before`, `titans_after`, or a number where there are more."""
         loop_at = next((i for i, st in enumerate(self.plan.stages) if st.loop), None)
         used = [i for i, st in enumerate(self.plan.stages) if st.nodes]
-        if loop_at is not None and len(used) <= 2:
+        if loop_at is not None and len({i <= loop_at for i in used}) == len(used):
             return f"{self.prefix}_{'before' if index <= loop_at else 'after'}"
         return f"{self.prefix}_stage" if len(used) == 1 else f"{self.prefix}_stage_{used.index(index) + 1}"
 
@@ -378,6 +378,11 @@ class UnitSource:
         if index <= loop_at:
             return "All tokens at once: what depends on no fast memory, hoisted out of the loop."
         return "All tokens at once: what no memory's update needs, after the loop."
+
+
+def is_matrix(node: Node) -> bool:
+    """Whether a value is a matrix a token, [B, T, n, m], which looks like [B, heads, T, n]."""
+    return node.layout == "flat" and len(node.shape) == 2
 
 
 def starts_from(memory: c.Memory) -> set[str]:

@@ -17,13 +17,15 @@ _CALLS = {
     "gelu_tanh": "rt.gelu_tanh", "gelu_tanh_slope": "rt.gelu_tanh_slope",
     "relu": "F.relu", "softplus": "F.softplus", "max": "rt.maximum", "min": "rt.minimum",
     "sqrt": "rt.sqrt", "sqrt_slope": "rt.sqrt_slope", "silu_slope": "rt.silu_slope", "gelu_slope": "rt.gelu_slope",
-    "step_at": "rt.step_at", "inside": "rt.inside", "norm": "rt.norm", "dot": "rt.dot", "normalize": "rt.normalize",
+    "step_at": "rt.step_at", "inside": "rt.inside", "norm": "rt.norm", "dot": "rt.dot", "outer": "rt.outer",
+    "normalize": "rt.normalize",
     "normalize_pullback": "rt.normalize_pullback", "root_mean_square": "rt.root_mean_square", "merge": "rt.merge",
     "gate": "rt.gate", "embedding": "F.embedding", "carry": "rt.carry",
 }  # fmt: skip
 INLINE = frozenset(
     {*_INFIX, *_CALLS, "neg", "pow", "sum", "mean", "linear", "linear_t", "split", "row", "lp", "huber", "pseudo_huber",
-     "length", "softmax", "clip", "index", "slice", "expand_like", "ones", "rmsnorm", "layernorm", "detach", "concat"}
+     "length", "softmax", "clip", "index", "slice", "flatten", "lift",
+     "expand_like", "ones", "rmsnorm", "layernorm", "detach", "concat"}
 ) - {"carry"}  # fmt: skip
 ATOM = 9
 _BY_TOKEN = frozenset({"expand_like", "expand_tokens", "carry", "conv", "attention"})
@@ -184,6 +186,13 @@ class Printer:
     def _slice(self, node: Node) -> str:
         return f"{self.of(node.args[0], ATOM)}[..., {node.attr('start')} : {node.attr('stop')}]"
 
+    def _flatten(self, node: Node) -> str:
+        return f"{self.of(node.args[0], ATOM)}.flatten(-2)"
+
+    def _lift(self, node: Node) -> str:
+        """New axes of size 1 before the last one."""
+        return self.of(node.args[0], ATOM) + ".unsqueeze(-2)" * int(str(node.attr("axes")))
+
     def _concat(self, node: Node) -> str:
         return f"rt.concat({', '.join(self.of(a) for a in node.args)})"
 
@@ -213,7 +222,18 @@ class Printer:
         return f"torch.as_tensor({self.of(node.args[0])})"
 
     def _expand_tokens(self, node: Node) -> str:
-        return f"{self.of(node.args[0], ATOM)}.expand(at.batch, at.length, -1)"
+        value = node.args[0]
+        text = f"(rt.blank(w, 1) + {self.of(value, 5)})" if value.op == "number" else self.of(value, ATOM)
+        return f"{text}.expand(at.batch, at.length{', -1' * len(node.shape)})"
+
+    def _each_sequence(self, node: Node) -> str:
+        """[B, n] of a value that is the same for all tokens of a sequence."""
+        value = node.args[0]
+        axes = ", -1" * len(node.shape)
+        if value.op == "number":
+            return f"(rt.blank(w, 1) + {self.of(value, 5)}).expand(at.batch{axes})"
+        text = self.of(value, ATOM)
+        return f"{text}.squeeze(1)" if value.layout == "sequence" else f"{text}.expand(at.batch{axes})"
 
     def _rmsnorm(self, node: Node) -> str:
         x, weight = node.args
@@ -291,7 +311,7 @@ def each_token(node: Node, text: str) -> str:
     """`text` with one row for each token of the block, for a value that crosses the border of a function."""
     if not steady(node):
         return text
-    return f"{text}.expand(-1, {'-1, ' if node.layout == 'heads' else ''}at.length, -1)"
+    return f"{text}.expand(-1, {'-1, ' if node.layout == 'heads' else ''}at.length{', -1' * max(len(node.shape), 1)})"
 
 
 def gate_sign(nodes: Iterable[Node]) -> str:

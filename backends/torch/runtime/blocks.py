@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,19 +50,22 @@ def lengths(at: At, cuts: Sequence[tuple[int, bool]]) -> list[int]:
 
 
 def pieces(
-    at: At, period: int, cuts: Sequence[tuple[int, bool]], *values: Tensor
+    at: At, period: int, cuts: Sequence[tuple[int, bool]], *values: Tensor, matrices: Container[int] = ()
 ) -> list[tuple[At, tuple[Tensor, ...]]]:
     """The pieces of a block, each with its slices of `values` along time.
 
     Offsets of the pieces are taken modulo `period`, so that equal pieces share one compiled function. Slices come from
-    one split (whose backward is one concatenation).
+    one split (whose backward is one concatenation). `matrices` says which values have a matrix a token, [B, T, n, m].
     """
     sizes = lengths(at, cuts)
     if len(sizes) == 1:
         return [(at._replace(offset=at.offset % period, never=at.never % period), values)]
     found: list[tuple[At, tuple[Tensor, ...]]] = []
     # A time axis of length 1 holds what is the same for all tokens.
-    split = [[v] * len(sizes) if v.shape[time_axis(v)] == 1 else torch.split(v, sizes, time_axis(v)) for v in values]
+    axes = [1 if i in matrices else time_axis(v) for i, v in enumerate(values)]
+    split = [
+        [v] * len(sizes) if v.shape[a] == 1 else torch.split(v, sizes, a) for v, a in zip(values, axes, strict=True)
+    ]
     offset, never = at.offset, at.never
     for i, size in enumerate(sizes):
         inside = at._replace(offset=offset % period, never=never % period, length=size)
@@ -71,9 +74,9 @@ def pieces(
     return found
 
 
-def join(parts: Sequence[Tensor]) -> Tensor:
-    """Put the pieces' results back together along time."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), time_axis(parts[0]))
+def join(parts: Sequence[Tensor], axis: int | None = None) -> Tensor:
+    """Put the pieces' results back together along time, which `axis` gives for matrix-valued tokens."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), time_axis(parts[0]) if axis is None else axis)
 
 
 Function = Callable[..., Any]

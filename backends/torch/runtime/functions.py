@@ -48,6 +48,11 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1, keepdim=True)
 
 
+def outer(a: Tensor, b: Tensor) -> Tensor:
+    """All products of two vectors: [.., n] and [.., m] → [.., n, m]."""
+    return a.unsqueeze(-1) * b.unsqueeze(-2)
+
+
 def sqrt(x: Tensor) -> Tensor:
     """Square root whose gradient at 0 is 0."""
     positive = x > 0
