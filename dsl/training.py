@@ -252,7 +252,8 @@ class TrainMaker:
                 f"rule `{node.rule}` needs `{needs[0]}`, and the context of a training level is gradients",
                 node.rule_span,
                 "needs the input of a layer",
-                help="choose a rule of the gradient alone, such as gd, muon or adamw",
+                help="choose a rule of the gradient alone, such as gd, muon or adamw; a rule of layers' inputs serves "
+                "memories that learn inside the sequence",
             )
         return use
 

@@ -133,13 +133,20 @@ def load_state(path: str | os.PathLike[str], module: torch.nn.Module | None = No
 
 
 def optimizer(
-    library: str | Program, rule: str, target: torch.nn.Module | Iterable[torch.Tensor], /, **arguments: float
+    library: str | Program,
+    rule: str,
+    target: torch.nn.Module | Iterable[torch.Tensor],
+    /,
+    *,
+    compiled: bool = False,
+    **arguments: float,
 ) -> torch.optim.Optimizer:
     """A torch optimizer from a learning rule: `optimizer("std.rules", "m3", module, lr=0.004)`.
 
     `library` is a module of the standard library, or a program that declares the rule. `target`: a module, or tensors
-    (then those with two axes or more are the matrices). Raises `ProgramError` when there is no such rule or it cannot
-    serve as an optimizer.
+    (then those with two axes or more are the matrices). `compiled` sends the rule's steps through torch.compile, which
+    takes its time at the first step; the steps are the same to rounding. Raises `ProgramError` when there is no such
+    rule or it cannot serve as an optimizer.
     """
     from nsam.backends.torch.optim import optimizer as make
     from nsam.dsl.imports import standard_modules
@@ -155,7 +162,7 @@ def optimizer(
             f"there is no library `{library}`",
             help=f"{', '.join(standard_modules())}, or a program from nsam.load",
         )
-    return make(use, target)
+    return make(use, target, compiled=compiled)
 
 
 def train_optimizer(train: Train, module: torch.nn.Module, *, compiled: bool = False) -> torch.optim.Optimizer:

@@ -16,7 +16,7 @@ from nsam.dsl.checked import RuleUse
 from nsam.dsl.diagnostics import fail
 
 Parameters: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]"
-_OWN_KEYS = frozenset({"params", "param_names", "initial_lr"})
+_OWN_KEYS = frozenset({"params", "param_names", "initial_lr", "compiled"})
 
 
 def optimizer(
@@ -57,6 +57,8 @@ def outer_rule(use: RuleUse, role: Role = "all") -> OuterRule:
             f"rule `{use.rule.name}` needs {what}, which an optimizer does not have",
             use.span,
             "its context is gradients",
+            help="choose a rule of the gradient alone, such as gd, muon or adamw; a rule of layers' inputs serves "
+            "memories inside the sequence, and delta_momentum takes the rows of the gradient for its keys",
         )
     taken = sorted(_OWN_KEYS & set(plan.parameters))
     if taken:

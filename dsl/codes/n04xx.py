@@ -25,9 +25,8 @@ TABLE: tuple[Code, ...] = (
         "not-in-reference",
         "error",
         "The reference backend interprets programs one token at a time, in torch and in NumPy. It says what it does "
-        "not know, instead of computing something else. NumPy does not differentiate the model's own loss (`minimize "
-        "task` on the token clock); the reference in torch does. No program text triggers this alone: the compiled "
-        "backend may know what this does not.",
+        "not know, instead of computing something else. No program text triggers this alone: the compiled backend may "
+        "know what this does not.",
     ),
     Code(
         "N0480",

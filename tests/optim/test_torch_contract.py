@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import nsam
 from nsam.backends.torch.optim import optimizer
 from nsam.dsl.diagnostics import ProgramError
 
@@ -195,8 +196,9 @@ def test_sparse_gradients_are_refused(std: Any) -> None:
 
 
 def test_a_rule_that_needs_keys_cannot_be_an_optimizer(std: Any) -> None:
-    with pytest.raises(ProgramError, match="`key`"):
+    with pytest.raises(ProgramError, match="`key`") as caught:
         optimizer(std("dgd", lr=0.1), [torch.nn.Parameter(torch.ones(2, 2))])
+    assert "delta_momentum" in (caught.value.diagnostics[0].help or "")
 
 
 def test_a_parameter_without_a_rule_is_named(std: Any) -> None:
@@ -236,3 +238,14 @@ def test_compiled_steps_equal_eager_ones(problem_of: Any, distance: Any, std: An
     eager, compiled = problem.parameters(), problem.parameters()
     expected = problem.run(optimizer(rules, eager), eager)
     assert distance(problem.run(optimizer(rules, compiled, compiled=True), compiled), expected) < 1e-5
+    public = problem.parameters()
+    made = nsam.optimizer("std.rules", "adamw", public, lr=0.02, compiled=True)
+    plain = problem.parameters()
+    expected = problem.run(nsam.optimizer("std.rules", "adamw", plain, lr=0.02), plain)
+    assert distance(problem.run(made, public), expected) < 1e-5
+
+
+def test_compiled_is_no_parameter_of_an_outer_rule() -> None:
+    program = nsam.loads("nsam 1\nrule r(lr, compiled = 1) {\n  self <- self - lr * compiled * grad\n}\n")
+    with pytest.raises(ProgramError, match="`compiled`"):
+        nsam.optimizer(program, "r", [torch.nn.Parameter(torch.ones(2))], lr=0.1)
