@@ -252,8 +252,7 @@ class TrainMaker:
                 f"rule `{node.rule}` needs `{needs[0]}`, and the context of a training level is gradients",
                 node.rule_span,
                 "needs the input of a layer",
-                help="choose a rule of the gradient alone, such as gd, muon or adamw; a rule of layers' inputs serves "
-                "memories that learn inside the sequence",
+                help="choose a rule of the gradient alone, such as gd, muon or adamw",
             )
         return use
 
