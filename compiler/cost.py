@@ -15,7 +15,9 @@ from math import prod
 from nsam.compiler.expressions import Node
 from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.lower import held, memory_heads, state_shape
-from nsam.compiler.schedule import SEQUENCE, UnitPlan, plan
+from nsam.compiler.passes import ALL, Passes
+from nsam.compiler.places import SEQUENCE
+from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
 
 FLOAT_BYTES = 4
@@ -61,18 +63,24 @@ class Cost:
         return sum(m.state_bytes * m.copies for m in self.memories)
 
 
-def cost(unit: c.Unit, tokens: int) -> Cost:
+def cost(unit: c.Unit, tokens: int, passes: Passes = ALL) -> Cost:
     """Count a unit and all that it calls over `tokens` tokens. Raises `ProgramError` if it has no compiled form."""
     memories: list[MemoryCost] = []
     uncounted: list[str] = []
-    _gather(unit, "", 1, tokens, memories, uncounted)
+    _gather((unit, passes), "", 1, tokens, memories, uncounted)
     return Cost(tokens, tuple(memories), tuple(dict.fromkeys(uncounted)))
 
 
 def _gather(
-    unit: c.Unit, path: str, copies: int, tokens: int, memories: list[MemoryCost], uncounted: list[str]
+    asked: tuple[c.Unit, Passes],
+    path: str,
+    copies: int,
+    tokens: int,
+    memories: list[MemoryCost],
+    uncounted: list[str],
 ) -> None:
-    planned = plan(unit)
+    unit, passes = asked
+    planned = plan(unit, passes)
     flops = _Count(planned, tokens)
     for memory in planned.unit.memories:
         own = flops.by_memory.pop(memory.name, 0.0)
@@ -82,9 +90,9 @@ def _gather(
     uncounted += [path + name for name in flops.uncounted]
     for step in planned.unit.children:
         if isinstance(step, c.Call):
-            _gather(step.unit, f"{path}{step.name}.", copies, tokens, memories, uncounted)
+            _gather((step.unit, passes), f"{path}{step.name}.", copies, tokens, memories, uncounted)
         else:
-            _gather(step.body, f"{path}{step.name}.*.", copies * int(step.count), tokens, memories, uncounted)
+            _gather((step.body, passes), f"{path}{step.name}.*.", copies * int(step.count), tokens, memories, uncounted)
 
 
 def _parameters(memory: c.Memory) -> int:

@@ -18,26 +18,28 @@ from nsam.compiler.describe import initial_text, source_text, structure_text
 from nsam.compiler.explain_end_to_end import explain_end_to_end
 from nsam.compiler.explain_memory import explain_memory
 from nsam.compiler.explain_model import Line, MemoryExplanation, Part, SlowRow, UnitExplanation
+from nsam.compiler.explain_passes import pass_parts
 from nsam.compiler.explain_schedule import schedule_lines
+from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
 
 WIDTH = 100
 
 
-def explain(unit: c.Unit) -> str:
+def explain(unit: c.Unit, passes: Passes = ALL) -> str:
     """Return the explanation of `unit` and of every system and repeat in it, each once, as text."""
-    return "\n".join("\n".join(_unit_text(found)) for found in explanation(unit))
+    return "\n".join("\n".join(_unit_text(found)) for found in explanation(unit, passes))
 
 
-def explain_json(unit: c.Unit) -> str:
+def explain_json(unit: c.Unit, passes: Passes = ALL) -> str:
     """Return the same as JSON: a list of units."""
-    return json.dumps([asdict(found) for found in explanation(unit)], indent=2, ensure_ascii=False)
+    return json.dumps([asdict(found) for found in explanation(unit, passes)], indent=2, ensure_ascii=False)
 
 
-def explanation(unit: c.Unit) -> tuple[UnitExplanation, ...]:
+def explanation(unit: c.Unit, passes: Passes = ALL) -> tuple[UnitExplanation, ...]:
     """Explain `unit` and every unit inside it, each once. Raises `ProgramError` for what cannot be compiled."""
-    return tuple(_explain_unit(plan(found)) for found in _units(unit))
+    return tuple(_explain_unit(plan(found, passes)) for found in _units(unit))
 
 
 def equations(unit: c.Unit) -> Iterator[str]:
@@ -82,6 +84,7 @@ def _explain_unit(found: UnitPlan) -> UnitExplanation:
         tuple(_transfers(unit)),
         tuple(_calls(unit)),
         schedule_lines(found),
+        pass_parts(found),
     )
 
 
@@ -205,6 +208,10 @@ def _unit_text(found: UnitExplanation) -> Iterator[str]:
     for label, lines in (("transfers declared", found.transfers), ("parts", found.calls), ("schedule", found.schedule)):
         if lines:
             yield from _section(label, lines)
+    if found.passes:
+        yield "passes"
+        yield from (row for part in found.passes for row in _part(part))
+        yield ""
 
 
 def _memories_text(memories: tuple[MemoryExplanation, ...], without: frozenset[str] = frozenset()) -> Iterator[str]:

@@ -44,7 +44,7 @@ class SlowRow:
 
 @dataclass(frozen=True, slots=True)
 class UnitExplanation:
-    """One system or repeat: its values, fast memories and attention, slow weights, calls, and the nest of loops."""
+    """One system or repeat: its values, fast memories and attention, slow weights, calls, nest of loops, passes."""
 
     name: str
     parameters: tuple[tuple[str, str], ...]
@@ -54,3 +54,4 @@ class UnitExplanation:
     transfers: tuple[Line, ...]
     calls: tuple[Line, ...]
     schedule: tuple[Line, ...]
+    passes: tuple[Part, ...] = ()

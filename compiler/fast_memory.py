@@ -29,6 +29,13 @@ class Fold:
     reasons: tuple[str, ...] = ()
 
 
+def reusable(b: Builder, fold: Node) -> Node | None:
+    """The layer output at the key that a fold needs and that the memory's own forward pass may have computed."""
+    if fold.op != "rank_one" or fold.args[-1].op != "triangle" or fold.attr("exact"):
+        return None
+    return b.linear(fold.args[-2], fold.args[0])
+
+
 @dataclass(frozen=True, slots=True)
 class FastMemory:
     """A fast memory, lowered.

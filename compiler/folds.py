@@ -14,6 +14,7 @@ from nsam.compiler.derive import Gradient, NotDifferentiable, OuterProduct, grad
 from nsam.compiler.exact import affine_in, depends_on, exact_block
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.fast_memory import Algorithm, FastMemory, Fold
+from nsam.compiler.passes import switched_off
 from nsam.compiler.rule_plan import RulePlan, lower_rule
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
@@ -162,7 +163,9 @@ class _Build:
         products = self.products(gradient)
         layer_key, err = self.layer(tensor, products, state, key)
         reasons: list[str] = []
-        if not self.summed and self.window == 1:
+        if not self.summed and self.window == 1 and "chunk" not in self.l.passes:
+            reasons.append(switched_off("chunk"))
+        elif not self.summed and self.window == 1:
             made = self.affine_fold(tensor, state, products, arguments, layer_key, reasons)
             if made is not None:
                 node, algorithm = made
@@ -281,7 +284,13 @@ class _Build:
         write = b.neg(b.mul(kappa, trace.get("grad") or zero))
         erase = b.neg(b.mul(kappa, trace.get("self xx'") or zero))
         fade = b.neg(found.state.get("self xx'") or zero)
-        args = [state, *(n for p in products for n in (p.right, p.left)), self.decay(keep), self.decay(theta), write]
+        args = [
+            state,
+            *(n for p in products for n in (p.right, p.left)),
+            self.decay(keep, tensor),
+            self.decay(theta, tensor, "trace"),
+            write,
+        ]
         if any(not (gate.op == "number" and gate.value == 0) for gate in (erase, fade)):
             assert key is not None
             args += [erase, fade, key]
@@ -306,26 +315,29 @@ class _Build:
         """
         keep, erase, write = gates
         pairs = [n for p in products for n in (p.right, p.left)]
-        decay = self.decay(keep, exact)
+        decay = self.decay(keep, tensor, exact=exact)
         args = [state, *pairs, decay, write]
         if not (erase.op == "number" and erase.value == 0):
             assert key is not None
-            args += [erase, key, self.b.make("triangle", (key, erase, decay), (), "fold", **self.block(exact))]
+            shared = self.shared(exact, tensor, "triangle")
+            args += [erase, key, self.b.make("triangle", (key, erase, decay), (), "fold", **shared)]
         elif not products and key is not None:
             args += [erase, key]
         return self.b.make(
             "rank_one", args, state.shape, "fold", memory=self.m.name, tensor=tensor, pairs=len(products), exact=exact
         )
 
-    def decay(self, keep: Node, exact: bool = False) -> Node:
+    def decay(self, keep: Node, tensor: str, part: str = "state", *, exact: bool = False) -> Node:
         """Decays between the tokens of a block."""
-        node = self.b.make("decay", (keep,), (), "fold", **self.block(exact))
+        node = self.b.make("decay", (keep,), (), "fold", **self.shared(exact, tensor, part))
         self.l.like.setdefault(node.id, self.l.state(self.m, self.tensors[0]))
         return node
 
-    def block(self, exact: bool) -> dict[str, int | bool]:
-        """What memories must agree on to share work over a block."""
-        return {"block": exact_block(self.m) if exact else self.period, "never": self.m.reset.kind == "never"}
+    def shared(self, exact: bool, tensor: str, part: str) -> dict[str, int | bool | str]:
+        """What memories must agree on to share work over a block; without the pass `share` none do."""
+        block = exact_block(self.m) if exact else self.period
+        own = {} if "share" in self.l.passes else {"owner": f"{self.m.name}.{tensor}.{part}"}
+        return {"block": block, "never": self.m.reset.kind == "never", **own}
 
     def exact_fold(
         self, tensor: str, state: Node, gradient: Gradient, arguments: dict[str, Node], key: Node | None

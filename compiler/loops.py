@@ -46,7 +46,7 @@ def plan_loops(plan: UnitPlan) -> tuple[Loop, ...]:
         cuts = tuple(cut for period in level.cuts for cut in _clocks(plan, period))
         period = alignment(plan, level)
         if index == compiled:
-            size = _segment(plan, period, outer)
+            size = _segment(plan, period, outer) if "segment" in plan.passes else period
             if size > period or len(level.cuts) > 1:
                 loops.append(Loop(size, ((size, cuts[0][1]),), size, None))
                 loops.append(Loop(period, cuts, None, level))

@@ -13,6 +13,7 @@ from nsam.compiler.exact import exact_candidates
 from nsam.compiler.expressions import Attr, Builder, Node, join
 from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.folds import build_fast_memory
+from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
 
@@ -36,11 +37,12 @@ class Lowered:
     initial: tuple[tuple[str, Node], ...]
     like: dict[int, Node]
     end_to_end: tuple[EndToEnd, ...] = ()
+    passes: Passes = ALL
 
 
-def lower(unit: c.Unit) -> Lowered:
+def lower(unit: c.Unit, passes: Passes = ALL) -> Lowered:
     """Lower one unit (its children are lowered on their own). Raises `ProgramError` for what cannot be compiled."""
-    return Lowering(unit).run()
+    return Lowering(unit, passes).run()
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Lowering:
     """State of lowering one unit."""
 
     unit: c.Unit
+    passes: Passes = ALL
     b: Builder = field(default_factory=Builder)
     values: dict[tuple[str, frozenset[str]], Node] = field(default_factory=dict)
     fast: dict[str, FastMemory] = field(default_factory=dict)
@@ -60,7 +63,7 @@ class Lowering:
         self.memories = {m.name: m for m in self.unit.memories}
         self.bindings = {s.name: s for s in self.unit.steps if isinstance(s, c.Binding)}
         self.child_steps = {s.name: s for s in self.unit.steps if not isinstance(s, c.Binding)}
-        self.exact = exact_candidates(self.unit)
+        self.exact = exact_candidates(self.unit) if "exact" in self.passes else frozenset()
         nothing: frozenset[str] = frozenset()
         for item in self.unit.inputs:
             self.values[item.name, nothing] = self.input(item)
@@ -87,8 +90,9 @@ class Lowering:
         events = tuple(self.children.values())
         check_starts(self.unit, initial)
         return Lowered(
-            self.unit, self.b, inputs, outputs, tuple(self.fast.values()), events, initial, self.like, learning
-        )
+            self.unit, self.b, inputs, outputs, tuple(self.fast.values()), events, initial, self.like, learning,
+            self.passes,
+        )  # fmt: skip
 
     def input(self, item: c.Input) -> Node:
         """An input as it comes from outside; scalars get an axis of size 1."""

@@ -7,7 +7,8 @@ them, and every memory folds the pieces one after the other). A node runs at the
     sequence before | level 0 before | level 1 before | … | level 1 after | level 0 after | sequence after
 
 at which its arguments exist: so what depends on no fast state is hoisted out of all loops. What no memory's update
-needs sinks to the end of the sequence, where it is done for all tokens at once.
+needs sinks to the end of the sequence, where it is done for all tokens at once. Without the pass `hoist` work stands
+in the loop of its first use instead, without `sink` in the loop that makes its arguments.
 """
 
 from __future__ import annotations
@@ -19,23 +20,12 @@ from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.inline import inline
 from nsam.compiler.lower import Lowered, lower
+from nsam.compiler.passes import ALL, Passes
+from nsam.compiler.places import SEQUENCE, Place, first_uses
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
 
-SEQUENCE = -1
 FREE = frozenset({"number", "weight", "input", "state"})
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A point in the nest of loops: before or after the loop inside level `level` (-1 is the whole sequence)."""
-
-    level: int
-    after: bool = False
-
-    def rank(self, depth: int) -> int:
-        """Position in program order, for a nest of `depth` levels."""
-        return 2 * depth + 1 - self.level if self.after else self.level
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +66,32 @@ class UnitPlan:
         """The checked unit that this plans."""
         return self.lowered.unit
 
+    @property
+    def passes(self) -> Passes:
+        """The passes that this plan may use."""
+        return self.lowered.passes
+
+    def hoisted(self) -> tuple[Node, ...]:
+        """What the pass `hoist` keeps out of the loop that uses it."""
+        lowered = self.lowered
+        roots = [*(n for _, n in lowered.outputs), *(f.node for m in lowered.fast for f in m.folds), *lowered.events]
+        order = list(postorder(roots))
+        moved = first_uses(order, self.places, [n for _, n in lowered.outputs], len(self.levels))
+        return tuple(n for n in order if n.id in moved)
+
     def fast(self, name: str) -> FastMemory:
         """The fast memory called `name`."""
         return next(f for f in self.lowered.fast if f.memory.name == name)
 
 
-def plan(unit: c.Unit) -> UnitPlan:
+def plan(unit: c.Unit, passes: Passes = ALL) -> UnitPlan:
     """Lower and schedule one unit. Raises `ProgramError` for what cannot be compiled.
 
     Calls that have to run inside the loop over chunks are written out into the unit first.
     """
-    lowered = lower(unit)
+    lowered = lower(unit, passes)
     while names := entangled(lowered):
-        lowered = lower(inline(lowered.unit, names))
+        lowered = lower(inline(lowered.unit, names), passes)
     return _Scheduler(lowered).run()
 
 
@@ -191,6 +194,8 @@ class _Scheduler:
         places: dict[int, Place] = {}
         for node in self.order:
             places[node.id] = self.place_one(node, places, level_of, depth)
+        if "hoist" not in self.lowered.passes:
+            places |= first_uses(self.order, places, [n for _, n in self.lowered.outputs], depth)
         return places
 
     def place_one(self, node: Node, places: dict[int, Place], level_of: dict[str, int], depth: int) -> Place:
@@ -210,7 +215,7 @@ class _Scheduler:
             home = self.home(node)
             return self.place_fold(node, found, home)
         if bound is None or bound[0] == SEQUENCE:
-            if found.level != SEQUENCE and node.id not in self.needed:
+            if found.level != SEQUENCE and node.id not in self.needed and self.sinks(node):
                 return Place(SEQUENCE, True)
             return found
         if found.after and found.level < bound[0]:
@@ -218,6 +223,10 @@ class _Scheduler:
         if node.op in ("shown", "fold_read", "fold_read_t", "fold_row") and found.level != bound[0]:
             raise _Illegal(f"the running state of {bound[1]} is read inside a faster loop")
         return found
+
+    def sinks(self, node: Node) -> bool:
+        """Whether what no update needs leaves the loop; attention always does: it sees all tokens at once."""
+        return "sink" in self.lowered.passes or node.op == "attention"
 
     def home(self, node: Node) -> int:
         """The level whose blocks a fold, or a part that folds share, belongs to."""

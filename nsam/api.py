@@ -44,20 +44,36 @@ def graph(program: Program, name: str, /, **parameters: object) -> networkx.Mult
 
 
 def compile(
-    program: Program, system: str, /, *, backend: Backend = "torch", compiled: bool = True, **parameters: object
+    program: Program,
+    system: str,
+    /,
+    *,
+    backend: Backend = "torch",
+    compiled: bool = True,
+    without: str | Iterable[str] = (),
+    **parameters: object,
 ) -> torch.nn.Module:
     """Compile a system to a `torch.nn.Module`: `y, state = module(x, state=None)`, x [batch, time, …].
 
     `backend="reference"` gives the token-by-token reference in float64 with the same parameters. `compiled=False` runs
-    the generated code without torch.compile. Raises `ProgramError`.
+    the generated code without torch.compile, `without=("share", "hoist")` switches passes of the compiler off
+    (`nsam explain` lists them; values stay the same). Raises `ProgramError`.
     """
-    return compile_unit(_checked(program, system, parameters), backend=backend, compiled=compiled)
+    return compile_unit(_checked(program, system, parameters), backend=backend, compiled=compiled, without=without)
 
 
 def compile_unit(
-    unit: Unit, *, backend: Backend = "torch", compiled: bool = True, observe: bool = False
+    unit: Unit,
+    *,
+    backend: Backend = "torch",
+    compiled: bool = True,
+    observe: bool = False,
+    without: str | Iterable[str] = (),
 ) -> torch.nn.Module:
     """Compile a checked unit. With `observe`, states carry the inner losses that `memory_report` reads."""
+    from nsam.compiler.passes import passes_without
+
+    passes = passes_without(without)
     if backend == "reference":
         from nsam.backends.reference.module import ReferenceModule
 
@@ -66,18 +82,19 @@ def compile_unit(
         raise fail("N0402", f"there is no backend `{backend}`", help="torch or reference")
     from nsam.backends.torch.build import build
 
-    module = build(unit, compiled=compiled)
+    module = build(unit, compiled=compiled, passes=passes)
     if observe:
         for part in module.modules():
             part.observe = True  # type: ignore[assignment]
     return module
 
 
-def source(program: Program, system: str, /, **parameters: object) -> str:
+def source(program: Program, system: str, /, *, without: str | Iterable[str] = (), **parameters: object) -> str:
     """The Python source of a system, readable and runnable without the compiler. Raises `ProgramError`."""
     from nsam.backends.torch.build import write_source
+    from nsam.compiler.passes import passes_without
 
-    return write_source(_checked(program, system, parameters))[0]
+    return write_source(_checked(program, system, parameters), passes_without(without))[0]
 
 
 def _checked(program: Program, system: str, parameters: Mapping[str, object]) -> Unit:
@@ -172,11 +189,12 @@ def train_optimizer(train: Train, module: torch.nn.Module, *, compiled: bool = F
     return make(train.rules, module, compiled=compiled)
 
 
-def verify(program: Program, system: str, /, **parameters: object) -> Report:
+def verify(program: Program, system: str, /, *, without: str | Iterable[str] = (), **parameters: object) -> Report:
     """Compare the compiled system with the reference: values, gradients, the six invariants. See `Report.ok`."""
+    from nsam.compiler.passes import passes_without
     from nsam.verification import verify_unit
 
-    return verify_unit(_checked(program, system, parameters))
+    return verify_unit(_checked(program, system, parameters), passes=passes_without(without))
 
 
 def memory_report(module: torch.nn.Module, state: Any) -> dict[str, dict[str, float]]:

@@ -11,15 +11,16 @@ from typing import Any
 from nsam.backends.torch.emit.module import ModuleSource
 from nsam.backends.torch.runtime.end_to_end import EndToEnd
 from nsam.backends.torch.runtime.system import System
+from nsam.compiler.passes import ALL, Passes
 from nsam.dsl import checked as c
 
 
-def write_source(unit: c.Unit) -> tuple[str, str]:
+def write_source(unit: c.Unit, passes: Passes = ALL) -> tuple[str, str]:
     """Return the Python source for `unit` and the name of its class.
 
     Raises `ProgramError` if it has no compiled form.
     """
-    module = ModuleSource()
+    module = ModuleSource(passes=passes)
     text = module.write(unit)
     return text, module.class_name(unit)
 
@@ -37,17 +38,18 @@ def load_source(text: str) -> ModuleType:
     return module
 
 
-def build(unit: c.Unit, *, compiled: bool = True) -> System:
+def build(unit: c.Unit, *, compiled: bool = True, passes: Passes = ALL) -> System:
     """Compile `unit` to a module. With `compiled` False its functions run as plain PyTorch.
 
     The module takes the unit's inputs and `state=None`, and returns `(output, state)`.
     """
-    text, name = write_source(unit)
+    text, name = write_source(unit, passes)
     kind: Any = getattr(load_source(text), name)
     module: System = kind()
     set_compiled(module, compiled)
     module.__dict__["nsam_unit"] = unit
     module.__dict__["nsam_source"] = text
+    module.__dict__["nsam_passes"] = passes
     module.__dict__["nsam_rules"] = step_rules(unit)
     return module
 

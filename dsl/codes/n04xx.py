@@ -21,6 +21,13 @@ TABLE: tuple[Code, ...] = (
         "`reference`; a library is `std.rules`, `std.optimizers` or a loaded program.",
     ),
     Code(
+        "N0403",
+        "no-such-pass",
+        "error",
+        "A request asked to leave out a pass of the compiler that does not exist. The message lists the passes; `all` "
+        "stands for every one of them. Passes change what the generated code costs, never its values.",
+    ),
+    Code(
         "N0490",
         "not-in-reference",
         "error",

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nsam.cli.options import File, Parameters, System, Value, parse_pairs
+from nsam.cli.options import File, Parameters, System, Value, Without, parse_pairs
 from nsam.cli.request import resolve, system_name
 
 if TYPE_CHECKING:
+    from nsam.compiler.passes import Passes
     from nsam.dsl.program import Program
 
 
@@ -30,6 +31,7 @@ def compile_(
     file: File,
     system: System = None,
     param: Parameters = None,
+    without: Without = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="OUT.py", help="Where the source goes.", show_default=False)
     ] = None,
@@ -40,34 +42,40 @@ def compile_(
     """Write a system as standalone, readable PyTorch source; or print a stage of its compilation.
 
     [dim]nsam compile hope.nsam titans -p dim=64 -o titans.py
-    nsam compile hope.nsam titans -p dim=64 --dump plan[/]
+    nsam compile hope.nsam titans -p dim=64 --dump plan
+    nsam compile hope.nsam titans -p dim=64 --without share,hoist -o plain.py[/]
     """
     if (out is None) == (dump is None):
         raise typer.BadParameter("give either -o OUT.py or --dump STAGE", param_hint="--out")
     params = parse_pairs(param, "--param")
     from nsam.cli.programs import load
+    from nsam.compiler.passes import passes_without
 
+    passes = passes_without(without or ())
     program = load(file)
     if dump is not None:
-        typer.echo(_dump(file, program, dump, system, params).rstrip())
+        typer.echo(_dump(file, (program, passes), dump, system, params).rstrip())
         return
     assert out is not None
     from nsam.runs.atomic import write_atomic
 
-    source = _source(program, system, params)
+    source = _source((program, passes), system, params)
     write_atomic(out, source)
     typer.echo(f"{out}: {len(source.splitlines()):,} lines")
 
 
-def _source(program: Program, name: str | None, params: Mapping[str, Value]) -> str:
+def _source(asked: tuple[Program, Passes], name: str | None, params: Mapping[str, Value]) -> str:
     """Return the Python source of a system; N0515 for a train declaration, whose loop is `nsam train`."""
     from nsam import api
 
+    program, passes = asked
     system = system_name(program, name)
-    return api.source(program, system, **params)
+    return api.source(program, system, without=passes.without, **params)
 
 
-def _dump(file: Path, program: Program, stage: Stage, name: str | None, params: Mapping[str, Value]) -> str:
+def _dump(
+    file: Path, asked: tuple[Program, Passes], stage: Stage, name: str | None, params: Mapping[str, Value]
+) -> str:
     """Return the text of one stage."""
     if stage is Stage.ast:
         from nsam.cli.tree import tree_text
@@ -76,7 +84,8 @@ def _dump(file: Path, program: Program, stage: Stage, name: str | None, params: 
 
         return tree_text(parse(read_source(file)))
     if stage is Stage.code:
-        return _source(program, name, params)
+        return _source(asked, name, params)
+    program, passes = asked
     unit, train = resolve(program, name, params)
     if stage is Stage.graph:
         from nsam.backends.graphviz.render import text
@@ -89,4 +98,4 @@ def _dump(file: Path, program: Program, stage: Stage, name: str | None, params: 
         return schedule_of(unit, train)
     from nsam.cli.plan_text import plan_text
 
-    return plan_text(unit)
+    return plan_text(unit, passes)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nsam.cli.options import Format, OutputFormat, Parameters, System, parse_pairs
+from nsam.cli.options import Format, OutputFormat, Parameters, System, Without, parse_pairs
 from nsam.cli.request import resolve
 
 _CODE = re.compile(r"[Nn][0-9]{4}\Z")
@@ -21,11 +21,12 @@ def explain(
     ],
     system: System = None,
     param: Parameters = None,
+    without: Without = None,
     output: OutputFormat = Format.text,
     cost: Annotated[bool, typer.Option("--cost", help="Operations, parameters and state of each memory.")] = False,
     tokens: Annotated[int, typer.Option(min=1, help="Length of the sequences for --cost.")] = 512,
 ) -> None:
-    """Explain a system: its update equations and the algorithms chosen. Or a diagnostic code: its rule and a repair.
+    """Explain a system: its update equations, the algorithms chosen, the passes that acted. Or a diagnostic code.
 
     [dim]nsam explain hope.nsam titans -p dim=64
     nsam explain hope.nsam titans -p dim=64 --cost
@@ -36,6 +37,9 @@ def explain(
         return
     params = parse_pairs(param, "--param")
     from nsam.cli.programs import load
+    from nsam.compiler.passes import passes_without
+
+    passes = passes_without(without or ())
 
     program = load(Path(subject))
     unit, _ = resolve(program, system, params)
@@ -43,12 +47,12 @@ def explain(
         from nsam.compiler.cost import cost as cost_of
         from nsam.compiler.explain_cost import cost_text
 
-        typer.echo(cost_text(cost_of(unit, tokens)))
+        typer.echo(cost_text(cost_of(unit, tokens, passes)))
         return
     from nsam.compiler.explain import explain as explain_unit
     from nsam.compiler.explain import explain_json
 
-    typer.echo(explain_unit(unit) if output is Format.text else explain_json(unit))
+    typer.echo((explain_unit if output is Format.text else explain_json)(unit, passes))
 
 
 def _code_page(code: str) -> str:

@@ -41,6 +41,15 @@ Parameters = Annotated[
         show_default=False,
     ),
 ]
+Without = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without",
+        metavar="PASS,…",
+        help="Passes of the compiler to switch off, e.g. [cyan]share,hoist[/], or [cyan]all[/]. Values stay the same.",
+        show_default=False,
+    ),
+]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print what was found.")]
 
 

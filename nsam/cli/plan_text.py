@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import Level, UnitPlan, plan
 from nsam.dsl.checked import Repeat, Unit
 
 
-def plan_text(unit: Unit) -> str:
+def plan_text(unit: Unit, passes: Passes = ALL) -> str:
     """Return the plans of `unit` and of the units inside it, each once."""
     units: list[Unit] = []
     _gather(unit, units)
-    return "\n".join(line for found in units for line in _unit(plan(found)))
+    return "\n".join(line for found in units for line in _unit(plan(found, passes)))
 
 
 def _gather(unit: Unit, units: list[Unit]) -> None:

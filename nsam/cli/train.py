@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nsam.cli.guard import INTERRUPTED
-from nsam.cli.options import File, parse_pairs
+from nsam.cli.options import File, Without, parse_pairs
 from nsam.cli.request import train_name
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def train(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.", show_default=False)
     ] = None,
+    without: Without = None,
     no_compile: Annotated[bool, typer.Option("--no-compile", help="Leave torch.compile out: starts at once.")] = False,
     checkpoint_every: Annotated[
         float, typer.Option("--checkpoint-every", min=0, metavar="SECONDS", help="Time between checkpoints.")
@@ -80,9 +81,12 @@ def train(
     nsam train hope.nsam --out runs/notes --resume[/]
     """
     overrides = parse_pairs(set_, "--set")
-    if resume and (data or seed is not None or dtype is not None):
-        raise typer.BadParameter("a resumed run keeps its --data, --seed and --dtype", param_hint="--resume")
+    if resume and (data or seed is not None or dtype is not None or without):
+        raise typer.BadParameter("a resumed run keeps its --data, --seed, --dtype and --without", param_hint="--resume")
     from nsam.cli.programs import load
+    from nsam.compiler.passes import passes_without
+
+    passes = passes_without(without or ())
 
     program = load(file)
     name = train_name(program, name)
@@ -104,6 +108,7 @@ def train(
         compiled=not no_compile,
         checkpoint_seconds=checkpoint_every,
         checkpoint_steps=checkpoint_steps,
+        without=passes.without,
     )
     console = Console(highlight=False)
     with memory_errors():

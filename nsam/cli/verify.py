@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from nsam.cli.guard import DIAGNOSTICS
-from nsam.cli.options import File, Parameters, System, Value, parse_pairs
+from nsam.cli.options import File, Parameters, System, Value, Without, parse_pairs
 from nsam.cli.request import unknown
 
 if TYPE_CHECKING:
@@ -18,13 +18,14 @@ SMALL = 8
 """Default for `dim` here: equality does not depend on the size, and the reference is slow."""
 
 
-def verify(file: File, system: System = None, param: Parameters = None) -> None:
+def verify(file: File, system: System = None, param: Parameters = None, without: Without = None) -> None:
     """Compare compiled systems with the token-by-token reference: values, gradients and the six invariants.
 
     Without SYSTEM every system of the file is verified; `dim` is 8 unless given.
 
     [dim]nsam verify hope.nsam
-    nsam verify hope.nsam titans -p dim=8 -p chunk=4 -p slow=8[/]
+    nsam verify hope.nsam titans -p dim=8 -p chunk=4 -p slow=8
+    nsam verify hope.nsam titans --without all[/]
     """
     params = parse_pairs(param, "--param")
     from nsam.cli.programs import load
@@ -38,7 +39,7 @@ def verify(file: File, system: System = None, param: Parameters = None) -> None:
     for name in [system] if system is not None else list(program.systems):
         given = _small(program, name, params, every=system is None)
         typer.echo(f"{name}({', '.join(f'{key} = {value}' for key, value in given.items())})")
-        report = api.verify(program, name, **given)
+        report = api.verify(program, name, without=without or (), **given)
         typer.echo(report.text)
         if not report.ok:
             failed.append(name)

@@ -20,7 +20,8 @@ FORMAT = 1
 class RunDescription:
     """What a run was started with. `data` holds absolute paths; empty means Python's documentation topics.
 
-    `overrides` are the `--set` values, `main` the program's file inside `program/`, `fingerprint` that of the corpus.
+    `overrides` are the `--set` values, `main` the program's file inside `program/`, `fingerprint` that of the corpus,
+    `without` the passes of the compiler that were switched off.
     """
 
     train: str
@@ -33,6 +34,7 @@ class RunDescription:
     seed: int
     dtype: str
     version: str
+    without: tuple[str, ...] = ()
     format: int = FORMAT
 
 
@@ -103,6 +105,7 @@ def open_run(path: Path) -> tuple[RunFolder, RunDescription]:
         if found.get("format") != FORMAT:
             raise fail("N0509", f"{path} was written by another version of nsam (format {found.get('format')})")
         found["data"] = tuple(found["data"])
+        found["without"] = tuple(found.get("without", ()))
         found["overrides"] = {name: _frozen(value) for name, value in found["overrides"].items()}
         return folder, RunDescription(**found)
     except OSError as error:

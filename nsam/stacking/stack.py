@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +33,20 @@ class Stacked:
         """The checked program."""
         return api.loads(self.text, f"{SYSTEM}.nsam")
 
-    def compile(self, *, backend: api.Backend = "torch", compiled: bool = True, **parameters: object) -> nn.Module:
+    def compile(
+        self,
+        *,
+        backend: api.Backend = "torch",
+        compiled: bool = True,
+        without: str | Iterable[str] = (),
+        **parameters: object,
+    ) -> nn.Module:
         """The compiled system with the weights in it: `logits, state = module(tokens, state=None)`, tokens
         [batch, time] to logits [batch, time, vocab], in the precision and on the device of the pretrained model.
 
-        `rate=0` gives back the pretrained model.
+        `rate=0` gives back the pretrained model. `without` as in `nsam.compile`.
         """
-        module = api.compile(self.program(), SYSTEM, backend=backend, compiled=compiled, **parameters)
+        module = api.compile(self.program(), SYSTEM, backend=backend, compiled=compiled, without=without, **parameters)
         like = self.weights["embed.weight"]
         module.to(like.device, like.dtype)
         module.load_state_dict(dict(self.weights))

@@ -54,7 +54,9 @@ class Trainer:
         options = train.data[1]
         context, self.batch = _whole(options["context"]), _whole(options["batch"])
         torch.manual_seed(settings.seed)
-        self.module: nn.Module = api.compile_unit(train.model, compiled=settings.compiled, observe=True).to(self.device)
+        self.module: nn.Module = api.compile_unit(
+            train.model, compiled=settings.compiled, observe=True, without=settings.without
+        ).to(self.device)
         self.optimizer: torch.optim.Optimizer = api.train_optimizer(train, self.module)
         self.sampler = Sampler(corpus.training, context, self.batch, settings.seed)
         self._held_out = held_out_rows(corpus.held_out, context, self.batch, settings.held_out_batches)

@@ -72,6 +72,7 @@ def summary(
         else f"{outcome.tokens_per_second:,.0f} tokens a second, without compilation",
         "time": f"{outcome.elapsed:,.0f} s in the loop, compilation included",
         "seed, precision": f"{description.seed}, {description.dtype}",
+        "passes": f"all but {', '.join(description.without)}" if description.without else "all",
         "nsam": description.version,
     }
     lines = [f"# {description.train}", "", "| | |", "|---|---|"]

@@ -28,7 +28,7 @@ def trained_model(path: Path, device: str = "cpu") -> tuple[nn.Module, Any]:
     where = require_device(device)
     folder, description = open_run(path)
     train = Program.load(folder.program / description.main).train(description.train, description.overrides)
-    module: nn.Module = api.compile_unit(train.model, compiled=False).to(where)
+    module: nn.Module = api.compile_unit(train.model, compiled=False, without=description.without).to(where)
     checkpoint = latest_checkpoint(folder.checkpoints)
     found = load_checkpoint(checkpoint, where)
     weights = found.model

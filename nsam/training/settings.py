@@ -18,7 +18,7 @@ class Settings:
     """Options of the loop. `dtype` is the precision of matrix products (autocast); weights stay float32.
 
     `checkpoint_seconds` and `checkpoint_steps`: whichever comes first. `evaluations` held-out losses are taken over a
-    run, each on `held_out_batches` batches.
+    run, each on `held_out_batches` batches. `without` names passes of the compiler that are switched off.
     """
 
     seed: int = 0
@@ -31,6 +31,7 @@ class Settings:
     evaluations: int = 6
     held_out_batches: int = 4
     report_every: int = 10
+    without: tuple[str, ...] = ()
 
     @property
     def precision(self) -> torch.dtype:

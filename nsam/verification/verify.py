@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nsam.compiler.end_to_end import learns_end_to_end, predicts_its_input
+from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl.checked import Unit
 from nsam.verification.against_reference import check_gradients, check_values
@@ -27,6 +28,7 @@ def verify_unit(
     compiled: bool = False,
     seed: int = 0,
     stability_tokens: int = TOKENS,
+    passes: Passes = ALL,
 ) -> Report:
     """Verify a system's generated code against the reference, and the invariants that every compiled system satisfies.
 
@@ -36,7 +38,7 @@ def verify_unit(
     from nsam.backends.torch.build import build
 
     return verify_module(
-        unit, lambda: build(unit, compiled=compiled), lengths=lengths, tolerance=tolerance, seed=seed,
+        unit, lambda: build(unit, compiled=compiled, passes=passes), lengths=lengths, tolerance=tolerance, seed=seed,
         stability_tokens=stability_tokens,
     )  # fmt: skip
 

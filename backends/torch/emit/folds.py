@@ -9,11 +9,15 @@ from nsam.backends.torch.emit.names import Names, identifier
 from nsam.backends.torch.emit.printer import Printer, gate_sign
 from nsam.backends.torch.rule_source import emit_initial, emit_step, scalar_keyword
 from nsam.compiler.expressions import Node
-from nsam.compiler.fast_memory import FastMemory
+from nsam.compiler.fast_memory import FastMemory, reusable
+from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.rule_algebra import names
 from nsam.compiler.rule_plan import RulePlan
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl.checked import Memory
+
+MOMENTUM_GATES = 3
+"""Decay of the state, decay of the trace, write rate; what follows erases along the key, by a triangle."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,12 @@ class FoldSource:
     prefix: str
     memories: dict[str, FastMemory]
     like: dict[int, Node]
+    passes: Passes = ALL
+
+    @property
+    def substitute(self) -> str:
+        """The argument of what inverts a triangle."""
+        return "" if "inverse" in self.passes else ", substitute=True"
 
     def fold(self, node: Node, printer: Printer) -> str:
         """The expression that builds a fold, or a part that folds share."""
@@ -30,7 +40,7 @@ class FoldSource:
             like = printer.of(self.like[node.id])
             return f"rt.Decay({printer.of(node.args[0])}, at.length, {like}{gate_sign([node.args[0]])})"
         if node.op == "triangle":
-            return f"rt.triangle({', '.join(printer.of(a) for a in node.args)})"
+            return f"rt.triangle({', '.join(printer.of(a) for a in node.args)}{self.substitute})"
         fast = self.memories[str(node.attr("memory"))]
         return {
             "rank_one": self.rank_one,
@@ -56,24 +66,26 @@ class FoldSource:
         text = f"{self.head(node)}, {pairs}, {p.of(decay)}, {p.of(write)}"
         if erasing:
             text += "".join(f", {p.of(a)}" for a in erasing)
-            forward = None if node.attr("exact") else self.forward(node, erasing[1], p)
+            forward = self.forward(node, p)
             text += f", forward={forward}" if forward else ""
         return f"rt.RankOne({text})"
 
     def forwards(self, nodes: Iterable[Node], known: Names) -> list[Node]:
         """Layer outputs that folds take over from the memory's own forward pass; they need a name."""
-        erasing = [n for n in nodes if n.op == "rank_one" and n.args[-1].op == "triangle" and not n.attr("exact")]
-        return [known.builder.linear(n.args[-2], n.args[0]) for n in erasing]
+        if "reuse" not in self.passes:
+            return []
+        return [forward for n in nodes if (forward := reusable(known.builder, n)) is not None]
 
-    def forward(self, node: Node, key: Node, p: Printer) -> str | None:
+    def forward(self, node: Node, p: Printer) -> str | None:
         """The layer's output at its key if this function has already computed it."""
-        made = p.names.builder.linear(key, node.args[0])
-        return p.of(made) if made.id in p.text else None
+        made = reusable(p.names.builder, node) if "reuse" in self.passes else None
+        return p.of(made) if made is not None and made.id in p.text else None
 
     def momentum(self, node: Node, fast: FastMemory, p: Printer) -> str:
         """Linear momentum with scalar kernels."""
         pairs, gates = self.pairs(node, p)
-        return f'rt.Momentum({self.head(node)}, "{node.attr("trace")}", {pairs}, {", ".join(p.of(g) for g in gates)})'
+        text = f'{self.head(node)}, "{node.attr("trace")}", {pairs}, {", ".join(p.of(g) for g in gates)}'
+        return f"rt.Momentum({text}{self.substitute if len(gates) > MOMENTUM_GATES else ''})"
 
     def applied(self, node: Node, fast: FastMemory, p: Printer) -> str:
         """Folds that apply the rule as it stands."""

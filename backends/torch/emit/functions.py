@@ -52,7 +52,8 @@ class UnitSource:
             if node.op == "output":
                 child, name = str(node.args[0].attr("name")), str(node.attr("name"))
                 self.plan.lowered.builder.name(node, f"{child}_y" if name == "output" else name)
-        self.folds = FoldSource(self.prefix, {f.memory.name: f for f in self.plan.lowered.fast}, self.plan.lowered.like)
+        fast = {f.memory.name: f for f in self.plan.lowered.fast}
+        self.folds = FoldSource(self.prefix, fast, self.plan.lowered.like, self.plan.passes)
         self.names.wide = wide_products(self.plan.lowered.fast)
         self.loops = [Loop(self.loop_name(loop), loop) for loop in planned.plan_loops(self.plan)]
 

@@ -14,13 +14,14 @@ from nsam.backends.torch.emit.names import identifier
 from nsam.backends.torch.emit.resets import Resets
 from nsam.backends.torch.rule_source import KERNELS
 from nsam.compiler.end_to_end import learns_end_to_end
+from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
 
 HEADER = '''"""{title}
 
 Written by nsam {version}. Parameters and states are named by memory path, as in the program.
-Shapes: B sequences, T tokens, H heads; rows are tokens.
+Shapes: B sequences, T tokens, H heads; rows are tokens.{passes}
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class ModuleSource:
     """The source of a unit and of everything it calls."""
 
     version: str = "0.1.0"
+    passes: Passes = ALL
     units: list[tuple[c.Unit, str]] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
     plans: dict[str, UnitPlan] = field(default_factory=dict)
@@ -45,7 +47,10 @@ class ModuleSource:
         """Return the file. The class of `unit` is the last one; `class_name` gives its name."""
         name = self.add(unit, root=True)
         title = f"{name}: {signature(unit)}"
-        header = HEADER.format(title=title, version=self.version, imports=imports("\n".join(self.parts)))
+        off = self.passes.without
+        passes = f"\nPasses switched off: {', '.join(off)}." if off else ""
+        needed = imports("\n".join(self.parts))
+        header = HEADER.format(title=title, version=self.version, passes=passes, imports=needed)
         return "\n\n".join([header, *self.parts])
 
     def class_name(self, unit: c.Unit) -> str:
@@ -57,7 +62,7 @@ class ModuleSource:
         for known, name in self.units:
             if known == unit:
                 return name
-        planned = plan(unit)
+        planned = plan(unit, self.passes)
         steps = planned.unit.children
         children = {step.name: self.add(step.unit if isinstance(step, c.Call) else step.body) for step in steps}
         name = self.fresh_class(unit.name)

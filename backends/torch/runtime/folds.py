@@ -142,7 +142,10 @@ class Momentum(Fold):
         erase: Gate = 0.0,
         fade: Gate = 0.0,
         key: Tensor | None = None,
+        *,
+        substitute: bool = False,
     ) -> None:
+        self.substitute = substitute
         self.start, self.trace, self.suffix = running(s, name), running(s, f"{name}.{trace}"), f".{trace}"
         lead = key if key is not None else pairs[0][0]
         self.batch, time = lead.shape[:3], lead.shape[2]
@@ -167,7 +170,8 @@ class Momentum(Fold):
         for u, p in self.written:
             right = right - (key @ u.mT * kernel) @ p
         columns = kernel * across(erase) + shifted(self.between, 0.0) * across(fade)
-        return unit_lower_inverse(key @ key.mT * columns).to(right.dtype) @ right
+        inverse = unit_lower_inverse(key @ key.mT * columns, substitute=self.substitute)
+        return inverse.to(right.dtype) @ right
 
     def ones(self) -> Tensor:
         """A layer input of 1 for every token."""

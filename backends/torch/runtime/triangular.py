@@ -66,9 +66,9 @@ class Decay:
         self.before = shifted(self.between, 0.0)
 
 
-def triangle(key: Tensor, erase: Tensor | float, decay: Decay) -> Tensor:
+def triangle(key: Tensor, erase: Tensor | float, decay: Decay, *, substitute: bool = False) -> Tensor:
     """(I + diag(η)(X Xᵀ ⊙ D₋))⁻¹ [B, H, T, T], shared by the weights that are erased along the same keys."""
-    return unit_lower_inverse(erase * (key @ key.mT * decay.before))
+    return unit_lower_inverse(erase * (key @ key.mT * decay.before), substitute=substitute)
 
 
 class _UnitLowerInverse(torch.autograd.Function):
@@ -124,9 +124,16 @@ def _inverse(lower: Tensor) -> Tensor:
     return blocks[..., 0, :time, :time]
 
 
-def unit_lower_inverse(lower: Tensor) -> Tensor:
-    """Inverse of I + L, L strictly lower triangular [.., T, T], in float32 or wider (eq. 57 over a chunk)."""
+def unit_lower_inverse(lower: Tensor, *, substitute: bool = False) -> Tensor:
+    """Inverse of I + L, L strictly lower triangular [.., T, T], in float32 or wider (eq. 57 over a chunk).
+
+    With `substitute` by forward substitution, a solve with the identity, instead of products of blocks.
+    """
     with torch.autocast(lower.device.type, enabled=False):
         wide = lower.to(torch.promote_types(lower.dtype, torch.float32))
+        if substitute:
+            eye = torch.eye(wide.shape[-1], dtype=wide.dtype, device=wide.device)
+            solved: Tensor = torch.linalg.solve_triangular(wide, eye.expand_as(wide), upper=False, unitriangular=True)
+            return solved
         inverse: Tensor = _UnitLowerInverse.apply(wide)  # type: ignore[no-untyped-call]
         return inverse

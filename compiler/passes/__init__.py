@@ -1,1 +1,0 @@
-"""Plan passes, one a file."""
