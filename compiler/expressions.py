@@ -206,6 +206,10 @@ class Builder:
             return x
         return self.make("expand_tokens", (x,), x.shape or (1,), "flat")
 
+    def filled(self, x: Node, shape: tuple[int, ...]) -> Node:
+        """A number at every place of every token's value, where algebra has left nothing else of it."""
+        return self.make("expand_tokens", (x,), shape, "flat", sizes=shape)
+
     def handed_over(self, x: Node, per: str) -> Node:
         """An argument of a call, as an input that varies per `token`, `sequence` or `constant` takes it."""
         if per == "token":

@@ -94,6 +94,11 @@ CASES = {
         "repeat 2 {\nmemory l : linear(4 -> 4)\nh = h + l(h * p) * sum(o)\n}",
         "h",
     ),
+    "what algebra makes a number": (
+        "memory z : linear(4 -> 8, heads = 4) {\n"
+        "learn 1 + 0 * x -> concat(row, x); minimize l2; by gd(lr = 0.05); every 2 tokens\n}",
+        "(0 * x + 1) * sum(2 + 0 * row) + slice(z(1 - 0 * x), 0, 4) + sum(0 * m + 1) * twice(0 * x + 2) * x",
+    ),
     "a weight is the output": ("", "w"),
     "a number a token is the output": ("", "sum(c) * s + norm(w)"),
     "a number a token comes from a call": ("", "x * size(x) + tally(x)"),

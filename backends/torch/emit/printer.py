@@ -224,7 +224,8 @@ class Printer:
     def _expand_tokens(self, node: Node) -> str:
         value = node.args[0]
         text = f"(rt.blank(w, 1) + {self.of(value, 5)})" if value.op == "number" else self.of(value, ATOM)
-        return f"{text}.expand(at.batch, at.length{', -1' * len(node.shape)})"
+        axes = "".join(f", {n if value.op == 'number' else -1}" for n in node.shape)
+        return f"{text}.expand(at.batch, at.length{axes})"
 
     def _each_sequence(self, node: Node) -> str:
         """[B, n] of a value that is the same for all tokens of a sequence."""
