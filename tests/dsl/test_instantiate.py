@@ -145,7 +145,7 @@ def test_zoo_objectives(zoo: Program, name: str) -> None:
 
 
 def test_every_zoo_system_returns_a_vector_a_token(zoo: Program) -> None:
-    assert len(zoo.systems) == 13
+    assert len(zoo.systems) == 18
     for name in zoo.systems:
         unit = zoo.instantiate(name, {"dim": 8})
         assert unit.outputs[0][1].type == c.ValueType((8,), "token"), name

@@ -12,7 +12,7 @@ from nsam.verification import verify_unit
 Shipped = Callable[..., Unit]
 ZOO = (
     "linear_attention", "retnet", "gated_deltanet", "oja", "miras_lp", "atlas", "titans_memory", "transformer_block",
-    "nested_cms", "independent_cms", "hyper", "detached",
+    "nested_cms", "independent_cms", "hyper", "detached", "comba", "mesa", "lact", "moneta", "gated_slots",
 )  # fmt: skip
 
 
