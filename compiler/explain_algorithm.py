@@ -8,6 +8,7 @@ from nsam.compiler.explain_problem import state_of, tensor_symbol
 from nsam.compiler.explain_rules import Update
 from nsam.compiler.fast_memory import FastMemory, Fold
 from nsam.compiler.lower import Lowered
+from nsam.compiler.passes import switched_off
 from nsam.dsl import checked as c
 
 FASTER_CHUNK = 16
@@ -25,8 +26,12 @@ def algorithm_lines(lowered: Lowered, fast: FastMemory, update: Update, transpos
         lines.append(Line(f"{symbols}: {_method(algorithm, fast, update)}"))
         if algorithm == "generic":
             lines += [Line(f"why: {reason}") for reason in reasons]
+            if reasons == (switched_off("chunk"),):
+                continue
             lines += [Line(f"{'or' if i else 'faster'}: {advice}") for i, advice in enumerate(_advice(fast, update))]
-    if fast.period == 1 and not fast.exact and all(f.algorithm != "generic" for f in fast.folds):
+    if fast.period == 1 and _asked_for(lowered, fast):
+        lines.append(Line(f"why: {switched_off('exact')}"))
+    elif fast.period == 1 and not fast.exact and all(f.algorithm != "generic" for f in fast.folds):
         lines += [Line(f"why: {reason}") for reason in online_reasons(lowered.unit, fast, update, transposed)]
         lines.append(
             Line(
@@ -34,6 +39,11 @@ def algorithm_lines(lowered: Lowered, fast: FastMemory, update: Update, transpos
             )
         )
     return lines
+
+
+def _asked_for(lowered: Lowered, fast: FastMemory) -> bool:
+    """Whether only the pass that is switched off keeps a memory from an exact parallel form, as far as is known."""
+    return "exact" not in lowered.passes and fast.memory.name in exact_candidates(lowered.unit)
 
 
 def _method(algorithm: str, fast: FastMemory, update: Update) -> str:
