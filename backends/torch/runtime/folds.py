@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.runtime.triangular import Decay, shifted, unit_lower_inverse
+from nsam.backends.torch.runtime.triangular import Decay, full_precision, shifted, unit_lower_inverse
 
 Gate = Tensor | float
 State = Mapping[str, Tensor]
@@ -152,7 +152,7 @@ class Momentum(Fold):
         one = self.start.new_ones(time, 1)
         self.gamma, self.theta, self.surprise = one * decay.gamma, one * surprise.gamma, surprise.between
         self.between = decay.between
-        with torch.autocast(one.device.type, enabled=False):
+        with full_precision(one):
             self.kernel, self.carried = decay.between @ surprise.between, decay.between @ self.theta
         self.written = [(u, write * g) for u, g in pairs]
         self.faded: list[Pair] = []

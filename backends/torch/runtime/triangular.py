@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -124,12 +125,22 @@ def _inverse(lower: Tensor) -> Tensor:
     return blocks[..., 0, :time, :time]
 
 
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Products in the precision of their operands, also under autocast.
+
+    Without autocast there is nothing to enter: a context in a graph would keep torch.compile's cache of traced graphs
+    from storing it, and a second start of the same program would trace and partition it again.
+    """
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 def unit_lower_inverse(lower: Tensor, *, substitute: bool = False) -> Tensor:
     """Inverse of I + L, L strictly lower triangular [.., T, T], in float32 or wider (eq. 57 over a chunk).
 
     With `substitute` by forward substitution, a solve with the identity, instead of products of blocks.
     """
-    with torch.autocast(lower.device.type, enabled=False):
+    with full_precision(lower):
         wide = lower.to(torch.promote_types(lower.dtype, torch.float32))
         if substitute:
             eye = torch.eye(wide.shape[-1], dtype=wide.dtype, device=wide.device)
