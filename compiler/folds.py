@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nsam.compiler import affine
 from nsam.compiler.derive import Gradient, NotDifferentiable, OuterProduct, gradients
 from nsam.compiler.exact import affine_in, depends_on, exact_block
-from nsam.compiler.expressions import Node, postorder
+from nsam.compiler.expressions import Attr, Node, postorder
 from nsam.compiler.fast_memory import Algorithm, FastMemory, Fold
 from nsam.compiler.passes import switched_off
 from nsam.compiler.rule_plan import RulePlan, lower_rule
@@ -163,13 +163,15 @@ class _Build:
         products = self.products(gradient)
         layer_key, err = self.layer(tensor, products, state, key)
         reasons: list[str] = []
-        if not self.summed and self.window == 1 and "chunk" not in self.l.passes:
-            reasons.append(switched_off("chunk"))
-        elif not self.summed and self.window == 1:
+        scale: Attr = None
+        if not self.summed and self.window == 1:
             made = self.affine_fold(tensor, state, products, arguments, layer_key, reasons)
-            if made is not None:
+            if made is not None and "chunk" in self.l.passes:
                 node, algorithm = made
                 return Fold(tensor, node, algorithm, gradient)
+            if made is not None:
+                reasons.append(switched_off("chunk"))
+                scale = made[0].attr("kappa")
         elif self.window > 1 and not self.summed:
             reasons.append(f"every token writes the last {self.window} tokens again")
         algorithm = "summed" if self.summed else "generic"
@@ -186,7 +188,7 @@ class _Build:
         node = self.b.make(
             algorithm, (state, *pairs, *extra, *tail), state.shape, "fold",
             memory=self.m.name, tensor=tensor, pairs=len(products), arguments=named,
-            key="key" in needs, err="err" in needs, window=self.window,
+            key="key" in needs, err="err" in needs, window=self.window, scale=scale,
         )  # fmt: skip
         return Fold(tensor, node, algorithm, gradient, tuple(reasons))
 

@@ -124,6 +124,24 @@ def test_values_and_gradients_do_not_depend_on_passes(name: str) -> None:
             assert gap <= TOLERANCE, f"{name} without {off}: {key} differs by {gap:.1e}"
 
 
+@pytest.mark.parametrize("name", ["momentum", "deltanet", "apart"])
+def test_a_state_goes_from_one_choice_of_passes_to_another(name: str) -> None:
+    given = case(name)
+    modules = [compile_unit(given.unit, compiled=False, without=off).double() for off in CHOICES]
+    for module in modules:
+        module.load_state_dict(given.reference.state_dict())
+    (x,) = given.inputs
+    with torch.no_grad():
+        _, state = modules[0](x[:, :6])
+        wanted, _ = modules[0](x[:, 6:], state)
+        for off, module in zip(CHOICES, modules, strict=True):
+            found, _ = module(x[:, 6:], state)
+            assert float((found - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max()), off
+            _, other = module(x[:, :6])
+            found, _ = modules[0](x[:, 6:], other)
+            assert float((found - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max()), off
+
+
 def source(name: str, *off: str) -> str:
     """The generated code below its docstring."""
     found = compile_unit(checked(name), compiled=False, without=off)

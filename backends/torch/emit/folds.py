@@ -109,6 +109,9 @@ class FoldSource:
                     text += f", {flag}={p.of(tail.pop(0))}"
         if fast.window > 1:
             text += f", window={fast.window}"
+        scale = node.attr("scale")
+        if scale not in (None, 1):
+            text += f", scale={scale!r}"
         text += vector_flag(fast.memory, str(node.attr("tensor")))
         return f"rt.{node.op.capitalize()}({text})"
 

@@ -281,7 +281,10 @@ class Summed(Fold):
 
 
 class Generic(Fold):
-    """Any rule, applied token by token, with gradients at the last boundary's state: always right, never fast."""
+    """Any rule, applied token by token, with gradients at the last boundary's state: always right, never fast.
+
+    Between chunks the rule's states are kept multiplied by `scale`: so a linear momentum is stored as `Momentum` does.
+    """
 
     def __init__(
         self,
@@ -297,11 +300,13 @@ class Generic(Fold):
         err: Tensor | None = None,
         window: int = 1,
         vector: bool = False,
+        scale: float = 1.0,
     ) -> None:
         self.suffixes = [f".{state}" for state in states]
         self.start = running(s, name)
         self.states = [self.start]
         kept = tuple(running(s, name + suffix) for suffix in self.suffixes)
+        kept = kept if scale == 1 else tuple(x / scale for x in kept)
         self.batch, self.time = (*pairs[0][0].shape[:2],), pairs[0][0].shape[2] - window + 1
         row = as_row(vector and key is None)
         for t in range(self.time):
@@ -315,7 +320,7 @@ class Generic(Fold):
             )
             self.states.append(row(state))
             kept = tuple(map(row, kept))
-        self.kept = kept
+        self.kept = kept if scale == 1 else tuple(x * scale for x in kept)
 
     def ones(self) -> Tensor:
         """A layer input of 1 for every token."""
