@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import networkx
     import torch
 
+    from nsam.backends.torch.budget import Budget
     from nsam.verification import Report
 
 Backend: TypeAlias = Literal["torch", "reference"]
@@ -51,15 +52,30 @@ def compile(
     backend: Backend = "torch",
     compiled: bool = True,
     without: str | Iterable[str] = (),
+    memory: str | int | None = None,
     **parameters: object,
 ) -> torch.nn.Module:
     """Compile a system to a `torch.nn.Module`: `y, state = module(x, state=None)`, x [batch, time, …].
 
     `backend="reference"` gives the token-by-token reference in float64 with the same parameters. `compiled=False` runs
     the generated code without torch.compile, `without=("share", "hoist")` switches passes of the compiler off
-    (`nsam explain` lists them; values stay the same). Raises `ProgramError`.
+    (`nsam explain` lists them; values stay the same). `memory="8GB"` trains within a budget for weights, gradients and
+    activations; what does not fit is computed again in the backward pass (values stay the same, bit for bit). Raises
+    `ProgramError`; N0520 at the first call with gradients where the budget is too small.
     """
-    return compile_unit(_checked(program, system, parameters), backend=backend, compiled=compiled, without=without)
+    unit = _checked(program, system, parameters)
+    module = compile_unit(unit, backend=backend, compiled=compiled, without=without)
+    if memory is not None and backend == "torch":
+        set_memory(module, memory)
+    return module
+
+
+def set_memory(module: torch.nn.Module, memory: str | int) -> Budget:
+    """Train a compiled module within a budget of memory, `"8GB"` or bytes. Raises `ProgramError`."""
+    from nsam.backends.torch.budget import set_budget
+    from nsam.sizes import parse_size
+
+    return set_budget(module, parse_size(memory))
 
 
 def compile_unit(

@@ -78,5 +78,13 @@ TABLE: tuple[Code, ...] = (
         "error",
         "A saved state is a file that `nsam.save_state` wrote, whole, and belongs to the system that it is given to.",
     ),
+    Code(
+        "N0520",
+        "budget-too-small",
+        "error",
+        "A budget of memory is at least what a step of training needs when as much as possible is computed again in "
+        "the backward pass; models whose memories move by their own loss have none.",
+    ),
+    Code("N0521", "not-a-size", "error", "An amount of memory is a number above 0 and a unit: `8GB`, `500MB`, `2GiB`."),
     Code("N0515", "wrong-request", "error", "What a command is asked for is something that the program declares."),
 )

@@ -62,6 +62,15 @@ def train(
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.", show_default=False)
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="A budget, e.g. [cyan]8GB[/]: what does not fit is computed again, so a step takes longer.",
+            show_default=False,
+        ),
+    ] = None,
     without: Without = None,
     no_compile: Annotated[bool, typer.Option("--no-compile", help="Leave torch.compile out: starts at once.")] = False,
     checkpoint_every: Annotated[
@@ -85,7 +94,9 @@ def train(
         raise typer.BadParameter("a resumed run keeps its --data, --seed, --dtype and --without", param_hint="--resume")
     from nsam.cli.programs import load
     from nsam.compiler.passes import passes_without
+    from nsam.sizes import parse_size
 
+    budget = None if memory is None else parse_size(memory)
     passes = passes_without(without or ())
 
     program = load(file)
@@ -109,6 +120,7 @@ def train(
         checkpoint_seconds=checkpoint_every,
         checkpoint_steps=checkpoint_steps,
         without=passes.without,
+        memory=budget,
     )
     console = Console(highlight=False)
     with memory_errors():

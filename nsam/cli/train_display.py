@@ -32,6 +32,7 @@ class LineWatcher:
     def __init__(self, console: Console, compiled: bool) -> None:
         self._console, self._compiled = console, compiled
         self._printed = -LINE_SECONDS
+        self._budget: str | None = None
 
     def __enter__(self) -> LineWatcher:
         return self
@@ -48,7 +49,11 @@ class LineWatcher:
             self._printed = -LINE_SECONDS
 
     def stepped(self, progress: Progress) -> None:
-        """Print a line when it is time."""
+        """Print a line when it is time, and what a budget of memory led to when that is known or changes."""
+        if progress.budget != self._budget:
+            self._budget = progress.budget
+            self._print(f"memory: {progress.budget}")
+            self._printed = -LINE_SECONDS
         if time.monotonic() - self._printed >= LINE_SECONDS:
             self._print(_line(progress))
 
@@ -121,6 +126,8 @@ class LiveWatcher:
         # The clock goes on during a long step, so that nobody takes it for a hang.
         now = replace(self._progress, elapsed=self._progress.elapsed + time.monotonic() - self._kept)
         parts: list[RenderableType] = [self._bar, _numbers(now, self._saved)]
+        if self._progress.budget is not None:
+            parts.append(Text(f"memory  {self._progress.budget}", style="dim"))
         if self._progress.memories:
             parts.append(memory_table(self._progress.memories))
         return Group(*parts)

@@ -21,7 +21,7 @@ class RunDescription:
     """What a run was started with. `data` holds absolute paths; empty means Python's documentation topics.
 
     `overrides` are the `--set` values, `main` the program's file inside `program/`, `fingerprint` that of the corpus,
-    `without` the passes of the compiler that were switched off.
+    `without` the passes of the compiler that were switched off, `memory` the budget in bytes.
     """
 
     train: str
@@ -35,6 +35,7 @@ class RunDescription:
     dtype: str
     version: str
     without: tuple[str, ...] = ()
+    memory: int | None = None
     format: int = FORMAT
 
 

@@ -39,14 +39,23 @@ class Stacked:
         backend: api.Backend = "torch",
         compiled: bool = True,
         without: str | Iterable[str] = (),
+        memory: str | int | None = None,
         **parameters: object,
     ) -> nn.Module:
         """The compiled system with the weights in it: `logits, state = module(tokens, state=None)`, tokens
         [batch, time] to logits [batch, time, vocab], in the precision and on the device of the pretrained model.
 
-        `rate=0` gives back the pretrained model. `without` as in `nsam.compile`.
+        `rate=0` gives back the pretrained model. `without` and `memory` as in `nsam.compile`.
         """
-        module = api.compile(self.program(), SYSTEM, backend=backend, compiled=compiled, without=without, **parameters)
+        module = api.compile(
+            self.program(),
+            SYSTEM,
+            backend=backend,
+            compiled=compiled,
+            without=without,
+            memory=memory,
+            **parameters,
+        )
         like = self.weights["embed.weight"]
         module.to(like.device, like.dtype)
         module.load_state_dict(dict(self.weights))

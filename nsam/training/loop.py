@@ -62,6 +62,7 @@ class Trainer:
         self._held_out = held_out_rows(corpus.held_out, context, self.batch, settings.held_out_batches)
         self._speed = Speed(self.batch * context)
         weights = self.module.state_dict()
+        self._budget = None if settings.memory is None else api.set_memory(self.module, settings.memory)
         self._movement = Movement(level_of_weights(train, weights), weights)
         self._keeps = keeps_state(train.model)
         self._memory: Any = None
@@ -131,11 +132,18 @@ class Trainer:
         state = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, state)
         # Each step starts fresh sequences; only what is declared `reset never` goes on to the next one.
         self._memory = api.new_sequence(state) if self._keeps else None
+        self._reserve()
         self._speed.add(time.perf_counter() - begun)
         line: dict[str, Any] = {"loss": self.loss, "seconds": round(time.perf_counter() - begun, 4)}
         if self.step % self.settings.report_every == 0 or self.step in (1, self.train.steps):
             line |= self._report(state)
         metrics.add(self.step, line)
+
+    def _reserve(self) -> None:
+        """Tell the budget what the optimizer holds: its states come to be at its first step."""
+        if self._budget is not None and self._budget.reserved == 0:
+            states = pytree.tree_leaves(self.optimizer.state_dict()["state"])
+            self._budget.reserve(sum(x.numel() * x.element_size() for x in states if isinstance(x, torch.Tensor)))
 
     def _report(self, state: Any) -> dict[str, Any]:
         with torch.no_grad():
@@ -185,6 +193,7 @@ class Trainer:
             elapsed=elapsed,
             remaining=None if seconds is None else seconds * (self.train.steps - self.step),
             memories=self._memories,
+            budget=None if self._budget is None else str(self._budget.choice),
         )
 
     def _tokens_per_second(self) -> float | None:

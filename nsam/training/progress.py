@@ -17,7 +17,10 @@ WINDOW = 64
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run stands after a step. Losses are nats a byte; `memories` maps a path to its inner loss and level."""
+    """Where a run stands after a step. Losses are nats a byte; `memories` maps a path to its inner loss and level.
+
+    `budget` says what a budget of memory led to, where there is one.
+    """
 
     step: int
     steps: int
@@ -27,6 +30,7 @@ class Progress:
     elapsed: float
     remaining: float | None
     memories: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    budget: str | None = None
 
 
 class Watcher(Protocol):

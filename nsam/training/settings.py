@@ -18,7 +18,8 @@ class Settings:
     """Options of the loop. `dtype` is the precision of matrix products (autocast); weights stay float32.
 
     `checkpoint_seconds` and `checkpoint_steps`: whichever comes first. `evaluations` held-out losses are taken over a
-    run, each on `held_out_batches` batches. `without` names passes of the compiler that are switched off.
+    run, each on `held_out_batches` batches. `without` names passes of the compiler that are switched off. `memory` is a
+    budget in bytes for weights, gradients, optimizer states and activations.
     """
 
     seed: int = 0
@@ -32,6 +33,7 @@ class Settings:
     held_out_batches: int = 4
     report_every: int = 10
     without: tuple[str, ...] = ()
+    memory: int | None = None
 
     @property
     def precision(self) -> torch.dtype:

@@ -54,6 +54,7 @@ def new_run(
         dtype=settings.dtype,
         version=version("nsam"),
         without=settings.without,
+        memory=settings.memory,
     )
     folder = create_run(path, description, program_sources(file))
     return Run(folder, description, train, corpus, Trainer(train, corpus, settings, folder))
@@ -62,17 +63,18 @@ def new_run(
 def resumed_run(program: Program, name: str, overrides: Mapping[str, Any], settings: Settings, path: Path) -> Run:
     """Return the run in `path` at its last checkpoint.
 
-    Data, seed, precision and passes are those that it began with; `overrides` are put on top of its own. N0510 when the
-    rows would not be the same as before, N0507 when the checkpoint does not belong to the program.
+    Data, seed, precision and passes are those that it began with, and its budget of memory unless `settings` has one;
+    `overrides` are put on top of its own. N0510 when the rows would not be the same as before, N0507 when the
+    checkpoint does not belong to the program.
     """
     folder, description = open_run(path)
     if description.train != name:
         raise fail("N0510", f"{path} is a run of `{description.train}`, not of `{name}`")
-    description = replace(description, overrides={**description.overrides, **overrides})
+    memory = description.memory if settings.memory is None else settings.memory
+    description = replace(description, overrides={**description.overrides, **overrides}, memory=memory)
     train = program.train(name, description.overrides)
-    settings = replace(
-        settings, seed=description.seed, dtype=description.dtype, without=description.without
-    )
+    settings = replace(settings, seed=description.seed, dtype=description.dtype, memory=memory)
+    settings = replace(settings, without=description.without)
     corpus, context, batch = _prepare(train, [Path(item) for item in description.data], settings)
     for what, before, now in (
         ("context", description.context, context),

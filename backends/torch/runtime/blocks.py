@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nsam.backends.torch.runtime.replay import Recorder
+
 
 class At(NamedTuple):
     """Where a block stands. Static: a block's function is compiled once for each value of it.
 
     `offset` is the number of tokens since the last boundary of the block's own loop (on the clock of memories
-    that are reset for each sequence), `never` the same on the clock of memories that are never reset.
+    that are reset for each sequence), `never` the same on the clock of memories that are never reset. `replay` takes
+    the blocks that are computed again in the backward pass.
     """
 
     offset: int
@@ -24,6 +27,7 @@ class At(NamedTuple):
     batch: int
     compiled: bool = False
     observe: bool = False
+    replay: Recorder | None = None
 
     def closes(self, period: int, never: bool = False) -> bool:
         """Whether a boundary of this period lies at the block's end."""
@@ -95,7 +99,10 @@ def block(period: int) -> Callable[[Function], Function]:
         @functools.wraps(function)
         def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
             whole = at.compiled and at.length == period and at.offset == 0 and at.never == 0
-            return (compiled if whole else function)(w, s, at, *values)
+            chosen = compiled if whole else function
+            if at.replay is None:
+                return chosen(w, s, at, *values)
+            return at.replay.run(chosen, w, s, at._replace(replay=None), values)
 
         return run
 
@@ -109,7 +116,7 @@ def stage(function: Function) -> Function:
     @functools.wraps(function)
     def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
         whole = at.compiled and at.length >= SHORTEST_COMPILED
-        return (compiled if whole else function)(w, s, at._replace(offset=0, never=0), *values)
+        return (compiled if whole else function)(w, s, at._replace(offset=0, never=0, replay=None), *values)
 
     return run
 

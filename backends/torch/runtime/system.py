@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nsam.backends.torch.runtime.blocks import At
 from nsam.backends.torch.runtime.folds import as_row
 from nsam.backends.torch.runtime.functions import wide
+from nsam.backends.torch.runtime.replay import recorder, run_pass
 from nsam.backends.torch.runtime.tasks import Tasks, separate
 
 State = dict[str, Any]
@@ -85,8 +86,13 @@ class System(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`; in half precision under autocast, because states and gates stay in float32.
 
-        The precision is that of the weights, or of the first input where there are none.
+        The precision is that of the weights, or of the first input where there are none. A budget of memory, where one
+        is set, decides what is kept for the backward pass.
         """
+        budget = self.__dict__.get("budget")
+        return self._run(*args, **kwargs) if budget is None else budget.run(self._run, args, kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
         like = next(self.parameters(), given)
         low = like is not None and like.dtype in (torch.bfloat16, torch.float16)
@@ -139,7 +145,8 @@ class System(nn.Module):
                 )
             break
         s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
-        at = At(old["position"], old["steps"], like.shape[1], like.shape[0], self.compiled, self.observe)
+        time, batch = like.shape[1], like.shape[0]
+        at = At(old["position"], old["steps"], time, batch, self.compiled, self.observe, recorder(time))
         if initial is not None:
             s = {**initial(w, s, at), **s}
         s |= separate(self.tasks, s)
@@ -175,8 +182,8 @@ class System(nn.Module):
         states: list[Any] = []
         modules = list(self.child(name).children())
         before = children.get(name) or [None] * len(modules)
-        for module, old in zip(modules, before, strict=True):
-            result, new = module(*carried, *captured, state=old)
+        for number, (module, old) in enumerate(zip(modules, before, strict=True)):
+            result, new = run_pass(module, number, len(modules), carried, captured, old)
             carried = result if isinstance(result, tuple) else (result,)
             states.append(new)
         children[name] = states
