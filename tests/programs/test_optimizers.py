@@ -158,8 +158,10 @@ def test_deep_momentum_with_a_linear_memory_and_newton_schulz_is_muon() -> None:
     assert max(float((a - b).abs().max()) for a, b in zip(mine, wanted, strict=True)) < 1e-12
 
 
+RULES = ["gd", "dgd", "safe_dgd", "momentum", "delta_momentum", "adamw", "muon", "m3", "m3_algorithm1"]
+
 INSIDE = """nsam 1
-use std.optimizers ({rule})
+use {library} ({rule})
 system s(dim: int) {{
   input x: [dim]
   memory q, k, v : linear(dim -> dim)
@@ -172,7 +174,7 @@ system s(dim: int) {{
 """
 
 
-@pytest.mark.parametrize("rule", ALL)
+@pytest.mark.parametrize("rule", [*ALL, *RULES])
 @pytest.mark.parametrize(
     ("structure", "every", "rate", "more"),
     [
@@ -183,7 +185,8 @@ system s(dim: int) {{
     ids=["heads", "online", "resets"],
 )
 def test_inside_a_sequence(rule: str, structure: str, every: str, rate: str, more: str, pair: Any) -> None:
-    text = INSIDE.format(rule=rule, structure=structure, every=every, rate=rate, more=more)
+    library = "std.rules" if rule in RULES else "std.optimizers"
+    text = INSIDE.format(library=library, rule=rule, structure=structure, every=every, rate=rate, more=more)
     assert pair(nsam.loads(text), "s", dim=4).apart(10) < 1e-9
 
 
