@@ -112,6 +112,8 @@ class Run:
         self.stage = "differentiating"
         gaps = dict(gradient_gaps(module, reference, samples.normal(*wanted.shape), y, expected))
         gaps["values"] = gap(y, wanted)
+        if case.compiled:  # pieces of a block are not compiled
+            return Outcome(gaps)
         self.stage = "running in pieces"
         for name, sizes in {"tokens": [1] * case.time, "pieces": samples.splits(case.time, 3)}.items():
             gaps[name] = gap(in_pieces(unit, module, inputs, sizes), wanted)
@@ -144,6 +146,8 @@ def gradient_gaps(
     module: nn.Module, reference: nn.Module, direction: Tensor, y: Tensor, expected: Tensor
 ) -> Iterator[tuple[str, float]]:
     """The gap of each parameter's gradient, relative to its own size or a part of the largest of all."""
+    if not y.requires_grad and not expected.requires_grad:  # nothing in the program has a parameter
+        return
     (y * direction).sum().backward()
     (expected * direction).sum().backward()
     wanted = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in reference.named_parameters()}

@@ -1,4 +1,4 @@
-"""Programs that once failed, each a file of its own with what it is run on in its second line."""
+"""Programs that once failed, each a file of its own with a comment that says what it is run on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from comparison import Case
+
+from nsam.dsl.format import format_source
 
 FOLDER = Path(__file__).parent / "kept"
 _RUN = re.compile(r"# seed (?P<seed>\d+), (?P<batch>\d+) x (?P<time>\d+) tokens")
@@ -19,15 +21,15 @@ def files() -> list[Path]:
 def read(path: Path) -> Case:
     """The case in a file."""
     text = path.read_text()
-    found = _RUN.match(text.splitlines()[1])
-    assert found, f"{path.name}: the second line must say `# seed S, B x T tokens: …`"
+    found = _RUN.search(text)
+    assert found, f"{path.name}: a comment must say `# seed S, B x T tokens: …`"
     return Case(text, int(found["seed"]), int(found["time"]), int(found["batch"]))
 
 
 def told(case: Case, why: str) -> str:
     """The text of a case's file."""
     edition, rest = case.text.split("\n", 1)
-    return f"{edition}\n# seed {case.seed}, {case.batch} x {case.time} tokens: {why}\n{rest}"
+    return format_source(f"{edition}\n# seed {case.seed}, {case.batch} x {case.time} tokens: {why}\n{rest}")
 
 
 def keep(case: Case, name: str, why: str) -> Path:

@@ -15,6 +15,7 @@ from comparison import Case, Outcome, check, compare, compiled_module
 from generator import program
 from kept import keep, told
 from shrink import FailsAlike, shrink
+from sizes import LARGE, Size
 
 from nsam.dsl.diagnostics import ProgramError
 
@@ -23,10 +24,10 @@ ATTEMPTS = 40
 
 
 @cache
-def found(seed: int) -> Case:
+def found(seed: int, size: Size = LARGE) -> Case:
     """The first program of a seed that the checker accepts."""
     for attempt in range(ATTEMPTS):
-        text = program(seed, attempt)
+        text = program(seed, attempt, size)
         try:
             check(text)
         except ProgramError:
@@ -56,7 +57,7 @@ def test_compiled_equals_reference(seed: int) -> None:
 
 def test_few_programs_have_no_compiled_form() -> None:
     without = [seed for seed in range(FIRST, LAST) if compiled_module(found(seed), check(found(seed).text)) is None]
-    assert len(without) <= 0.03 * (LAST - FIRST), f"no compiled form for seeds {without}"
+    assert len(without) <= 0.01 * (LAST - FIRST), f"no compiled form for seeds {without}"
 
 
 def test_programs_cover_the_language() -> None:
@@ -68,7 +69,8 @@ def test_programs_cover_the_language() -> None:
         ".T(", "self(", "rope(",
         "per sequence", ": direct", "dot;", "l2;", "lp(3)", "huber(0.7)", "pseudo_huber(1)", "oja;", "by gd", "by dgd",
         "by safe_dgd", "by momentum", "by delta_momentum", "by muon", "by adamw", "by signed", "by leaky", "by delta(",
-        "by counted", "by inward", "by forgetful",
+        "by counted", "by inward", "by forgetful", "by nested", "by mapped", "by adagrad", "by preconditioned", "by m3",
+        "like(m", "like(k)", "token(", "[p in [2, 4]]", "chain(", "mix(", "minimize task", "init 0.5", "(c) }",
     )  # fmt: skip
     counts = Counter({word: text.count(word) for word in wanted})
     assert not [word for word, n in counts.items() if n == 0]
