@@ -167,9 +167,9 @@ class Lowering:
             start, stop = int(expr.option("start") or 0), int(expr.option("stop") or 0)
             return b.make("slice", args, (stop - start,), args[0].layout, start=start, stop=stop)
         if name in ELEMENTWISE_FUNCTIONS:
-            found, shape = b.apply(name, *b.aligned(args)), tuple(expr.type.shape)
+            found, sizes = b.apply(name, *b.aligned(args)), tuple(map(int, expr.type.shape))
             known = found.op == "number" and any(a.layout not in ("number", "heads") for a in args)
-            return b.filled(found, tuple(map(int, shape))) if known and shape else found
+            return b.filled(found, sizes) if known and sizes else found
         raise unsupported(
             f"`{name}` on values of a system has no compiled form yet", expr.span, "use the reference backend"
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nsam.backends.reference.frame import is_parameter
 from nsam.backends.reference.scope import unsupported
+from nsam.backends.reference.weights import is_parameter
 from nsam.dsl.checked import Call, Memory, RuleMemory, RuleUse, Unit
 
 STRUCTURES_THAT_LEARN = ("linear", "mlp", "vector", "rmsnorm", "layernorm")

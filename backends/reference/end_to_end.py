@@ -14,10 +14,11 @@ from typing import Any, TypeAlias
 
 from nsam.backends.reference import rules
 from nsam.backends.reference.arrays import Array, Arrays
-from nsam.backends.reference.frame import Frame, UnitRecord, Weights
+from nsam.backends.reference.frame import Frame, UnitRecord
 from nsam.backends.reference.run import ReferenceState, batch_of, deep_recursion, tokens_of
 from nsam.backends.reference.scope import InternalError
 from nsam.backends.reference.structures import Tensors
+from nsam.backends.reference.weights import Weights
 from nsam.dsl.checked import Call, Memory, Unit
 
 Leaves: TypeAlias = dict[tuple[str, str, int, str], Array]

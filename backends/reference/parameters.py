@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nsam.backends.reference.frame import is_parameter
+from nsam.backends.reference.weights import is_parameter
 from nsam.dsl.checked import Call, Memory, Unit
 
 DEVIATIONS = {"table": 0.02, "conv": 0.5}

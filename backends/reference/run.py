@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from nsam.backends.reference.arrays import Array, Arrays
-from nsam.backends.reference.frame import Frame, UnitRecord, Weights
+from nsam.backends.reference.frame import Frame, UnitRecord
+from nsam.backends.reference.weights import Weights
 from nsam.dsl.checked import Unit
 
 ReferenceState: TypeAlias = dict[str, Any]

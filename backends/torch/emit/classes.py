@@ -11,8 +11,9 @@ from nsam.backends.torch.emit.end_to_end import (
     end_to_end_forward,
     end_to_end_tasks,
 )
-from nsam.backends.torch.emit.functions import INDENT, UnitSource, starting_order
+from nsam.backends.torch.emit.functions import INDENT, UnitSource
 from nsam.backends.torch.emit.resets import Resets
+from nsam.backends.torch.emit.starts import starting_order
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.lower import varies
 from nsam.dsl import checked as c

@@ -11,11 +11,11 @@ from nsam.backends.torch.emit.folds import FoldSource
 from nsam.backends.torch.emit.names import Names, identifier
 from nsam.backends.torch.emit.precision import wide_products
 from nsam.backends.torch.emit.printer import Printer, each_token, state_bindings
+from nsam.backends.torch.emit.starts import starting_order, starts_from
 from nsam.compiler import loops as planned
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.schedule import Level, UnitPlan
-from nsam.dsl import checked as c
 
 INDENT = "    "
 TIMELESS = frozenset({"sequence", "constant", "number", "weight", "state"})
@@ -384,31 +384,6 @@ class UnitSource:
 def is_matrix(node: Node) -> bool:
     """Whether a value is a matrix a token, [B, T, n, m], which looks like [B, heads, T, n]."""
     return node.layout == "flat" and len(node.shape) == 2
-
-
-def starts_from(memory: c.Memory) -> set[str]:
-    """Memories that shape a memory's initial state."""
-    initial = memory.initial
-    found = set() if initial.memory is None else {initial.memory}
-    if initial.expression is not None:
-        found |= {node.memory for node in c.walk(initial.expression) if isinstance(node, c.Read | c.State)}
-    return found
-
-
-def starting_order(unit: c.Unit) -> list[c.Memory]:
-    """The unit's memories, sources of initial states before those that start from them."""
-    named = {memory.name: memory for memory in unit.memories}
-    order: dict[str, c.Memory] = {}
-
-    def visit(memory: c.Memory) -> None:
-        if memory.name not in order:
-            for source in sorted(starts_from(memory) & set(named)):
-                visit(named[source])
-            order[memory.name] = memory
-
-    for memory in unit.memories:
-        visit(memory)
-    return list(order.values())
 
 
 def number(value: float) -> str:

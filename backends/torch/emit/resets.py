@@ -8,9 +8,10 @@ from nsam.backends.torch.emit.end_to_end import (
     end_to_end_states,
 )
 from nsam.backends.torch.emit.folds import vector_flag
-from nsam.backends.torch.emit.functions import INDENT, UnitSource, starting_order
+from nsam.backends.torch.emit.functions import INDENT, UnitSource
 from nsam.backends.torch.emit.names import identifier
 from nsam.backends.torch.emit.printer import Printer, state_bindings
+from nsam.backends.torch.emit.starts import starting_order
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.lower import held, memory_heads, state_shape
 from nsam.dsl import checked as c
