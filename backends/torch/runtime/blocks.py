@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nsam.backends.torch.runtime.compilation import compiler_settings
 from nsam.backends.torch.runtime.replay import Recorder
 
 
@@ -123,7 +124,6 @@ def stage(function: Function) -> Function:
 
 SHORTEST_COMPILED = 32
 """Shortest sequence, in tokens, that is worth compiling for."""
-RECOMPILE_LIMIT = 64
 
 
 def _compile(function: Function) -> Function:
@@ -139,7 +139,7 @@ def _compile(function: Function) -> Function:
     @functools.wraps(function)
     def run(*args: Any) -> Any:
         compiled = ready()
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT, accumulated_recompile_limit=4096):
+        with compiler_settings():
             return compiled(*args)
 
     return run
