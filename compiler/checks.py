@@ -122,14 +122,26 @@ def check_transfers(
     for edge in graph.edges:
         uses.setdefault((edge.source, edge.target), []).append(edge)
     for scope in places:
+        matched = {_declared(t) for t in scope.unit.transfers if _pairs(t, scope, memories) & uses.keys()}
         for transfer in scope.unit.transfers:
             sources = members(transfer.source, scope, memories)
             targets = members(transfer.target, scope, memories)
             pairs = [(source, target) for source in sources for target in targets]
             if any(pair in uses for pair in pairs):
                 _check_kind(transfer, [edge for pair in pairs for edge in uses.get(pair, ())], report)
-            else:
+            elif _declared(transfer) not in matched:
+                matched.add(_declared(transfer))
                 _report_unused(transfer, graph, targets, report)
+
+
+def _declared(transfer: Transfer) -> tuple[object, str, str]:
+    """What the program names: of lists of memories, one pair that is used is enough."""
+    return transfer.span, transfer.source.split(".")[0], transfer.target.split(".")[0]
+
+
+def _pairs(transfer: Transfer, scope: Scope, memories: dict[str, tuple[Scope, Memory]]) -> set[tuple[str, str]]:
+    sources, targets = members(transfer.source, scope, memories), members(transfer.target, scope, memories)
+    return {(source, target) for source in sources for target in targets}
 
 
 def _check_kind(transfer: Transfer, edges: list[Edge], report: Report) -> None:

@@ -37,19 +37,6 @@ def build_end_to_end(memory: c.Memory, lowered: Callable[[c.Expr], Node]) -> End
     """
     assert memory.rule is not None
     assert memory.frequency is not None
-    if memory.reads == "running":
-        raise unsupported(
-            f"`{memory.name}` moves by the model's own loss and cannot show its running state: the loss at the closing "
-            "token would depend on the step that it is for",
-            memory.span,
-            "leave out `reads running`",
-        )
-    if memory.reset.kind == "never":
-        raise unsupported(
-            f"`{memory.name}` moves by the model's own loss, and a chunk of it cannot go on into another sequence",
-            memory.span,
-            "`reset per sequence` or `reset every n tokens`",
-        )
     fixed = {name: value for name, value in memory.rule.arguments if isinstance(value, c.Constant)}
     arguments = tuple(
         (name, _of_weights(name, value, lowered)) for name, value in memory.rule.arguments if name not in fixed

@@ -94,7 +94,7 @@ class _Build:
         node = self.l.expr(expr, self.direct, self.m)
         if node.layout in ("number", "heads"):
             return node
-        return self.b.split(node, self.heads)
+        return self.b.split(self.b.each_token(node), self.heads)
 
     def carried(self, node: Node, slot: str) -> Node:
         if self.window == 1 or node.layout == "number":

@@ -243,7 +243,7 @@ class Lowering:
         """`self(x)` in a clause: always the state of the last boundary."""
         heads = memory_heads(own)
         if own.structure.kind == "vector":
-            return self.b.make("row", (self.state(own, "weight"),), memory_width(own), "heads")
+            return self.b.merge(self.b.make("row", (self.state(own, "weight"),), memory_width(own), "heads"), 1)
         x = self.expr(expr.argument, direct, own)
         flat = x.layout != "heads"
         inside = self.layers(own, self.b.split(x, heads) if flat else x, expr.transposed, self.state, heads, x)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from nsam.dsl import syntax
-from nsam.dsl.checked import Call, Expr, Input, Output, Unit
+from nsam.dsl.checked import Call, Expr, Input, Output, Read, Unit, walk
 from nsam.dsl.constants import Evaluator
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.findings import Skip, attempt_all
@@ -71,12 +71,23 @@ class Calls:
             raise Skip
         given = self.body.checker.inputs_of(self.body.module.systems[node.function], node)
         values = attempt_all([lambda value=value: builder.build(value) for value in given])  # type: ignore[misc]
+        attempt_all([lambda value=value: self._refuse_own(value) for value in values])  # type: ignore[misc]
         attempt_all(
             [lambda a=a, i=i: self._check_input(a, i) for a, i in zip(values, unit.inputs, strict=True)]  # type: ignore[misc]
         )
         name = self.names[key]
         self.body.current.append(Call(name, unit, tuple(values), node.span))
         return Output(unit.outputs[0][1].type, node.span, name)
+
+    def _refuse_own(self, argument: Expr) -> None:
+        if any(isinstance(part, Read) and part.memory == "self" for part in walk(argument)):
+            raise self.body.findings.error(
+                "N0206",
+                "a system cannot be given the memory being declared",
+                argument.span,
+                "`self` in here",
+                help="write what the system does in this system, with `let`",
+            )
 
     def _check_input(self, argument: Expr, expected: Input) -> None:
         found, wanted = argument.type, expected.type

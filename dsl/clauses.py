@@ -5,19 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nsam.dsl import syntax
-from nsam.dsl.checked import Context, Expr, Frequency, Initial, Memory, Objective, Reset, RuleUse, Structure
+from nsam.dsl.checked import (
+    Context,
+    Expr,
+    Frequency,
+    Initial,
+    Memory,
+    Objective,
+    Reset,
+    RuleUse,
+    Structure,
+)
+from nsam.dsl.clause_checks import ClauseChecks
 from nsam.dsl.diagnostics import Label
-from nsam.dsl.findings import Findings, Skip
+from nsam.dsl.findings import Skip
 from nsam.dsl.initials import build_initial
 from nsam.dsl.memories import Info
 from nsam.dsl.objectives import build_objective
 from nsam.dsl.periods import adaptive, period_of
 from nsam.dsl.reads import SystemExpressions
-from nsam.dsl.rule_uses import periods, use_rule
+from nsam.dsl.rule_uses import use_rule
 from nsam.dsl.sizes import Size, at_least, divides
-from nsam.dsl.spans import Span
 from nsam.dsl.structures import input_size, output_size, state_shape
-from nsam.dsl.types import same_shape, same_size, shape_text
+from nsam.dsl.types import same_shape, shape_text
 
 if TYPE_CHECKING:
     from nsam.dsl.bodies import Body
@@ -39,11 +49,9 @@ def build_memory(body: Body, info: Info) -> Memory:
     return _Clauses(body, info).memory()
 
 
-class _Clauses:
+class _Clauses(ClauseChecks):
     def __init__(self, body: Body, info: Info) -> None:
-        self.body = body
-        self.info = info
-        self.findings: Findings = body.findings
+        super().__init__(body, info)
         self.expressions = SystemExpressions(body, info.position, info.evaluator, info)
         self.learn = self._one(syntax.Learn)
         self.minimize = self._one(syntax.Minimize)
@@ -62,18 +70,6 @@ class _Clauses:
             )
         return found[0] if found else None
 
-    def error(
-        self,
-        code: str,
-        message: str,
-        span: Span,
-        label: str = "",
-        secondary: list[Label] | None = None,
-        help: str | None = None,
-    ) -> None:
-        self.body.failed = True
-        self.findings.error(code, message, span, label, secondary=secondary or [], help=help)
-
     def memory(self) -> Memory:
         info = self.info
         if info.structure.kind == "attention":
@@ -88,7 +84,7 @@ class _Clauses:
         reset = Reset("sequence") if self.reset is None else self._attempt(self._reset, self.reset, frequency)
         initial = Initial("learned") if self.init is None else self._attempt(build_initial, self.body, info, self.init)
         if self.by is not None and rule is not None and not failed:
-            self._check_rule(self.by, rule, context, frequency)
+            self._check_rule(self.by, rule, context, frequency, objective)
         if rule is not None and frequency is not None and reset is not None and self.reset is not None:
             self._check_rule_periods(self.reset, reset, frequency, rule)
         if self.body.failed or reset is None or initial is None:
@@ -149,12 +145,19 @@ class _Clauses:
             self._senseless(self.learn, f"`{kind}` has no context of keys and values", "linear, mlp and vector have")
         if on_steps and self.reads is not None and self.reads.mode == "running":
             self._senseless(self.reads, "a memory that moves between steps has no running state in a sequence")
+        if task and not on_steps and self.every is not None:
+            self._check_end_to_end()
         if on_steps and self.reset is not None and self.reset.kind == "every":
             self._senseless(self.reset, "a memory that moves between steps is not reset by tokens")
 
-    def _is_task(self) -> bool:
-        objective = None if self.minimize is None else self.minimize.objective
-        return isinstance(objective, syntax.Name) and objective.id == "task"
+    def _check_end_to_end(self) -> None:
+        """The model's own loss is known when the chunk is done, and a chunk belongs to one sequence."""
+        if self.reads is not None and self.reads.mode == "running":
+            message = "what moves by the model's own loss has no state after the current token: the loss comes later"
+            self._senseless(self.reads, message, "leave it out: reads show the last boundary")
+        if self.reset is not None and self.reset.kind == "never":
+            message = "what moves by the model's own loss cannot go on into another sequence"
+            self._senseless(self.reset, message, "write `reset per sequence` or `reset every n tokens`")
 
     def _check_still(self) -> None:
         """Without learning, only an initial state makes sense, and resets where that is made anew."""
@@ -182,10 +185,6 @@ class _Clauses:
             detail=word,
         )
 
-    def _senseless(self, clause: syntax.Node, message: str, help: str | None = None) -> None:
-        place = [Label(self.info.node.structure.kind_span, f"`{self.info.structure.kind}` here")]
-        self.error("N0222", message, clause.span, "makes no sense here", place, help)
-
     # --- attention ---
 
     def _attention(self) -> Memory:
@@ -206,12 +205,14 @@ class _Clauses:
                 self.learn, "the window of attention belongs to its structure", "`attention(heads, window = n)`"
             )
         context = self._context(self.learn)
-        reset = Reset("sequence") if self.reset is None else self._reset(self.reset, None)
+        if self.reset is not None and self.reset.kind != "sequence":
+            message = "attention keeps the tokens of one sequence; within it, it forgets by its window"
+            self._senseless(self.reset, message, "`attention(heads, window = n)`")
         assert context.key is not None
         info.kept = (context.key.type, context.value.type)
         if self.body.failed:
             raise Skip
-        return Memory(info.path, info.structure, info.span, context, reads="running", reset=reset)
+        return Memory(info.path, info.structure, info.span, context, reads="running")
 
     def _check_kept(self, expr: Expr, what: str) -> None:
         heads = self.info.structure.kv_heads or self.info.structure.heads
@@ -254,7 +255,7 @@ class _Clauses:
             self._senseless(node, "a vector has no key", "`learn value`")
             raise Skip
         if key is None:
-            if state_shape(structure) is None:
+            if structure.kind != "vector":
                 self._senseless(node, f"{_described(structure)} needs a key and a value", "`learn key -> value`")
                 raise Skip
             return
@@ -288,53 +289,6 @@ class _Clauses:
     def _rule(self, node: syntax.By) -> RuleUse:
         module = self.body.module
         return use_rule(self.body.checker, module, node, self.expressions)
-
-    def _check_rule(self, node: syntax.By, rule: RuleUse, context: Context | None, frequency: Frequency | None) -> None:
-        heads = self.info.structure.heads
-        needs = rule.rule.needs & {"key", "err"}
-        if context is not None and context.key is None and needs:
-            self.error(
-                "N0226",
-                f"rule `{node.rule}` needs `{sorted(needs)[0]}`, and this memory learns without keys",
-                node.rule_span,
-                "needs the input of the layer",
-                [Label(context.span, "no key here")],
-                "learn `key -> value`, or choose a rule of the gradient alone, such as gd",
-            )
-        if frequency is not None and frequency.summed and needs:
-            self.error(
-                "N0225",
-                f"rule `{node.rule}` needs `{sorted(needs)[-1]}`, and a summed update has only the sum of gradients",
-                node.rule_span,
-                "needs more than the gradient",
-                [Label(frequency.span, "one update for the whole period")],
-                "leave out `summed`, or choose a rule of the gradient alone, such as gd",
-            )
-        for name, value in rule.arguments:
-            self._check_argument(name, value, heads, frequency)
-
-    def _check_argument(self, name: str, value: Expr, heads: Size | None, frequency: Frequency | None) -> None:
-        type_ = value.type
-        shape = type_.shape
-        per_head = len(shape) == 1 and (same_size(shape[0], 1) or (heads is not None and same_size(shape[0], heads)))
-        if type_.vocab is not None or not (shape == () or per_head):
-            wanted = "a number" if heads is None else f"a number, or [{heads}]"
-            self.error(
-                "N0241",
-                f"argument `{name}` of a rule is {wanted}, this is {shape_text(type_)}",
-                value.span,
-                f"this is {shape_text(type_)}",
-                [Label(self.info.span, f"`{self.info.path}` is declared here")],
-            )
-        if frequency is not None and frequency.summed and type_.per == "token":
-            self.error(
-                "N0225",
-                f"argument `{name}` varies with the token, and a summed update happens once",
-                value.span,
-                "varies with the token",
-                [Label(frequency.span, "one update for the whole period")],
-                "leave out `summed`, or give a constant",
-            )
 
     # --- every, reset ---
 
@@ -372,23 +326,3 @@ class _Clauses:
             if frequency.slowest is not None and divides(frequency.slowest, distance) is False:
                 raise self._not_multiple(node, distance, frequency.slowest, frequency.span)
         return Reset("every", distance)
-
-    def _not_multiple(self, node: syntax.Reset, distance: object, period: object, span: Span) -> Skip:
-        return self.findings.error(
-            "N0224",
-            f"a reset every {distance} tokens cuts a period of {period} tokens",
-            node.span,
-            f"{distance} is no multiple of {period}",
-            secondary=[Label(span, f"{period} tokens")],
-            help="reset at a multiple of the period, or what was gathered since the last boundary is lost",
-        )
-
-    def _check_rule_periods(self, node: syntax.Reset, reset: Reset, frequency: Frequency, rule: RuleUse) -> None:
-        """The memories inside a rule count updates of a summed host: their periods, in tokens, are cut too."""
-        if reset.kind != "every" or not frequency.summed or frequency.unit != "token":
-            return
-        for count, span in periods(rule.rule):
-            whole = frequency.period * count
-            if divides(whole, reset.period) is False:
-                self.body.failed = True
-                self._not_multiple(node, reset.period, whole, span)

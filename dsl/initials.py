@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nsam.dsl import syntax
-from nsam.dsl.checked import Expr, Initial, Read, walk
+from nsam.dsl.checked import Binding, Expr, Initial, Output, Read, Ref, walk
 from nsam.dsl.constants import Unknown, is_symbolic, show
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.memories import Info
@@ -69,6 +69,21 @@ def _copied(body: Body, info: Info, node: syntax.Name) -> str:
     return other.path
 
 
+def _calls(body: Body, value: Expr) -> bool:
+    """Whether a value is made with a call or a repeat, directly or through lets."""
+    steps = [step for found in body.steps.values() for step in found]
+    bindings = {step.name: step.value for step in steps if isinstance(step, Binding)}
+    waiting, seen = [value], set[str]()
+    while waiting:
+        for part in walk(waiting.pop()):
+            if isinstance(part, Output):
+                return True
+            if isinstance(part, Ref) and part.name in bindings and part.name not in seen:
+                seen.add(part.name)
+                waiting.append(bindings[part.name])
+    return False
+
+
 def _generated(body: Body, info: Info, node: syntax.Init, expression: syntax.Expression) -> Expr:
     value = SystemExpressions(body, info.position, info.evaluator, info).build(expression)
     if any(isinstance(part, Read) and part.memory == "self" for part in walk(value)):
@@ -80,6 +95,14 @@ def _generated(body: Body, info: Info, node: syntax.Init, expression: syntax.Exp
             value.span,
             "this varies with the token",
             help="make it from memories and from inputs that are `per sequence`",
+        )
+    if _calls(body, value):
+        raise body.findings.error(
+            "N0231",
+            "an initial state is made of memories and inputs, not of what a system or a repeat returns",
+            value.span,
+            "a system is called for this",
+            help="write what the system does in this system, with `let`",
         )
     wanted, found = state_size(info.structure), product(value.type.shape)
     if value.type.vocab is not None or equal(wanted, found) is False:

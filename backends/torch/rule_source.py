@@ -198,6 +198,8 @@ class _Source:
         for state in self.plan.states:
             like = ref("self") if state.shape is None else call("zeros_of", *state.shape)
             value = self.filled(state.initial, like) + (".clone()" if isinstance(state.initial, Ref) else "")
+            if state.shape is not None and "identity" in functions(state.initial):  # one matrix for every sequence
+                value = f"{self.text(like)} + {value}"
             lines.append(f"    {self.identifier(state.name)} = {value}")
         return "\n".join([*lines, f"    return {self.tuple_of(s.name for s in self.plan.states)}"]) + "\n"
 

@@ -38,7 +38,8 @@ def check_values(unit: Unit, module: nn.Module, lengths: Lengths, samples: Sampl
             found, state = module(*inputs)
         yield _compared("values", f"{time} tokens, {what}", found, wanted, tolerance)
         if time == lengths.odd:
-            yield _next_sequence(unit, module, weights, samples, (state, before), tolerance)
+            length = min(5, lengths.odd)
+            yield _next_sequence(unit, module, weights, samples, length, (state, before), tolerance)
 
 
 def _next_sequence(
@@ -46,15 +47,16 @@ def _next_sequence(
     module: nn.Module,
     weights: dict[str, np.ndarray[Any, Any]],
     samples: Samples,
+    length: int,
     states: tuple[Any, Any],
     tolerance: float,
 ) -> Row:
     """After `new_sequence` both start over, except for what is never reset."""
-    inputs = samples.inputs(BATCH, 5)
+    inputs = samples.inputs(BATCH, length)
     wanted, _ = values(unit, weights, _named(unit, inputs), new_sequence_reference(states[1]))
     with torch.no_grad():
         found, _ = module(*inputs, state=new_sequence(states[0]))
-    return _compared("new sequence", "5 tokens of the next", found, wanted, tolerance)
+    return _compared("new sequence", f"{length} tokens of the next", found, wanted, tolerance)
 
 
 def _compared(check: str, subject: str, found: Tensor, wanted: np.ndarray[Any, Any], tolerance: float) -> Row:

@@ -114,6 +114,8 @@ def _input_gradients(module: nn.Module, inputs: list[Tensor], of: object) -> lis
     y, _ = module(*leaves)
     loss = of(y).sum()  # type: ignore[operator]
     floats = [x for x in leaves if x.requires_grad]
+    if not loss.requires_grad:
+        return [torch.zeros(x.shape) for x in leaves]
     found = iter(torch.autograd.grad(loss, floats, allow_unused=True))
     return [_or_zeros(next(found), x) if x.requires_grad else torch.zeros(x.shape) for x in leaves]
 

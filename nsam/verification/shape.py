@@ -106,7 +106,7 @@ def choose_lengths(unit: Unit, limit: int = REFERENCE_TOKENS) -> Lengths:
     within = [p for p in every if p < limit]
     largest = max(within, default=1)
     common = math.lcm(1, *within)
-    even = common * max(1, -(-8 // common), min(2, limit // common)) if common <= limit else None
+    even = common * max(1, min(-(-8 // common), most // common), min(2, limit // common)) if common <= limit else None
     return Lengths(
         odd=_no_multiple(min(max(2 * largest + 3, 9), limit), within),
         even=even,

@@ -137,7 +137,6 @@ def test_running_read_puts_what_it_learns_first() -> None:
     "body",
     [
         "memory c : vector(dim) { learn x; minimize l2; by gd(lr = 0.1); every 1 token }\noutput x + c",
-        "memory c : linear(dim -> dim) { learn outer(x, x); minimize dot; by gd(lr = 1); every 1 token }\noutput c(x)",
         "memory norm : rmsnorm(dim)\noutput norm(x)",
         "memory a : mlp(dim -> dim -> dim)\nmemory b : like(a) { init a }\noutput b(x)",
         "memory m : linear(dim -> dim) { minimize task; by gd(lr = 0.1); every 4 tokens }\noutput m(x)",
