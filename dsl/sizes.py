@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,8 +19,9 @@ _MOST_DEGREE = 16
 Size: TypeAlias = "int | Any"
 
 
-def _order(item: tuple[Monomial, int]) -> tuple[int, str]:
-    monomial = item[0]
+@functools.lru_cache(4096)
+def _order(monomial: Monomial) -> tuple[int, str]:
+    """Higher degrees first, then by name."""
     return (-sum(power for _, power in monomial), str([(atom[0], power) for atom, power in monomial]))
 
 
@@ -123,10 +125,12 @@ def _terms(size: Size) -> tuple[tuple[Monomial, int], ...]:
 
 def _build(found: Mapping[Monomial, int]) -> Size:
     """Return the polynomial with these coefficients, as an int when nothing symbolic is left."""
-    kept = sorted(((monomial, value) for monomial, value in found.items() if value != 0), key=_order)
+    kept = [(monomial, value) for monomial, value in found.items() if value != 0]
     if not kept:
         return 0
-    if len(kept) == 1 and kept[0][0] == ():
+    if len(kept) > 1:
+        kept.sort(key=lambda item: _order(item[0]))
+    elif kept[0][0] == ():
         return kept[0][1]
     return Poly(tuple(kept))
 
