@@ -1,4 +1,4 @@
-"""What a compiled unit costs: floating-point operations of its matrix products, parameters, states.
+"""What a compiled unit costs: floating-point operations of its matrix products, parameters, states, activations.
 
 Counted from the plan, node by node, as the generated code runs it: n multiply-adds are 2 n operations; elementwise work
 is left out, as in the usual counts. A step of training takes about three times the forward pass.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
+from nsam.compiler.activations import activations
 from nsam.compiler.expressions import Node
 from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.lower import held, memory_heads, state_shape
@@ -21,19 +22,23 @@ from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
 
 FLOAT_BYTES = 4
+VALUES = "(values)"
+"""What is no memory's own: values that several use."""
 TRIANGLE_BLOCK = 16
 """Diagonal blocks of a triangle that the runtime inverts by products of powers."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryCost:
-    """One memory of one copy of its unit. `flops` are those of the forward pass over all tokens of one sequence."""
+    """One memory of one copy of its unit. `flops` are those of the forward pass over all tokens of one sequence,
+    `activation_bytes` what training keeps of them for the backward pass."""
 
     path: str
     copies: int
     parameters: int
     state_bytes: int
     flops: float
+    activation_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,11 @@ class Cost:
     def parameters(self) -> int:
         """Numbers that the level below learns."""
         return sum(m.parameters * m.copies for m in self.memories)
+
+    @property
+    def activation_bytes(self) -> float:
+        """Bytes that a compiled step of training keeps from the forward to the backward pass, for one sequence."""
+        return sum(m.activation_bytes * m.copies for m in self.memories)
 
     @property
     def state_bytes(self) -> int:
@@ -81,12 +91,16 @@ def _gather(
 ) -> None:
     unit, passes = asked
     planned = plan(unit, passes)
-    flops = _Count(planned, tokens)
+    flops, kept = _Count(planned, tokens), dict(activations(planned, tokens))
     for memory in planned.unit.memories:
         own = flops.by_memory.pop(memory.name, 0.0)
         state = _state_bytes(planned, memory, tokens)
-        memories.append(MemoryCost(path + memory.name, copies, _parameters(memory), state, own))
-    memories += [MemoryCost(path + name, copies, 0, 0, found) for name, found in flops.by_memory.items() if found]
+        bytes_ = kept.pop(memory.name, 0.0)
+        memories.append(MemoryCost(path + memory.name, copies, _parameters(memory), state, own, bytes_))
+    for name in dict.fromkeys([*flops.by_memory, *kept]):
+        work, left = flops.by_memory.get(name, 0.0), kept.get(name, 0.0)
+        if work or left:
+            memories.append(MemoryCost(path + (name or VALUES), copies, 0, 0, work, left))
     uncounted += [path + name for name in flops.uncounted]
     for step in planned.unit.children:
         if isinstance(step, c.Call):

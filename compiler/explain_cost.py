@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from nsam.compiler.cost import Cost
+from nsam.compiler.cost import VALUES, Cost
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def cost_text(cost: Cost) -> str:
     """Return the table. Operations are those of matrix products in the forward pass, a token; state is a sequence's."""
-    rows = [("memory", "copies", "flop/token", "share", "parameters", "state bytes")]
+    rows = [("memory", "copies", "flop/token", "share", "parameters", "state bytes", "kept/token")]
     total = cost.flops or 1.0
     for m in cost.memories:
         flops = m.flops * m.copies
         share = f"{100 * flops / total:.1f} %" if flops else ""
-        rows.append(
-            (m.path, str(m.copies), amount(m.flops / cost.tokens), share, f"{m.parameters:,}", f"{m.state_bytes:,}")
-        )
-    rows.append(
-        ("all copies", "", amount(cost.flops / cost.tokens), "", f"{cost.parameters:,}", f"{cost.state_bytes:,}")
-    )
+        sizes = (f"{m.parameters:,}", f"{m.state_bytes:,}", f"{m.activation_bytes / cost.tokens:,.0f}")
+        rows.append((m.path, str(m.copies), amount(m.flops / cost.tokens), share, *sizes))
+    kept = cost.activation_bytes / cost.tokens
+    sizes = (f"{cost.parameters:,}", f"{cost.state_bytes:,}", f"{kept:,.0f}")
+    rows.append(("all copies", "", amount(cost.flops / cost.tokens), "", *sizes))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for first, *others in rows:
@@ -30,6 +29,12 @@ def cost_text(cost: Cost) -> str:
         "",
         f"sequences of {cost.tokens:,} tokens, float32; matrix products only, n multiply-adds are 2 n operations",
         f"training, forward and backward: about three times as much, {training} flop a token",
+    ]
+    step = amount(cost.activation_bytes)
+    lines += [
+        f"kept: bytes that a compiled step of training keeps for its backward pass, {kept:,.0f} a token and {step}B a",
+        "sequence, times the batch; `--memory` trades them against time (predicted, the loss not included)",
+        f"{VALUES}: what no memory has for its own, keys and gates for example",
     ]
     if any(m.path.endswith("triangle") for m in cost.memories):
         lines.append("triangle: Gram matrices and their inverses, shared by the weights with equal keys and gates")

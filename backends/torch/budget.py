@@ -55,7 +55,7 @@ class Choice:
     def __str__(self) -> str:
         """One line for people."""
         schedule = self.estimate.schedule
-        used = f"about {amount(self.peak)} of {amount(self.limit)}"
+        used = f"about {amount(self.peak)} of a budget of {amount(self.limit)}"
         if schedule.idle:
             return f"{used}; everything is kept for the backward pass"
         what = []

@@ -23,7 +23,9 @@ def explain(
     param: Parameters = None,
     without: Without = None,
     output: OutputFormat = Format.text,
-    cost: Annotated[bool, typer.Option("--cost", help="Operations, parameters and state of each memory.")] = False,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Operations, parameters, state and activations of each memory.")
+    ] = False,
     tokens: Annotated[int, typer.Option(min=1, help="Length of the sequences for --cost.")] = 512,
 ) -> None:
     """Explain a system: its update equations, the algorithms chosen, the passes that acted. Or a diagnostic code.

@@ -1,4 +1,4 @@
-"""The predicted cost against what runs: operations, parameters, bytes of state."""
+"""The predicted cost against what runs: operations, parameters, bytes of state and of activations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nsam.backends.torch.build import build
+from nsam.backends.torch.runtime.saved import Meter
 from nsam.compiler.cost import cost, inverse_flops
 from nsam.compiler.explain_cost import cost_text
 from nsam.dsl.program import Program
@@ -53,6 +54,41 @@ def test_prediction_equals_what_runs(program: str, system: str, parameters: dict
     assert predicted.parameters == sum(p.numel() for p in module.parameters())
     assert predicted.state_bytes == state_bytes(state)
     assert not predicted.uncounted
+
+
+KEPT = [
+    ("hope", "cms", {"dim": 72}, 64),
+    ("zoo", "linear_attention", {"dim": 72}, 128),
+    ("zoo", "transformer_block", {"dim": 72}, 128),
+    ("zoo", "gated_deltanet", {"dim": 72}, 128),
+]
+
+
+@pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
+@pytest.mark.parametrize(("program", "system", "parameters", "tokens"), KEPT, ids=[s for _, s, _, _ in KEPT])
+def test_activations_are_those_that_compiled_training_keeps(
+    program: str, system: str, parameters: dict[str, int], tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs are cut as for compiled code, then run as they are."""
+    compile_ = torch.compile
+
+    def partitioned(function: Any, **options: Any) -> Any:
+        return compile_(function, backend="aot_eager_decomp_partition", **options)
+
+    monkeypatch.setattr(torch, "compile", partitioned)
+    unit = Program.load(EXAMPLES / program / f"{program}.nsam").instantiate(system, parameters)
+    module = build(unit)
+    meter = Meter(module.parameters())
+    with meter.counting():
+        module(torch.randn(2, tokens, parameters["dim"]))
+    assert 2 * cost(unit, tokens).activation_bytes == pytest.approx(meter.root.own, rel=0.3)
+
+
+def test_activations_grow_with_the_length_alone() -> None:
+    unit = Program.load(EXAMPLES / "hope" / "hope.nsam").instantiate("hope", {"dim": 32})
+    short, long = cost(unit, 512), cost(unit, 4096)
+    assert long.activation_bytes == pytest.approx(8 * short.activation_bytes, rel=0.01)
+    assert "a token" in cost_text(short)
 
 
 def test_rules_applied_as_they_stand_are_named() -> None:
