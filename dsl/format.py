@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _INDENT = 2
 _COMMENT_GAP = 2
 _TAB = 4
+_WIDTH = 120
 _CLAUSES = frozenset({"LEARN", "MINIMIZE", "BY", "EVERY", "READS", "RESET", "INIT"})
 _KEYWORDS_BEFORE_BRACKET = _CLAUSES | {"OUTPUT", "REPEAT", "OVER", "LAST", "IN"}
 _SPACED = frozenset({"EQUAL", "ARROW", "LEFT_ARROW", "PLUS", "MINUS", "STAR", "SLASH", "AT"})
@@ -50,9 +51,14 @@ def format_file(file: syntax.File, source: Source) -> str:
         raise RuntimeError(f"internal error: {source.name} parsed but does not scan; please report this")
     tree = grammar().parse(scanned.text, start="file")
     pieces = _pieces(tree, file, source)
-    lines = _lines(pieces, source.text)
-    _align(lines)
-    return _text(lines)
+    broken: set[int] = set()
+    while True:
+        lines = _lines(pieces, source.text, broken)
+        _align(lines)
+        found = _too_long(lines) - broken
+        if not found:
+            return _text(lines)
+        broken |= found
 
 
 @dataclass(slots=True)
@@ -144,6 +150,8 @@ def _mark(tree: Tree[Token], at: dict[int, _Piece]) -> None:
             tokens["EQUAL"].slot = "assign"
         elif node.data == "update":
             tokens["LEFT_ARROW"].slot = "assign"
+        elif node.data == "block":
+            tokens["LBRACE"].slot = "body"
         elif node.data == "setting":
             tokens["NAME"].slot = "head"
     for piece in at.values():
@@ -154,9 +162,12 @@ def _mark(tree: Tree[Token], at: dict[int, _Piece]) -> None:
 # --- lines ---
 
 
-def _lines(pieces: list[_Piece], text: str) -> list[_Line]:
-    """Break the pieces into lines where the author did, and around the contents of blocks of several lines."""
-    layout = _Layout(text, _long_blocks(pieces, text))
+def _lines(pieces: list[_Piece], text: str, broken: set[int]) -> list[_Line]:
+    """Break the pieces into lines where the author did, and around the contents of blocks of several lines.
+
+    `broken` are the positions of the braces of one-line blocks that no line has room for.
+    """
+    layout = _Layout(text, _long_blocks(pieces, text), broken)
     for index, piece in enumerate(pieces):
         following = pieces[index + 1] if index + 1 < len(pieces) else None
         layout.add(piece, following)
@@ -177,12 +188,31 @@ def _long_blocks(pieces: list[_Piece], text: str) -> set[int]:
     return found
 
 
+def _too_long(lines: list[_Line]) -> set[int]:
+    """Return the positions of the outer braces of bodies that make lines too long; clauses stay as they are."""
+    found: set[int] = set()
+    for line in lines:
+        width = line.column(len(line.pieces) - 1) + len(line.pieces[-1].text)
+        stack: list[_Piece] = []
+        for piece in line.pieces if width > _WIDTH else ():
+            if piece.kind == "LBRACE":
+                stack.append(piece)
+            elif piece.kind == "RBRACE" and stack:
+                opener = stack.pop()
+                if not stack and opener.slot == "body":
+                    found |= {opener.start, piece.start}
+    return found
+
+
 class _Layout:
     """Collects lines piece by piece."""
 
-    def __init__(self, text: str, long_blocks: set[int]) -> None:
+    def __init__(self, text: str, long_blocks: set[int], broken: set[int]) -> None:
         self.text = text
-        self.long = long_blocks
+        self.long = long_blocks | broken
+        self.broken = broken
+        self.opened: list[int] = []
+        self.split = False  # a `;` of a broken block stood before the next piece
         self.lines: list[_Line] = [_Line(0, False)]
         self.depth = 0
         self.brackets = 0
@@ -192,18 +222,23 @@ class _Layout:
     def add(self, piece: _Piece, following: _Piece | None) -> None:
         """Place one piece."""
         newlines = 0 if self.previous is None else self.text.count("\n", self.previous.end, piece.start)
+        if piece.kind == "SEMICOLON" and self.opened and self.opened[-1] in self.broken:
+            self.split = True
+            return
         if piece.kind == "SEMICOLON" and self.needless(piece, following):
             return
         closes = piece.kind in ("RBRACE", "RPAR", "RSQB")
         if closes:
             self.close(piece.kind)
-        if newlines or self.forced(piece):
+        if newlines or self.split or self.forced(piece):
             self.break_line(piece, newlines)
+        self.split = False
         line = self.lines[-1]
         line.gaps.append(_gap(line.pieces[-1], piece) if line.pieces else 0)
         line.pieces.append(piece)
         if piece.kind == "LBRACE":
             self.depth += 1
+            self.opened.append(piece.start)
         elif piece.kind in ("LPAR", "LSQB"):
             self.brackets += 1
         self.previous = piece
@@ -211,6 +246,7 @@ class _Layout:
     def close(self, kind: str) -> None:
         if kind == "RBRACE":
             self.depth -= 1
+            self.opened.pop()
         else:
             self.brackets -= 1
 
@@ -316,7 +352,7 @@ def _text(lines: list[_Line]) -> str:
             found.append("")
         text = " " * (line.depth * _INDENT)
         for piece, gap in zip(line.pieces, line.gaps, strict=True):
-            if piece.kind == "COMMENT" and piece is not line.pieces[0]:
+            if piece.kind == "COMMENT" and piece is not line.pieces[0] and piece.column <= _WIDTH:
                 gap = max(gap, piece.column - len(text))
             text += " " * gap + piece.text
         found.append(text)

@@ -118,3 +118,17 @@ def test_a_broken_program_is_not_formatted() -> None:
 def test_format_check_sees_a_difference() -> None:
     assert not format_check("nsam  1\n")
     assert format_check("nsam 1\n")
+
+
+def test_bodies_that_no_line_has_room_for_are_broken() -> None:
+    learn = "learn k(x) -> x; minimize l2; by gd(lr = 0.1); every 1 token"
+    short = f"memory m : linear(dim -> dim) {{ {learn} }}"
+    body = f"input x: [dim]; {short}; memory k : linear(dim -> dim); output m(x)"
+    text = f"nsam 1\n\nsystem s(dim: int) {{ {body} }}  # end\n"
+    found = format_source(text)
+    assert found == (
+        "nsam 1\n\nsystem s(dim: int) {\n  input x: [dim]\n  "
+        f"{short}\n  memory k : linear(dim -> dim)\n  output m(x)\n}}  # end\n"
+    )
+    assert format_source(found) == found
+    assert parse(Source("a", found)) == parse(Source("a", text))
