@@ -63,7 +63,7 @@ class _Collector:
         for path, (scope, memory) in self.memories.items():
             self.clause_edges(path, scope, memory, direct)
             self.initial_edges(path, scope, memory)
-            self.objective_edges(path, memory)
+            self.objective_edges(path, memory, direct)
         self.read_edges(direct)
         self.mark_declared()
         for path, (scope, memory) in self.memories.items():
@@ -139,11 +139,19 @@ class _Collector:
 
     # --- transfers -------------------------------------------------------------------------------
 
-    def objective_edges(self, path: str, memory: Memory) -> None:
-        """The training level's loss reaches a memory that it moves inside the sequence: by the model's own gradient."""
-        if memory.end_to_end and memory.objective is not None:
-            span = memory.objective.span
+    def objective_edges(self, path: str, memory: Memory, direct: set[tuple[str, str]]) -> None:
+        """The training level's loss reaches a memory that it moves inside the sequence: by the model's own gradient.
+
+        Any other memory that learns is at its own last boundary when its gradients are taken; that is an edge of the
+        graph where the program declares it `direct`.
+        """
+        if not memory.fast or memory.objective is None:
+            return
+        span = memory.objective.span
+        if memory.end_to_end:
             self.edge(Edge(self.training, path, "backprop", ("objective",), "last boundary", span))
+        elif (path, path) in direct:
+            self.edge(Edge(path, path, "direct", ("objective",), "last boundary", span))
 
     def clause_edges(self, path: str, scope: Scope, memory: Memory, direct: set[tuple[str, str]]) -> None:
         for use, expr in uses(memory):

@@ -14,14 +14,21 @@ from nsam.dsl import checked as c
 def exact_candidates(unit: c.Unit) -> frozenset[str]:
     """Memories with period 1 whose keys, values and gates do not depend on their own state.
 
-    Only of these can every gradient of a block be known before the block is folded.
+    Only of these can every gradient of a block be known before the block is folded. A memory whose gradients hold its
+    own state constant is none of them: to the outer gradient, what it erases is no part of the recurrence.
     """
+    held = {t.source for t in unit.transfers if t.kind == "direct" and t.source == t.target}
     feeds = {m.name: _fast_sources(unit, m) for m in unit.memories if m.fast}
     candidates = set()
     for memory in unit.memories:
         if not memory.fast or memory.frequency is None or memory.frequency.period != 1 or memory.frequency.summed:
             continue
-        if memory.frequency.slowest is not None or memory.structure.kind != "linear" or memory.structure.bias:
+        if (
+            memory.name in held
+            or memory.frequency.slowest is not None
+            or memory.structure.kind != "linear"
+            or memory.structure.bias
+        ):
             continue
         if (
             memory.context is None

@@ -179,7 +179,9 @@ def _transfers(unit: c.Unit) -> Iterator[Line]:
     }
     number = {"direct": eq.DIRECT, "init": "eq. 28", "generate": eq.GENERATED}
     for transfer in unit.transfers:
-        text = f"{transfer.source} → {transfer.target}: {transfer.kind}, {says[transfer.kind]}"
+        held = transfer.kind == "direct" and transfer.source == transfer.target
+        meaning = "its inner gradients hold its own state constant (first order)" if held else says[transfer.kind]
+        text = f"{transfer.source} → {transfer.target}: {transfer.kind}, {meaning}"
         yield Line(text, number.get(transfer.kind, ""))
 
 

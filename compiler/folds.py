@@ -50,13 +50,15 @@ class _Build:
     def run(self) -> FastMemory:
         key, value = self.inputs()
         states = {t: self.l.state(self.m, t) for t in self.tensors}
-        objective = self.lower_objective(self.objective, key, value, states)
+        held = self.held()
+        objective = self.lower_objective(self.objective, key, value, held)
         try:
-            found = gradients(self.b, objective, list(states.values()))
+            derived = gradients(self.b, objective, list(held.values()))
         except NotDifferentiable as problem:
             raise unsupported(
                 f"the compiler has no derivative for `{problem.op}` in this objective", self.m.span
             ) from None
+        found = {states[t].id: derived[held[t].id] for t in self.tensors}
         arguments = self.arguments()
         folds, exact = self.folds(states, found, arguments, key)
         loss = objective
@@ -69,6 +71,11 @@ class _Build:
             self.m, self.heads, self.period, exact_block(self.m) if exact else self.period, exact, folds, plan,
             tuple(arguments.items()), key, loss, self.window, self.slowest, self.threshold,
         )  # fmt: skip
+
+    def held(self) -> dict[str, Node]:
+        """The states that inner gradients are taken at: without outer gradient if the memory feeds itself `direct`."""
+        states = {t: self.l.state(self.m, t) for t in self.tensors}
+        return {t: self.l.detached(state, self.m.name, self.direct) for t, state in states.items()}
 
     @property
     def window(self) -> int:
@@ -241,7 +248,7 @@ class _Build:
         """For each matrix, the node that applies it when the memory is read at its key."""
         if key is None:
             return {}
-        states = {t: self.l.state(self.m, t) for t in self.tensors}
+        states = self.held()
         read = self.read(self.b.given(key), False, states)
         applied = {n.args[1].id: n for n in postorder([read]) if n.op == "linear"}
         return {t: applied[state.id] for t, state in states.items() if state.id in applied}

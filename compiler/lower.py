@@ -243,11 +243,12 @@ class Lowering:
         """`self(x)` in a clause: always the state of the last boundary."""
         heads = memory_heads(own)
         if own.structure.kind == "vector":
-            return self.b.merge(self.b.make("row", (self.state(own, "weight"),), memory_width(own), "heads"), 1)
+            row = self.b.make("row", (self.state(own, "weight"),), memory_width(own), "heads")
+            return self.detached(self.b.merge(row, 1), own.name, direct)
         x = self.expr(expr.argument, direct, own)
         flat = x.layout != "heads"
         inside = self.layers(own, self.b.split(x, heads) if flat else x, expr.transposed, self.state, heads, x)
-        return self.b.merge(inside, heads) if flat else inside
+        return self.detached(self.b.merge(inside, heads) if flat else inside, own.name, direct)
 
     def fast_read(self, memory: c.Memory, x: Node, transposed: bool) -> Node:
         """`m(x)` of a memory with a state: the boundary's, or the running one as its fold shows it."""

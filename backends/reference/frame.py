@@ -242,7 +242,7 @@ class Frame:
         view = View(memory.name, self.cut(memory))
         key = None if context.key is None else self.evaluate(context.key, view)
         value = self.evaluate(context.value, view)
-        learner = learning.Learner.of_memory(memory)
+        learner = learning.Learner.of_memory(memory, memory.name in view.cut)
         return learning.advance(self.ops, learner, record, key, value, self.arguments(memory))
 
     def arguments(self, memory: Memory) -> list[dict[str, Array]]:
@@ -295,7 +295,7 @@ class Frame:
             state = None if memory.structure.kind == "attention" else frame.visible(memory, view.resting)
         x = self.evaluate(expr.argument, view)
         result = self._answer(expr, frame, memory, state, x, view)
-        return self.ops.detach(result) if expr.memory in view.cut else result
+        return self.ops.detach(result) if memory.name in view.cut else result
 
     def _answer(self, expr: Read, frame: Frame, memory: Memory, state: Tensors | None, x: Array, view: View) -> Array:
         ops, structure = self.ops, memory.structure

@@ -36,10 +36,11 @@ class Learner:
     span: Span
     slowest: float | None = None
     threshold: float = 0.0
+    first_order: bool = False
 
     @staticmethod
-    def of_memory(memory: Memory) -> Learner:
-        """Return the learner in a memory of tokens."""
+    def of_memory(memory: Memory, first_order: bool = False) -> Learner:
+        """Return the learner in a memory of tokens; `first_order` holds the state constant in its gradients."""
         context, objective, rule, frequency = memory.context, memory.objective, memory.rule, memory.frequency
         if context is None or objective is None or rule is None or frequency is None:
             raise InternalError(f"{memory.name} moves without context, objective, rule or frequency")
@@ -49,7 +50,7 @@ class Learner:
         threshold = 0.0 if frequency.threshold is None else float(frequency.threshold)
         return Learner(
             memory.structure, objective, context.key is None, rule, period, frequency.summed, window, memory.span,
-            slowest, threshold,
+            slowest, threshold, first_order,
         )  # fmt: skip
 
     @staticmethod
@@ -114,7 +115,10 @@ def advance(
     of the period's gradients (eq. 71). An adaptive memory may leave its boundary state as it is and fold on.
     """
     window = [*record["window"], (key, value)][-(learner.window or 1) :]
-    slopes = inner_gradient(ops, learner, record["boundary"], window)
+    at: Tensors = record["boundary"]
+    if learner.first_order:
+        at = [{name: ops.detach(tensor) for name, tensor in head.items()} for head in at]
+    slopes = inner_gradient(ops, learner, at, window)
     after = record | {"count": record["count"] + 1, "window": window if learner.window else []}
     closing = after["count"] % learner.period == 0
     if learner.slowest is not None:

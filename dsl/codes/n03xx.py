@@ -147,7 +147,8 @@ TABLE: tuple[Code, ...] = (
         "transfer-without-use",
         "error",
         "A declared transfer is a statement about a use that the program makes. It has to name two memories of which "
-        "the first one's output or state is used by the second directly, with no other memory in between.",
+        "the first one's output or state is used by the second directly, with no other memory in between. A memory "
+        "that learns in the sequence uses its own state: gradients are taken there, and `direct` holds it constant.",
         _TRANSFER % "transfer o -> m : direct",
         _TRANSFER % "transfer v -> m : backprop",
         "section 3.3",

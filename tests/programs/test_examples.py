@@ -58,6 +58,7 @@ SYSTEMS: list[tuple[str, str, dict[str, Any], int]] = [
     ("end_to_end", "continuum", {"vocab": 11, "dim": 8}, 19),
     ("end_to_end", "nested", {"vocab": 11, "dim": 4}, 14),
     ("meta", "maml", SMALL, 10),
+    ("meta", "maml_first_order", SMALL, 10),
     ("meta", "maml_support", SMALL, 19),
     ("meta", "chain_of_starts", SMALL, 18),
     ("meta", "hypernetwork", SMALL, 9),
