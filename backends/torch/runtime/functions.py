@@ -191,7 +191,7 @@ def rope(x: Tensor, position: Tensor, base: float = 10000.0) -> Tensor:
     rate = torch.exp(torch.arange(half, device=x.device, dtype=wide) * (-math.log(base) / half))
     angle = (position + torch.arange(x.shape[-2], device=x.device)).to(wide)[:, None] * rate
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
+    a, b = x.split(half, -1)  # the backward of a split is one concatenation, that of two slices a sum of padded ones
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
@@ -209,7 +209,8 @@ def attention(
 
     Returns the output [B, H, T, n] and the keys and values to store (the last window − 1 where there is a window).
     """
-    k, v = torch.cat([stored_k.to(k.dtype), k], 2), torch.cat([stored_v.to(v.dtype), v], 2)
+    if stored_k.shape[2]:
+        k, v = torch.cat([stored_k.to(k.dtype), k], 2), torch.cat([stored_v.to(v.dtype), v], 2)
     time, total = q.shape[2], k.shape[2]
     grouped = k.shape[1] != q.shape[1]
     if time == total and (window is None or window >= total):
