@@ -188,3 +188,17 @@ def test_generate_refuses_what_is_not_a_run(run: Run, tmp_path: Path) -> None:
     assert found.returncode == 1
     assert "N0509" in found.stderr
     assert run("generate", tmp_path, "--prompt", "").returncode == 2
+
+
+def test_a_budget_of_memory_is_said_kept_and_refused(train: Run, run: Run, tiny: Path) -> None:
+    found = train("--set", "steps=2", "--memory", "1GB", "--out", "run")
+    assert found.returncode == 0, found.stderr
+    assert "memory: about" in found.stdout
+    assert "of a budget of 1.00 GB; everything is kept" in found.stdout
+    again = run("train", tiny, "--no-compile", "--set", "steps=3", "--out", "run", "--resume")
+    assert "of a budget of 1.00 GB" in again.stdout
+    small = train("--set", "steps=2", "--memory", "1kB", "--out", "small")
+    assert small.returncode == 1
+    assert "N0520" in small.stderr + small.stdout
+    assert "at least" in small.stderr + small.stdout
+    assert "N0521" in (bad := train("--memory", "lots")).stderr + bad.stdout
