@@ -18,6 +18,8 @@ from nsam.dsl.diagnostics import fail
 
 OUTPUTS = 3
 """Tensors of the output's size that a loss needs: its gradient, and what cross-entropy keeps and computes."""
+BACKWARD_BLOCKS = 1.5
+"""What the backward pass of a block that was run again needs beside what the block keeps, in such blocks (measured)."""
 BACKWARD_SHARE = 2.0
 """The backward pass takes about so many times the forward pass."""
 
@@ -204,7 +206,9 @@ def transient(part: Part, schedule: Schedule) -> int:
     """Bytes of the largest frame while it is computed again, and of gradients on the way."""
     found = [part.own]
     for loop in part.loops:
-        found.append(part.own + max(split_loop(loop, schedule)[1], 1) * (loop.state + loop.saved))
+        group = split_loop(loop, schedule)[1]
+        blocks = group + BACKWARD_BLOCKS if group else 1
+        found.append(part.own + int(blocks * (loop.state + loop.saved)))
     for repeat in part.repeats:
         within = transient(repeat.part, inside(schedule))
         found.append(within + (kept(repeat.part, inside(schedule)) if schedule.passes else 0))

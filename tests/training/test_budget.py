@@ -70,7 +70,7 @@ def test_a_smaller_budget_computes_more_again_and_one_that_is_too_small_is_refus
     assert whole.estimate.schedule.idle
     assert "everything is kept" in str(whole)
     again = 0.0
-    for limit in (whole.everything * 3 // 4, whole.everything // 3, whole.least):
+    for limit in (whole.everything * 4 // 5, whole.everything // 2, whole.least):
         choice = budget_of(limit).choice
         assert choice is not None
         assert choice.peak <= limit
