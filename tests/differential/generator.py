@@ -171,17 +171,19 @@ class Writer:
             lambda: f"gd(lr = {gate(0.05, 0.3)}, retain = {gate(0.6, 1)})",
             lambda: f"momentum(lr = {gate(0.02, 0.1)}, beta = {gate(0.3, 0.9)}, retain = {gate(0.7, 1)})",
             lambda: "delta_momentum(lr = 0.05, beta = 0.8)",
-            lambda: f"muon(lr = {gate(0.02, 0.1)}, iterations = 2)",
             lambda: f"adamw(lr = {gate(0.01, 0.05)})",
             lambda: f"signed(lr = {gate(0.01, 0.1)})",
             lambda: f"leaky(lr = {gate(0.05, 0.2)}, retain = {gate(0.6, 1)})",
-            lambda: f"counted(lr = {gate(0.02, 0.1)})",
-            lambda: f"nested(lr = {gate(0.02, 0.1)})",
-            lambda: f"mapped(lr = {gate(0.02, 0.1)}, retain = {gate(0.6, 1)})",
             lambda: f"adagrad(lr = {gate(0.02, 0.1)}, eps = 0.01)",
+            lambda: f"forgetful(lr = {gate(0.05, 0.2)}, retain = {gate(0.6, 1)})",
+        ]
+        long = [
+            lambda: f"mapped(lr = {gate(0.02, 0.1)}, retain = {gate(0.6, 1)})",
             lambda: f"preconditioned_momentum(lr = {gate(0.02, 0.1)}, eps = 0.1)",
             lambda: "m3(lr = 0.05, period = 2, iterations = 2, eps = 0.1)",
-            lambda: f"forgetful(lr = {gate(0.05, 0.2)}, retain = {gate(0.6, 1)})",
+            lambda: f"nested(lr = {gate(0.02, 0.1)})",
+            lambda: f"muon(lr = {gate(0.02, 0.1)}, iterations = 2)",
+            lambda: f"counted(lr = {gate(0.02, 0.1)})",
         ]
         layered = [
             lambda: f"dgd(lr = {gate(0.05, 0.3)})",
@@ -190,6 +192,8 @@ class Writer:
             lambda: f"delta(lr = {gate(0.05, 0.3)})",
             lambda: f"inward(lr = {gate(0.05, 0.1)})",
         ]
+        if self.size.nests:
+            plain += long
         allowed = plain if summed or not keyed else [*plain, *layered, *layered]
         return self.random.choice(allowed)()
 

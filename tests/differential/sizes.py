@@ -18,8 +18,8 @@ class Size:
 
 
 LARGE = Size((1, 1, 2, 2, 3), (1, 2, 3), (0, 1, 2), (1, 1, 2, 3, 4, 4, 5, 8), nests=True)
-SMALL = Size((1, 1, 2), (0, 1), (0, 1), (2,), nests=False)
-"""One period, so that a sequence of a few periods runs whole blocks."""
+SMALL = Size((1,), (0, 1), (0,), (2,), nests=False)
+"""One short period, so that a short sequence runs whole blocks; no rules that make long graphs."""
 VOCABULARY = 5
 """How many tokens there are."""
 
