@@ -217,7 +217,7 @@ class _Clauses(ClauseChecks):
     def _check_kept(self, expr: Expr, what: str) -> None:
         heads = self.info.structure.kv_heads or self.info.structure.heads
         shape = expr.type.shape
-        if expr.type.vocab is not None or len(shape) != 1:
+        if len(shape) != 1:
             raise self.findings.error(
                 "N0214", f"the {what} of attention is a vector", expr.span, f"this is {shape_text(expr.type)}"
             )

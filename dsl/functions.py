@@ -125,7 +125,7 @@ def _index(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
     if len(types[0].shape) != 1:
         raise ShapeProblem(f"`index` takes a vector, found {shape_text(types[0])}", (0,))
     i, size = options["i"], types[0].shape[0]
-    if at_least(i, 0) is False or at_least(size - i, 1) is False:
+    if at_least(size - i, 1) is False:
         raise ShapeProblem(f"there is no element {i} in {size}", (0,), help="the first element is 0")
     return ()
 

@@ -96,7 +96,7 @@ def broadcast(types: Sequence[ValueType]) -> tuple[Size, ...]:
 
 def matmul(left: ValueType, right: ValueType) -> tuple[Size, ...]:
     """Return the shape of `left @ right`: matrices, or a vector on the left (one row) or the right (one column)."""
-    if not left.shape or not right.shape or len(left.shape) > 2 or len(right.shape) > 2:
+    if not left.shape or not right.shape:
         message = f"`@` multiplies matrices and vectors, not {shape_text(left)} and {shape_text(right)}"
         raise ShapeProblem(message, (0, 1), help="use `*` to scale")
     inner = right.shape[0]

@@ -40,6 +40,10 @@ GENERATED = {
     "brackets": _system("let y = " + "(" * 201 + "x" + ")" * 201),
     "blocks": _system("repeat 2 {" * 33 + "}" * 33),
     "depth": _system("let y = " + "+".join(["x"] * 200), "output x"),
+    "open brackets": (
+        "nsam 1\n\nsystem a(dim: int { input x: [dim]; output x }\nsystem b() { output (1 }\n"
+        "system c() {\n  output 1\nsystem d() { output 2 }\nsystem e() { output (3"
+    ),
     "wrong partner": _system("let y = (x + 1]", "let z = [1, 2)", "output x"),
     "quotes": 'nsam 1\n"""never ends\n',
     "control": "nsam 1\n\x1b[31m",
