@@ -35,23 +35,89 @@ def rule_statements(rule: c.Rule) -> Iterator[c.RuleStatement]:
 
 def update_equation(use: c.RuleUse, update: Update, objective: c.Objective | None, transposed: bool) -> str:
     """The equations that the rule's update has the shape of."""
-    found = []
-    memories = [s for s in rule_statements(use.rule) if isinstance(s, c.RuleMemory)]
+    found = list(_momentum(use.rule))
+    turned = any(_uses(s, "orthogonalize") for s in rule_statements(use.rule))
+    if turned:
+        found.append("42")
+    if turned and "50" in found:
+        found.append("52")
     if update.erases:
         found.append("57, 88")
-    if any(m.context.key is not None for m in memories):
-        found.append("48–49")
-    elif any(m.structure.kind == "mlp" for m in memories):
-        found.append("50, 52")
-    elif memories:
-        found.append("33–34")
-    if any(_uses(s, "orthogonalize") for s in rule_statements(use.rule)):
-        found.append("42")
-    if any(m.period > 1 for m in memories):
+    if _own_surprise(use.rule):
+        found.append("59–60")
+    if any(m.period > 1 for m in _memories(use.rule)):
         found.append("75")
     if not found and update.affine and objective is not None:
         return objective_equation(objective, transposed)
-    return f"eq. {', '.join(found)}" if found else ""
+    return f"eq. {', '.join(sorted(dict.fromkeys(found)))}" if found else ""
+
+
+def _memories(rule: c.Rule) -> list[c.RuleMemory]:
+    return [s for s in rule_statements(rule) if isinstance(s, c.RuleMemory)]
+
+
+def _momentum(rule: c.Rule) -> Iterator[str]:
+    """Memories of the gradient: its sum or average, a map from it to a target, a network of it.
+
+    What else a rule keeps is no momentum: squares of gradients, or what it has seen of its keys.
+    """
+    lets = _lets(rule)
+    for memory in (s for s in rule.statements if isinstance(s, c.RuleMemory)):
+        key, value = memory.context.key, memory.context.value
+        if key is None:
+            if _linear(value, "grad", lets):
+                yield "33–34"
+        elif memory.structure.kind == "mlp":
+            if _mentions(key, "grad", lets):
+                yield "50"
+        elif _mentions(key, "grad", lets) and not _mentions(value, "grad", lets):
+            yield "48–49" if memory.objective.name == "l2" else "46–47"
+
+
+def _own_surprise(rule: c.Rule) -> bool:
+    """Whether a layer learns from the sum of its answer and its error, through a function that is not linear."""
+    lets = _lets(rule)
+    values = [s.value for s in rule.statements if isinstance(s, c.RuleLet | c.RuleUpdate)]
+    applied = [node for value in values for node in c.walk(value) if isinstance(node, c.Apply) and node.arguments]
+    return any(node.function not in _LINEAR and _surprise(node.arguments[0], lets) for node in applied)
+
+
+def _surprise(expr: c.Expr, lets: dict[str, c.Expr]) -> bool:
+    if isinstance(expr, c.Ref) and expr.name in lets:
+        return _surprise(lets[expr.name], lets)
+    return (
+        isinstance(expr, c.Apply)
+        and expr.function in ("add", "sub")
+        and all(any(_mentions(a, name, lets) for a in expr.arguments) for name in ("self", "key", "err"))
+    )
+
+
+_LINEAR = frozenset({"add", "sub", "mul", "div", "neg", "matmul", "transpose", "outer", "sum", "mean", "dot"})
+
+
+def _lets(rule: c.Rule) -> dict[str, c.Expr]:
+    return {s.name: s.value for s in rule.statements if isinstance(s, c.RuleLet)}
+
+
+def _mentions(expr: c.Expr, name: str, lets: dict[str, c.Expr]) -> bool:
+    """Whether `expr` is made of `name`, through lets too."""
+    return any(
+        isinstance(node, c.Ref)
+        and (node.name == name or (node.name in lets and _mentions(lets[node.name], name, lets)))
+        for node in c.walk(expr)
+    )
+
+
+def _linear(expr: c.Expr, name: str, lets: dict[str, c.Expr]) -> bool:
+    """Whether `expr` is affine in `name` and mentions it."""
+    if isinstance(expr, c.Ref):
+        return expr.name == name or (expr.name in lets and _linear(lets[expr.name], name, lets))
+    if not isinstance(expr, c.Apply) or expr.function not in _LINEAR:
+        return False
+    made = [a for a in expr.arguments if _mentions(a, name, lets)]
+    if expr.function not in ("add", "sub") and len(made) != 1:
+        return False
+    return bool(made) and all(_linear(a, name, lets) for a in made)
 
 
 def _uses(statement: c.RuleStatement, function: str) -> bool:

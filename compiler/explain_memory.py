@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nsam.compiler import explain_equations as eq
 from nsam.compiler import explain_text as tx
 from nsam.compiler.describe import initial_text, reset_text, source_text, structure_text
@@ -142,17 +144,29 @@ class _Memory:
         plain = all(len(g.products) == 1 for g in gradients) and self.fast.window == 1
         if self.single is not None:
             left, right = self.single.products[0]
-            symbols = Symbols(self.single.symbol, right, tx.outer(left, right))
+            symbols = Symbols(self.single.symbol, right, tx.outer(left, right), error=left)
         elif len(gradients) == 1:
             derivative = Text("∇") if self.fast.window > 1 else Text(f"∂L/∂{gradients[0].symbol}")
-            symbols = Symbols(gradients[0].symbol, Text("k"), derivative)
+            symbols = Symbols(gradients[0].symbol, Text("k"), derivative, error=self.error_at_key)
         else:
             symbols = Symbols("W", Text("x"), tx.outer(Text("g"), Text("x")) if plain else Text("∇"))
+        if self.fast.window > 1:
+            symbols = replace(symbols, key=Text("X"), error=Text("G"), tokens=True)
         if self.summed:
-            symbols = Symbols(
-                symbols.state, symbols.key, Text("∇"), "ₛ", f"ₛ₊{tx.subscript(self.fast.period)}", timed=False
-            )
+            new = f"ₛ₊{tx.subscript(self.fast.period)}"
+            symbols = replace(symbols, gradient=Text("∇"), old="ₛ", new=new, timed=False)
         return update(self.rule, symbols)
+
+    @property
+    def error_at_key(self) -> Text:
+        """What `err` means to the rule: the error that stands beside the key in the only tensor's gradient."""
+        beside = [left for left, right in self.problem.gradients[0].products if right.text == "k"]
+        return beside[0] if len(beside) == 1 else Text("g")
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether the rule reads each layer's own input or error."""
+        return bool(self.rule.rule.needs & {"key", "err"}) and not self.summed
 
     def update_lines(self) -> list[Line]:
         equation = eq.update_equation(self.rule, self.update, self.objective, self.problem.transposed)
@@ -161,15 +175,18 @@ class _Memory:
         if online:
             lines.append(Line(f"that is  {online}"))
         uses_sum = any("∇" in text for text in self.update.lines)
+        many, window = len(self.problem.gradients) > 1, self.fast.window > 1
         if uses_sum:
             lines.append(self.sum_line())
-        elif len(self.problem.gradients) > 1:
+        if many and (not uses_sum or (self.layerwise and not window)):
             triples = "  ".join(f"({g.symbol}, {g.products[0][1]}, {g.products[0][0]})" for g in self.problem.gradients)
-            lines.append(Line(f"for (W, x, g) = {triples}"))
-        if uses_sum and len(self.problem.gradients) > 1:
-            lines.append(
-                Line(f"for W = {', '.join(g.symbol for g in self.problem.gradients)}, each with its ∇ (and x)")
-            )
+            lines.append(Line(f"for (W, x, g) = {triples}{', each with its ∇' if uses_sum else ''}"))
+        elif many:
+            lines.append(Line(f"for W = {', '.join(g.symbol for g in self.problem.gradients)}, each with its ∇"))
+        if window and self.layerwise:
+            shown = {"key": "X the layer's inputs" if many else "X the keys", "err": "G the errors"}
+            rows = " and ".join(text for need, text in shown.items() if need in self.rule.rule.needs)
+            lines.append(Line(f"{rows} of the window, a row for each token"))
         lines += [Line(f"where {text}") for text in self.update.where]
         return lines
 

@@ -169,8 +169,15 @@ class _Reader:
         spare = iter(("u", "r", "p", *(f"u{tx.subscript(i)}" for i in range(2, 1000))))
         for node in twice:
             if node.id not in self.formula.symbols:
-                error = node.op == "sub" and "e" not in self.formula.symbols.values()
+                error = self.misses(node) and "e" not in self.formula.symbols.values()
                 self.formula.name(node, "e" if error else next(spare))
+
+    def misses(self, node: Node) -> bool:
+        """Whether `node` is what the answer and the value differ by: ŷ − v, or m − v of a vector."""
+        if node.op != "sub":
+            return False
+        names = [self.formula.symbols.get(a.id, "") for a in node.args]
+        return names[0] in ("ŷ", "m") and names[1] in (value_symbol(self.memory), "k")
 
     def name_output(self) -> None:
         if self.structure.kind not in ("linear", "mlp") or self.fast.key is None:
@@ -198,7 +205,7 @@ class _Reader:
             self.free_name(right, "x" + tx.subscript(layer))
         simple = left.op in ("given", "number") or (left.op == "neg" and left.args[0].op == "given")
         if not simple:
-            output = left.op == "sub" and not deep and pairs == 1
+            output = self.misses(left) and not deep and pairs == 1
             letter = "h" if tensor.startswith("g") and deep else "g"
             self.free_name(left, "e" if output else letter + tx.subscript(layer))
 

@@ -6,11 +6,12 @@ and η are; any other as its straight-line form, one assignment a line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from nsam.compiler import affine
 from nsam.compiler import explain_text as tx
+from nsam.compiler.explain_columns import Columns
 from nsam.compiler.explain_nodes import Formula
 from nsam.compiler.explain_text import Text
 from nsam.compiler.expressions import Builder, Node
@@ -20,7 +21,7 @@ from nsam.compiler.rule_plan import COUNT, RulePlan
 from nsam.dsl import checked as c
 
 OLD, NEW = "ₜ₋₁", "ₜ"
-_X, _NABLA = Text("x"), Text("∇")
+_X, _G, _NABLA = Text("x"), Text("g"), Text("∇")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,10 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Symbols:
-    """How the state, the layer's input and the gradient are written, and the time marks of old and new states."""
+    """How state, gradient, the layer's input and error are written, and the time marks of old and new states.
+
+    `tokens` tells that input and error are those of several tokens, as rows (a window), not one column each.
+    """
 
     state: str = "M"
     key: Text = _X
@@ -63,6 +67,13 @@ class Symbols:
     old: str = OLD
     new: str = NEW
     timed: bool = True
+    error: Text = _G
+    tokens: bool = False
+
+    @property
+    def square(self) -> Text:
+        """x xᵀ, summed over tokens where there are several: Xᵀ X."""
+        return Text(f"{self.key}ᵀ {self.key}", tx.TIGHT) if self.tokens else tx.outer(self.key, self.key)
 
 
 def arguments_of(use: c.RuleUse) -> dict[str, Text]:
@@ -181,11 +192,11 @@ def _combination(
     for symbol, shown in names.items():
         square, plain = terms.get(f"{symbol} xx'"), terms.get(symbol)
         if square is not None and plain is None:
-            key = tx.outer(symbols.key, symbols.key)
+            key = symbols.square
             found.append(scaled(letters.text(square, "η"), Text(f"{shown} {key}", tx.TIGHT)))
         elif square is not None and plain is not None:
             identity = scaled(letters.text(plain, keep), Text("I"))
-            erase = scaled(letters.text(square, "η"), tx.outer(symbols.key, symbols.key))
+            erase = scaled(letters.text(square, "η"), symbols.square)
             found.append(Text(f"{shown} ({tx.add(identity, erase)})", tx.PRODUCT))
         elif plain is not None:
             found.append(
@@ -218,13 +229,15 @@ def plan_lines(plan: RulePlan, symbols: Symbols, arguments: Mapping[str, Text]) 
     after = {value: name for name, value in plan.results if value not in before}
     names: dict[str, Text] = {name: text for name, text in arguments.items() if name in plan.parameters}
     names |= {name: Text(text) for name, text in before.items()}
-    names |= {"grad": symbols.gradient, "key": symbols.key, "err": Text("g"), COUNT: Text("t")}
+    names |= {"grad": symbols.gradient, "key": symbols.key, "err": symbols.error, COUNT: Text("t")}
+    scalar = plan.algebra.scalar
+    columns = Columns(scalar, set() if symbols.tokens else {"key", "err"})
     lines = []
     for a in plan.body:
         shown = f"{_plain(after[a.target])}{symbols.new}" if a.target in after else _plain(a.target)
         if after.get(a.target) == "self":
             shown = f"{symbols.state}{symbols.new}"
-        text = expression(a.value, names)
+        text = expression(columns.assigned(a.target, a.value), names, scalar)
         when = ""
         if a.stride > 1:
             other = "" if a.otherwise is None else f", else {names.get(a.otherwise, Text(_plain(a.otherwise)))}"
@@ -239,11 +252,13 @@ def _plain(name: str) -> str:
 
 
 _BINARY = {"add": tx.add, "sub": tx.sub, "div": tx.div, "pow": tx.power}
-_MATRICES = frozenset({"self", "grad", "key", "err"})
 
 
-def expression(expr: c.Expr, names: Mapping[str, Text]) -> Text:
-    """A checked expression as mathematics; `names` replaces references."""
+Scalar = Callable[[c.Expr], bool]
+
+
+def expression(expr: c.Expr, names: Mapping[str, Text], scalar: Scalar = lambda _: True) -> Text:
+    """A checked expression as mathematics; `names` replaces references, `scalar` tells numbers from matrices."""
     if isinstance(expr, c.Constant):
         return tx.number(expr.value)
     if isinstance(expr, c.Ref):
@@ -253,19 +268,19 @@ def expression(expr: c.Expr, names: Mapping[str, Text]) -> Text:
     if isinstance(expr, c.Read):
         name = Text("M") if expr.memory == "self" else Text(expr.memory)
         shown = tx.transpose(name) if expr.transposed else name
-        return tx.call(shown.text, [expression(expr.argument, names)])
+        return tx.call(shown.text, [expression(expr.argument, names, scalar)])
     if isinstance(expr, c.Output):
         return Text(expr.child if expr.name == "output" else f"{expr.child}.{expr.name}")
     assert isinstance(expr, c.Apply)
-    return _applied(expr, [expression(a, names) for a in expr.arguments])
+    return _applied(expr, [expression(a, names, scalar) for a in expr.arguments], scalar)
 
 
-def _applied(expr: c.Apply, args: list[Text]) -> Text:
+def _applied(expr: c.Apply, args: list[Text], scalar: Scalar) -> Text:
     name = expr.function
     if name in _BINARY:
         return _BINARY[name](*args)
     if name == "mul":
-        return tx.mul(args[0], args[1])
+        return tx.mul(args[0], args[1], " " if any(scalar(a) for a in expr.arguments) else " ⊙ ")
     if name == "matmul":
         return Text(f"{args[0].within(tx.PRODUCT)} {args[1].within(tx.TIGHT)}", tx.PRODUCT)
     if name == "orthogonalize":
