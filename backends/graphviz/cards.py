@@ -70,6 +70,11 @@ class Picture:
         """The kinds of transfer that occur, in the order of the legend."""
         return tuple(kind for kind in KINDS if any(link.kind == kind for link in self.links))
 
+    @property
+    def note(self) -> str:
+        """What the width of an arrow means, where there are two."""
+        return SAME_TIME if any(link.same_time for link in self.links) else ""
+
 
 @dataclass(frozen=True, slots=True)
 class KindStyle:
@@ -90,6 +95,8 @@ KINDS: dict[str, KindStyle] = {
     "init": KindStyle("#B85C00", "#E69F00", "7 4", "dashed", "onormal", "the slow level learns the start"),
     "generate": KindStyle("#A0457A", "#CC79A7", "9 3 2 3", "dashed", "diamond", "writes the other's state or context"),
 }
+
+SAME_TIME = "Thick arrows show the state after the current token or update; thin ones the last boundary."
 
 MOST_ROWS = 14
 """Lines on one card; the rest is in the hover text and in the JSON."""
@@ -188,7 +195,7 @@ def _rule_rows(names: list[str], nodes: list[dict[str, Any]]) -> list[tuple[str,
 def _clauses(node: dict[str, Any]) -> list[tuple[str, str]]:
     clauses = [
         ("", compact(node["structure_text"])),
-        ("learn" if node["role"] != "training" else "data", node["context"]),
+        ("learn" if node["role"] != "training" or node["context"] == "data" else "data", node["context"]),
         ("minimize", node["objective"]),
         ("by", node["rule"]),
         ("init", node["initial"] if node["initial"] not in ("learned", "empty") else ""),
@@ -246,7 +253,7 @@ def _subtitle(graph: nx.MultiDiGraph) -> str:
     levels = len(graph.graph["levels"])
     memories = sum(node["role"] != "training" for _, node in graph.nodes(data=True))
     counts = [(node["parameters"], node["count"]) for _, node in graph.nodes(data=True)]
-    text = f"{memories} memories on {levels} level{'s' if levels != 1 else ''}"
+    text = f"{memories} memor{'ies' if memories != 1 else 'y'} on {levels} level{'s' if levels != 1 else ''}"
     if all(isinstance(size, int) and isinstance(count, int) for size, count in counts):
         text += f", {sum(size * count for size, count in counts):,} parameters"
     training = str(graph.graph["training"])

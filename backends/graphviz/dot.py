@@ -10,7 +10,7 @@ from html import escape
 from itertools import pairwise
 
 from nsam.backends.graphviz.cards import KINDS, Card, Link, Picture
-from nsam.backends.graphviz.layout import GUTTER, BandBox, Item, Layout, Point, Route, layout, shown
+from nsam.backends.graphviz.layout import BandBox, Item, Layout, Point, Route, layout, shown, text_width
 
 FILLS = {
     "memory": ("#E3F0FA", "#0072B2"),
@@ -29,7 +29,7 @@ _MUTED = "#52606D"
 def dot_text(picture: Picture) -> str:
     """Return the picture as DOT. Deterministic: the same graph gives the same text."""
     placed = layout(picture)
-    height = placed.height + _LEGEND * (1 + len(picture.kinds))
+    height = placed.height + _LEGEND * (1 + len(picture.kinds) + bool(picture.note))
     down = _Down(height)
     lines = [
         "digraph levels {",
@@ -65,16 +65,18 @@ def _heading(picture: Picture) -> str:
 
 
 def _band(band: BandBox, placed: Layout, down: _Down) -> list[str]:
+    title = f"level {band.level}"
+    width = max(text_width(title, 11, True), text_width(band.frequency, 10))
     label = (
-        f'<table border="0" cellborder="0" cellspacing="0" cellpadding="1"><tr><td align="left"><font point-size="11">'
-        f'<b>level {band.level}</b></font></td></tr><tr><td align="left"><font point-size="10" color="{_MUTED}">'
-        f"{_html(band.frequency)}</font></td></tr></table>"
+        f'<table border="0" cellborder="0" cellspacing="0" cellpadding="1" width="{width:.0f}"><tr><td align="left">'
+        f'<font point-size="11"><b>{title}</b></font></td></tr><tr><td align="left">'
+        f'<font point-size="10" color="{_MUTED}">{_html(band.frequency)}</font></td></tr></table>'
     )
     bottom, top = down.at((4, band.y + band.height)), down.at((placed.width - 4, band.y))
     lines = [
         f"  subgraph cluster_level_{band.level} {{",
         f'    graph [style="rounded,filled", color="#D9DEE4", fillcolor="#F8F9FB", labeljust=l, bb="{bottom},{top}",',
-        f'           lp="{down.at((4 + GUTTER / 2 - 6, band.y + 22))}", label=<{label}>];',
+        f'           lp="{down.at((14 + width / 2, band.y + 22))}", label=<{label}>];',
     ]
     rows: dict[int, list[str]] = {}
     for item in placed.items:
@@ -184,6 +186,16 @@ def _legend(picture: Picture, placed: Layout, down: _Down) -> list[str]:
             f"  {above} -> legend_{kind}_a [style=invis];",
         ]
         above = f"legend_{kind}_a"
+    if picture.note:
+        y = placed.height + _LEGEND * (len(picture.kinds) + 0.9)
+        width = text_width(picture.note, 10)
+        text = f'<font point-size="10" color="{_MUTED}">{_html(picture.note)}</font>'
+        row = f'<tr><td align="left">{text}</td></tr>'
+        lines += [
+            f'  legend_note [label=<<table border="0" width="{width:.0f}">{row}</table>>, '
+            f'width={width / 72:.2f}, height=0.25, fixedsize=true, pos="{down.at((18 + width / 2, y))}"];',
+            f"  {above} -> legend_note [style=invis];",
+        ]
     return lines
 
 

@@ -23,7 +23,7 @@ BAND_PAD = 14
 GUTTER = 118
 LINE = 16
 HEAD = 24
-CUT = 56
+CUT = 64
 
 BUS = 3
 """So many arrows of one kind from or to one card share a way."""
@@ -76,11 +76,11 @@ class Layout:
 
 
 def text_width(text: str, size: float = 12.0, bold: bool = False) -> float:
-    """Estimate the width of sans-serif text; errs on the wide side."""
-    narrow = sum(c in "iljtf.,:;|!'()[]{} 1" for c in text)
-    wide = sum(c in "mwMW→∞—@%" for c in text)
-    units = 0.36 * narrow + 0.92 * wide + 0.58 * (len(text) - narrow - wide)
-    return units * size * (1.06 if bold else 1.0)
+    """Estimate the width of sans-serif text; errs on the wide side, for wide faces such as DejaVu Sans too."""
+    narrow = sum(c in "iljtfr.,:;|!'()[]{} " for c in text)
+    wide = sum(c in "mwMW→∞—@%=+<>×" for c in text)
+    units = 0.38 * narrow + 0.9 * wide + 0.62 * (len(text) - narrow - wide)
+    return units * size * (1.12 if bold else 1.0)
 
 
 def shown(text: str) -> str:
@@ -117,11 +117,12 @@ def layout(picture: Picture) -> Layout:
     bands, height = _down(rows, starts, picture)
     left = min((item.x - item.width / 2 for row in rows for item in row), default=0.0)
     right = max((item.x + item.width / 2 for row in rows for item in row), default=0.0)
+    gutter = max([GUTTER, *(text_width(band.frequency) + 28 for band in picture.bands)])
     for row in rows:
         for item in row:
-            item.x += GUTTER - left
+            item.x += gutter - left
     routes = _routes(picture.links, trunks, items, lanes)
-    return Layout(GUTTER + right - left + 36, height, bands, tuple(items.values()), routes)
+    return Layout(gutter + right - left + 36, height, bands, tuple(items.values()), routes)
 
 
 def _rows(picture: Picture) -> tuple[list[list[Item]], list[int]]:

@@ -1,6 +1,12 @@
-"""Mermaid text: renders in Markdown on most forges. Levels are subgraphs, transfers are link styles."""
+"""Mermaid text: renders in Markdown on most forges. Levels are subgraphs, transfers are link styles.
+
+An invisible path through all cards comes before the transfers: Mermaid's layout follows the first links first and turns
+those around that lead back, so the fastest level stays on top.
+"""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 from nsam.backends.graphviz.cards import KINDS, Card, Link, Picture
 
@@ -20,17 +26,20 @@ def mermaid_text(picture: Picture) -> str:
     lines = ["---", f"title: {_yaml(picture.title)}", "---", "flowchart TB"]
     for band in picture.bands:
         lines.append(f'  subgraph level_{band.level}["level {band.level}: {_safe(band.frequency)}"]')
-        lines.append("    direction LR")
         lines += [f'    {card.id}["{_label(card)}"]:::{card.style}' for card in band.cards]
         lines.append("  end")
+    path = list(pairwise(card.id for card in picture.cards))
+    lines += [f"  {above} ~~~ {below}" for above, below in path]
     lines += [f"  {link.source} {_arrow(link)} {link.target}" for link in picture.links]
     lines += [
-        f"  linkStyle {','.join(str(i) for i, link in enumerate(picture.links) if link.kind == kind)} "
+        f"  linkStyle {','.join(str(i) for i, link in enumerate(picture.links, len(path)) if link.kind == kind)} "
         f"stroke:{KINDS[kind].light}"
         for kind in picture.kinds
     ]
     used = dict.fromkeys(card.style for card in picture.cards)
     lines += [f"  classDef {style} {_CLASSES[style]}" for style in used]
+    lines += ["  classDef level fill:#F8F9FB,stroke:#D9DEE4,color:#1F2933"]
+    lines += [f"  class {','.join(f'level_{band.level}' for band in picture.bands)} level"]
     return "\n".join(lines) + "\n"
 
 
@@ -41,7 +50,7 @@ def _arrow(link: Link) -> str:
 def _label(card: Card) -> str:
     badge = f" {card.badge}" if card.badge else ""
     head = f"<b>{_safe(card.title)}</b>{_safe(badge)}"
-    return "<br>".join([head, *(_safe(f"{word} {text}".strip()) for word, text in card.rows)])
+    return "<br>".join([head, *(_safe(f"{word}: {text}" if word else text) for word, text in card.rows)])
 
 
 def _safe(text: str) -> str:

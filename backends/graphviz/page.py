@@ -16,7 +16,6 @@ from nsam.backends.graphviz.layout import (
     Route,
     layout,
     shown,
-    text_width,
     word_width,
 )
 
@@ -112,14 +111,12 @@ def _card(item: Item) -> str:
     if card is None:
         return ""
     left, top = item.x - item.width / 2, item.y
+    badge = f'<tspan class="badge" dx="6">{_safe(card.badge)}</tspan>' if card.badge else ""
     lines = [
         f'<g class="card {card.style}" id="{card.id}" tabindex="0" transform="translate({left:.1f},{top:.1f})">',
         f'<rect width="{item.width:.1f}" height="{item.height:.1f}" rx="7"/>',
-        f'<text class="title" x="11" y="18">{_safe(shown(card.title))}</text>',
+        f'<text x="11" y="18"><tspan class="title">{_safe(shown(card.title))}</tspan>{badge}</text>',
     ]
-    if card.badge:
-        x = 11 + text_width(shown(card.title), 13, True) + 6
-        lines.append(f'<text class="badge" x="{x:.1f}" y="18">{_safe(card.badge)}</text>')
     if card.caption:
         lines.append(f'<text class="caption" x="{item.width - 11:.1f}" y="18">{_safe(card.caption)}</text>')
     column = 11 + word_width(card)
@@ -140,8 +137,8 @@ def _legend(picture: Picture) -> str:
         f'marker-end="url(#head-{kind})"/></svg><b>{kind}</b><span>{_safe(KINDS[kind].meaning)}</span></label>'
         for kind in picture.kinds
     )
-    note = "<p>Thick arrows show the state after the current token or update; thin ones the last boundary.</p>"
-    return f'<nav id="legend">{entries}{note if any(link.same_time for link in picture.links) else ""}</nav>'
+    note = f"<p>{_safe(picture.note)}</p>" if picture.note else ""
+    return f'<nav id="legend">{entries}{note}</nav>'
 
 
 def _colours() -> str:

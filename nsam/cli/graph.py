@@ -44,6 +44,6 @@ def graph(
     memories = sum(data["role"] != "training" for _, data in drawn.nodes(data=True))
     levels = len({data["level"] for _, data in drawn.nodes(data=True)})
     typer.echo(
-        f"{out}: {memories} memories on {levels} level{'s' if levels != 1 else ''}, "
+        f"{out}: {memories} memor{'ies' if memories != 1 else 'y'} on {levels} level{'s' if levels != 1 else ''}, "
         f"{drawn.number_of_edges()} transfer{'s' if drawn.number_of_edges() != 1 else ''}"
     )

@@ -6,6 +6,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from nsam.backends.graphviz import FORMATS, render, text
 from nsam.backends.graphviz.cards import picture
-from nsam.backends.graphviz.layout import layout
+from nsam.backends.graphviz.layout import layout, text_width
 from nsam.compiler.graph import build_graph
 from nsam.dsl.diagnostics import ProgramError
 from nsam.dsl.program import Program
@@ -68,6 +69,23 @@ def test_levels_stack_fastest_on_top(name: str) -> None:
     assert [band.level for band in placed.bands] == sorted(band.level for band in placed.bands)
     for above, below in zip(placed.bands, placed.bands[1:], strict=False):
         assert above.y + above.height < below.y
+
+
+def test_a_long_frequency_keeps_its_place_beside_the_cards() -> None:
+    source = """nsam 1
+use std.rules (gd)
+system slow(dim: int) {
+  input x: [dim]
+  memory m : linear(dim -> dim) {
+    learn x -> x; minimize l2; by gd(lr = 0.1); every 16..65536 tokens when surprise > 1; init zeros
+  }
+  output m(x)
+}
+"""
+    drawn = picture(build_graph(Program.loads(source).instantiate("slow", {"dim": 8})))
+    placed = layout(drawn)
+    widest = max(text_width(band.frequency) for band in drawn.bands)
+    assert all(item.x - item.width / 2 >= 16 + widest for item in placed.items)
 
 
 def test_every_memory_is_on_exactly_one_card() -> None:
@@ -167,6 +185,18 @@ def test_html_stands_alone_and_its_drawing_is_well_formed() -> None:
     root = ET.fromstring(drawing[1])
     cards = [g for g in root.iter("{http://www.w3.org/2000/svg}g") if g.get("class", "").startswith("card")]
     assert {card.get("id") for card in cards} == {card.id for card in picture(graph("hope_bytes")).cards}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_mermaid_goes_down_the_levels_first_and_styles_transfers_only(name: str) -> None:
+    drawn = picture(graph(name))
+    lines = [line.strip() for line in text(graph(name), ".mmd").splitlines()]
+    links = [line for line in lines if re.match(r"n\d+ (~~~|-->|-\.->|==>)", line)]
+    cards = [card.id for card in drawn.cards]
+    assert links[: len(cards) - 1] == [f"{above} ~~~ {below}" for above, below in pairwise(cards)]
+    assert not any("~~~" in line for line in links[len(cards) - 1 :])
+    styled = [int(i) for line in lines if line.startswith("linkStyle") for i in line.split()[1].split(",")]
+    assert sorted(styled) == list(range(len(cards) - 1, len(links)))
 
 
 def test_mermaid_escapes_every_text() -> None:
