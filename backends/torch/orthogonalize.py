@@ -33,7 +33,7 @@ def orthogonalize(x: Tensor, iterations: int = 5) -> Tensor:
     y = x.mT if tall else x
     y = (y / norm(y).clamp_min(ORTHOGONALIZE_FLOOR)).reshape(-1, *y.shape[-2:])
     apart = y.device.type == "cpu" and y.shape[-2] * y.shape[-1] >= LARGE
-    parts = [_newton_schulz(part, int(iterations)) for part in (y.split(1) if apart else (y,))]
+    parts = [_newton_schulz(part, int(iterations)) for part in (torch.split(y, 1) if apart else (y,))]
     y = parts[0] if len(parts) == 1 else torch.cat(parts)
     return (y.mT if tall else y).reshape(x.shape)
 

@@ -191,7 +191,7 @@ def rope(x: Tensor, position: Tensor, base: float = 10000.0) -> Tensor:
     rate = torch.exp(torch.arange(half, device=x.device, dtype=wide) * (-math.log(base) / half))
     angle = (position + torch.arange(x.shape[-2], device=x.device)).to(wide)[:, None] * rate
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x.split(half, -1)  # the backward of a split is one concatenation, that of two slices a sum of padded ones
+    a, b = torch.split(x, half, -1)  # its backward is one concatenation, that of two slices a sum of padded halves
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
