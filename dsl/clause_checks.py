@@ -86,13 +86,16 @@ class ClauseChecks:
             self._check_key_read(node, objective)
         self._check_rule_starts(rule)
         if frequency is not None and frequency.summed and needs:
+            written = frequency.unit == "token" and not self._is_task()
             self.error(
                 "N0225",
                 f"rule `{node.rule}` needs `{sorted(needs)[-1]}`, and a summed update has only the sum of gradients",
                 node.rule_span,
                 "needs more than the gradient",
                 [Label(frequency.span, "one update for the whole period")],
-                "leave out `summed`, or choose a rule of the gradient alone, such as gd",
+                "leave out `summed`, or choose a rule of the gradient alone, such as gd"
+                if written
+                else "choose a rule of the gradient alone, such as gd: with `minimize task` updates are always summed",
             )
         for name, value in rule.arguments:
             self._check_argument(name, value, heads, frequency)
