@@ -115,6 +115,8 @@ class RuleExpressions(Expressions):
         """Return what a call means here, or None for a function."""
         memory = self.own if node.function == "self" else self.maker.memories.get(node.function)
         if memory is None:
+            if node.function in self.maker.forgotten:
+                raise Skip  # its declaration was reported
             if node.function == "self":
                 raise self.findings.error(
                     "N0206", "`self` is one matrix here, not a memory", node.function_span, "called", help="`self @ x`"
@@ -152,6 +154,7 @@ class RuleMaker:
         self.states: set[str] = set()
         self.needs: set[str] = set()
         self.later = {name.id for statement in self.node.body for name in _declares(statement)}
+        self.forgotten: set[str] = set()
         self.failed = False
 
     def rule(self) -> Rule:
@@ -191,6 +194,10 @@ class RuleMaker:
         """Let what a wrong statement declares stand for anything, so that its uses are not reported too."""
         for name in _declares(statement):
             self.types.setdefault(name.id, ValueType((ANY, ANY), "token"))
+            if isinstance(statement, syntax.StateDeclaration):
+                self.states.add(name.id)
+            elif isinstance(statement, syntax.MemoryDeclaration):
+                self.forgotten.add(name.id)
 
     def _statement(self, node: syntax.Statement) -> RuleStatement:
         for name in _declares(node):
