@@ -205,7 +205,7 @@ def attention(w: Weights, n: Tensor, heads: int) -> Tensor:
 
 @pytest.mark.slow
 def test_hope(example: Any, pair: Any) -> None:
-    """Eq. 94-97 with the periods that the program has: of 20 tokens, the main memory moves after 16, the others later."""
+    """Eq. 94-97 with the periods of the program: of 20 tokens, the main memory moves after 16, the others later."""
 
     def oracle(w: Weights, tokens: Tensor) -> Tensor:
         h = w["embed.weight"][tokens]

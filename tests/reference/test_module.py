@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nsam.backends.reference import ReferenceModule, values
-from nsam.dsl.checked import Unit
+from nsam.dsl.checked import Reset, Unit
 from nsam.dsl.diagnostics import ProgramError
 
 Build = Callable[..., Unit]
@@ -22,13 +23,15 @@ def _module(unit: Unit) -> ReferenceModule:
 
 
 def test_what_is_not_interpreted_is_said(build: Build) -> None:
-    text = """system s() {
+    """The checker refuses such a program first; the reference does not rely on it."""
+    unit = build("""system s() {
       input x: [3]
-      memory m : linear(3 -> 3) { minimize task; by gd(lr = 0.1); every 4 tokens; reset never }
+      memory m : linear(3 -> 3) { minimize task; by gd(lr = 0.1); every 4 tokens }
       output m(x)
-    }"""
+    }""")
+    kept = replace(unit, memories=(replace(unit.memories[0], reset=Reset("never")),))
     with pytest.raises(ProgramError) as caught:
-        ReferenceModule(build(text))
+        ReferenceModule(kept)
     assert caught.value.diagnostics[0].code == "N0490"
 
 
