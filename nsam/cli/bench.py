@@ -25,7 +25,7 @@ class Precision(StrEnum):
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="B1 to B7, or profile. Default: B1 to B7.", show_default=False),
+        typer.Argument(metavar="NAME", help="B1 to B7, or profile. Default: B1 to B7.", show_default=False),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny sizes: shows that everything runs; the times mean nothing.")

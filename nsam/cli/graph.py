@@ -17,7 +17,7 @@ def graph(
     file: File,
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", metavar=f"OUT.{{{','.join(ENDINGS)}}}", help="The picture.", show_default=False),
+        typer.Option("--out", "-o", metavar="OUT", help=f"The picture: {', '.join(ENDINGS)}.", show_default=False),
     ],
     system: System = None,
     param: Parameters = None,

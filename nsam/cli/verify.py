@@ -40,7 +40,7 @@ def verify(file: File, system: System = None, param: Parameters = None, without:
         given = _small(program, name, params, every=system is None)
         typer.echo(f"{name}({', '.join(f'{key} = {value}' for key, value in given.items())})")
         report = api.verify(program, name, without=without or (), **given)
-        typer.echo(report.text)
+        typer.echo(report.text.split("\n", 1)[1])  # the first line is the name again
         if not report.ok:
             failed.append(name)
     if failed:

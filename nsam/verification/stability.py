@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,16 +108,20 @@ def _rows(precision: str, norms: dict[str, Norms]) -> Iterator[Row]:
         good = ratios[worst] >= SMALLEST if least else ratios[worst] <= LARGEST
         what = "smallest" if least else "largest"
         limit = f"≥ {SMALLEST:g}" if least else f"≤ {LARGEST:g}"
-        subject = f"{precision}, {what} norm of {len(learned)} memories by their first"
+        subject = f"{precision}, {what} norm of {_memories(learned)} by the first"
         yield Row("stability", subject, "ok" if good else "failed", f"{ratios[worst]:.3g}", limit, f"in {worst}")
     empty = {path: _kept(each) for path, each in norms.items() if not each.learned}
     if empty:
         worst = _worst(empty, True)
         good = WIPED <= empty[worst] < float("inf")
-        subject = f"{precision}, what is left of {len(empty)} memories that start from zeros"
+        subject = f"{precision}, what is left of {_memories(empty)} from zeros"
         yield Row(
             "stability", subject, "ok" if good else "failed", f"{empty[worst]:.3g}", f"≥ {WIPED:g}", f"in {worst}"
         )
+
+
+def _memories(found: Mapping[str, object]) -> str:
+    return f"{len(found)} memor{'ies' if len(found) != 1 else 'y'}"
 
 
 def _worst(ratios: dict[str, float], least: bool) -> str:

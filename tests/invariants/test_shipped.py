@@ -26,7 +26,7 @@ def test_linear_attention_that_only_adds_outgrows_its_start(shipped: Shipped) ->
     """A dot product has no minimum: with a retention of 0.999 the memory settles at about 28 times its first norm."""
     report = verify_unit(shipped("zoo", "ada_transformer_block", dim=8))
     assert {row.check for row in report.failed} == {"stability"}
-    assert {row.subject.split(", ")[1] for row in report.failed} == {"largest norm of 1 memories by their first"}
+    assert {row.subject.split(", ")[1] for row in report.failed} == {"largest norm of 1 memory by the first"}
 
 
 def test_titans(shipped: Shipped) -> None:
