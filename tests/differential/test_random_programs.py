@@ -11,7 +11,7 @@ from collections import Counter
 from functools import cache
 
 import pytest
-from comparison import Case, Outcome, check, compare, compiled_module
+from comparison import Case, Outcome, check, compare
 from generator import program
 from kept import keep, told
 from shrink import FailsAlike, shrink
@@ -21,6 +21,8 @@ from nsam.dsl.diagnostics import ProgramError
 
 FIRST, LAST = (int(n) for n in os.environ.get("NSAM_DIFFERENTIAL", "0:300").split(":"))
 ATTEMPTS = 40
+REFERENCE_LACKS = "a rule with `key` on a bias whose context is a window"
+"""The one thing that is generated, compiled and not interpreted by the reference."""
 
 
 @cache
@@ -49,15 +51,11 @@ def report(case: Case, outcome: Outcome) -> str:
 def test_compiled_equals_reference(seed: int) -> None:
     case = found(seed)
     outcome = compare(case)
-    if outcome.skipped:
+    if REFERENCE_LACKS in outcome.skipped:
         pytest.skip(outcome.skipped)
+    assert not outcome.skipped, f"{outcome.skipped}\n{case.text}"
     if outcome.error is not None or outcome.failures():
         raise AssertionError(report(case, outcome)) from outcome.error
-
-
-def test_few_programs_have_no_compiled_form() -> None:
-    without = [seed for seed in range(FIRST, LAST) if compiled_module(found(seed), check(found(seed).text)) is None]
-    assert len(without) <= 0.01 * (LAST - FIRST), f"no compiled form for seeds {without}"
 
 
 def test_programs_cover_the_language() -> None:
