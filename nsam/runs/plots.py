@@ -36,7 +36,7 @@ def loss_plot(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
             label=f"held out, {losses[-1]:.3f} at the end",
         )
     axes.set_xlabel("step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set_ylabel("bits per byte")
     axes.set_title(title)
     axes.grid(alpha=0.25)
@@ -57,7 +57,7 @@ def levels_plot(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
         _curves(axes, losses[level], f"level {level}", "inner loss")
     _curves(last, _movements(metrics), "weights and initial states of each level", "‖W − W₀‖ / ‖W₀‖")
     last.set_xlabel("step")
-    last.xaxis.get_major_locator().set_params(integer=True)
+    last.locator_params(axis="x", integer=True)
     return _png(figure)
 
 
