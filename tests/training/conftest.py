@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,9 @@ class FakeApi:
         self.poison_at: int | None = None
         self.extra: tuple[str, tuple[int, ...]] | None = None
 
-    def compile_unit(self, unit: Unit, *, compiled: bool = True, observe: bool = False) -> nn.Module:
+    def compile_unit(
+        self, unit: Unit, *, compiled: bool = True, observe: bool = False, without: Sequence[str] = ()
+    ) -> nn.Module:
         module = TinyModel(int(unit.parameters["vocab"]), int(unit.parameters["dim"]))  # type: ignore[arg-type]
         module.poison_at = self.poison_at
         if self.extra is not None:
