@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 
 from nsam.compiler.expressions import ELEMENTWISE, Node
 from nsam.compiler.fast_memory import reusable
 from nsam.compiler.lower import memory_heads
-from nsam.compiler.places import SEQUENCE
 from nsam.compiler.schedule import UnitPlan
 
 FLOAT_BYTES = 4
@@ -143,12 +141,7 @@ class Values:
 
     def chunks(self, node: Node) -> list[int]:
         """Lengths of the pieces over which a node runs."""
-        level = self.plan.places[node.id].level
-        if level == SEQUENCE:
-            return [self.tokens]
-        cuts = self.plan.levels[level].cuts
-        edges = sorted({0, self.tokens, *(mark for period in cuts for mark in range(0, self.tokens, period))})
-        return [b - a for a, b in pairwise(edges)]
+        return self.plan.pieces(node, self.tokens)
 
     # --- plain nodes -----------------------------------------------------------------------------------
 

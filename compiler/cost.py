@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from math import prod
 
 from nsam.compiler.activations import activations
@@ -17,7 +16,6 @@ from nsam.compiler.expressions import Node
 from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.lower import held, memory_heads, state_shape
 from nsam.compiler.passes import ALL, Passes
-from nsam.compiler.places import SEQUENCE
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
 
@@ -165,12 +163,7 @@ class _Count:
 
     def chunks(self, node: Node) -> list[int]:
         """Lengths of the pieces over which a node runs."""
-        level = self.plan.places[node.id].level
-        if level == SEQUENCE:
-            return [self.tokens]
-        cuts = self.plan.levels[level].cuts
-        edges = sorted({0, self.tokens, *(mark for period in cuts for mark in range(0, self.tokens, period))})
-        return [b - a for a, b in pairwise(edges)]
+        return self.plan.pieces(node, self.tokens)
 
     def count(self, node: Node) -> None:
         """Add one node."""

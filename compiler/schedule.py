@@ -14,6 +14,7 @@ in the loop of its first use instead, without `sink` in the loop that makes its 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import lcm
 
 from nsam.compiler.expressions import Node, postorder
@@ -82,6 +83,14 @@ class UnitPlan:
     def fast(self, name: str) -> FastMemory:
         """The fast memory called `name`."""
         return next(f for f in self.lowered.fast if f.memory.name == name)
+
+    def pieces(self, node: Node, tokens: int) -> list[int]:
+        """Lengths of the pieces of a sequence of `tokens` over which a node runs, one after the other."""
+        level = self.places[node.id].level
+        if level == SEQUENCE:
+            return [tokens]
+        marks = {mark for period in self.levels[level].cuts for mark in range(0, tokens, period)}
+        return [b - a for a, b in pairwise(sorted({0, tokens, *marks}))]
 
 
 def plan(unit: c.Unit, passes: Passes = ALL) -> UnitPlan:

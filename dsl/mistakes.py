@@ -227,6 +227,13 @@ def _reset_word(stop: Stop) -> bool:
     return True
 
 
+def _plain_docstring(stop: Stop) -> bool:
+    if stop.place not in ("file", "item") or not re.fullmatch(r'"[^"].*"', stop.found):
+        return False
+    fix = Fix(stop.span, f'""{stop.found}""')
+    return stop.add("N0101", "the text about a program stands between three quotes", "one quote each here", fix=fix)
+
+
 def _two_statements(stop: Stop) -> bool:
     if not stop.complete or not stop.found:
         return False
@@ -379,6 +386,7 @@ _RULES: tuple[Callable[[Stop], bool], ...] = (
     _compound,
     _power,
     _orphan_block,
+    _plain_docstring,
     _number,
     _character,
     _reserved_name,

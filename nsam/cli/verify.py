@@ -44,7 +44,7 @@ def verify(file: File, system: System = None, param: Parameters = None, without:
         if not report.ok:
             failed.append(name)
     if failed:
-        typer.echo(f"not equal: {', '.join(failed)}", err=True)
+        typer.echo(f"checks failed: {', '.join(failed)}", err=True)
         raise typer.Exit(DIAGNOSTICS)
 
 
