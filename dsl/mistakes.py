@@ -228,7 +228,7 @@ def _reset_word(stop: Stop) -> bool:
 
 
 def _plain_docstring(stop: Stop) -> bool:
-    if stop.place not in ("file", "item") or not re.fullmatch(r'"[^"].*"', stop.found):
+    if stop.place != "item" or not re.fullmatch(r'"[^"].*"', stop.found):
         return False
     fix = Fix(stop.span, f'""{stop.found}""')
     return stop.add("N0101", "the text about a program stands between three quotes", "one quote each here", fix=fix)

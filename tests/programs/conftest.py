@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import nsam
 from nsam.backends.reference.module import ReferenceModule
 from nsam.backends.torch.build import build
 from nsam.dsl.program import Program
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -6,31 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from oracles import DIM, Oracle, Weights, agrees, unit
 from torch import Tensor
 from torch.nn import functional as F
-
-TIME, DIM = 11, 4
-Weights = dict[str, Tensor]
-Oracle = Callable[[Weights, Tensor], Tensor]
-
-
-def unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-
-
-def agrees(pair: Any, oracle: Oracle, time: int = TIME, tolerance: float = 1e-9) -> None:
-    """Outputs and the gradients of all parameters of a batch of two, each sequence on its own in the oracle."""
-    (x,) = pair.inputs(2, time)
-    y, _ = pair.compiled(x)
-    weights = {name: p.detach().clone().requires_grad_() for name, p in pair.weights.items()}
-    wanted = torch.stack([oracle(weights, row) for row in x])
-    assert float((y - wanted).detach().abs().max()) < tolerance
-    mine = torch.autograd.grad(y.sin().sum(), list(pair.weights.values()), allow_unused=True)
-    theirs = torch.autograd.grad(wanted.sin().sum(), list(weights.values()), allow_unused=True)
-    for name, a, b in zip(weights, mine, theirs, strict=True):
-        gap = 0.0 if a is None and b is None else float(((0 if a is None else a) - (0 if b is None else b)).abs().max())
-        assert gap < tolerance, name
-    assert any(g is not None and float(g.abs().max()) > 0 for g in theirs)
 
 
 def heads_of(x: Tensor, heads: int) -> list[Tensor]:
