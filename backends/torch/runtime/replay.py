@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
+from nsam.backends.torch.runtime.triangular import under_autocast
+
 if TYPE_CHECKING:
     from nsam.backends.torch.runtime.saved import Loop, Meter
 
@@ -144,9 +146,10 @@ def following(s: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> Tensors:
 
 def autocast_of(like: Tensor) -> Callable[[], AbstractContextManager[Any]]:
     """Autocast as it is now, to be entered again in the backward pass."""
-    kind = like.device.type
-    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    cache = torch.is_autocast_cache_enabled()
+    kind, enabled = like.device.type, under_autocast(like)
+    if kind == "meta":
+        return nullcontext
+    dtype, cache = torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled()
     return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=cache)
 
 

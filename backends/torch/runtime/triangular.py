@@ -125,14 +125,18 @@ def _inverse(lower: Tensor) -> Tensor:
     return blocks[..., 0, :time, :time]
 
 
+def under_autocast(like: Tensor) -> bool:
+    """Whether autocast is on for the device of `like`; the meta device has none."""
+    return like.device.type != "meta" and torch.is_autocast_enabled(like.device.type)
+
+
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:
     """Products in the precision of their operands, also under autocast.
 
     Without autocast there is nothing to enter: a context in a graph would keep torch.compile's cache of traced graphs
     from storing it, and a second start of the same program would trace and partition it again.
     """
-    kind = like.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(like.device.type, enabled=False) if under_autocast(like) else nullcontext()
 
 
 def unit_lower_inverse(lower: Tensor, *, substitute: bool = False) -> Tensor:
