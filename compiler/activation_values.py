@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from nsam.compiler.expressions import ELEMENTWISE, Node
-from nsam.compiler.fast_memory import reusable
+from nsam.compiler.fast_memory import piece_of, reusable
 from nsam.compiler.lower import memory_heads
 from nsam.compiler.schedule import UnitPlan
 
@@ -257,8 +257,9 @@ class Values:
             known = None if made is None else f"%{made.id}"
             if known is None or known not in self.table:
                 known = self.add(f"{key} along", size, (rows, start), (rows, start), product=True, memory=memory)
+            along = (known, self.later(node, key, size, rows, start))
             right = self.add(
-                f"{key} right", size, (rate, decay, known, *written), (rate, decay, known), again=True, memory=memory
+                f"{key} right", size, (rate, decay, *along, *written), (rate, decay, *along), again=True, memory=memory
             )
             solved = self.add(f"{key} solved", size, (inverse, right), (inverse, right), product=True, memory=memory)
             written = [rows, solved, *(w for u, w in zip(written[::2], written[1::2], strict=True) if u != rows)]
@@ -266,6 +267,14 @@ class Values:
         weighted = self.weighted(key, size, written, (decay,) if faded else ())
         self.add(f"{key} end", 0.0, tuple(weighted), tuple(weighted), again=True, product=True, memory=memory)
         return self.add(key, 0.0, tuple(written), (decay, start if faded else None), again=True, memory=memory)
+
+    def later(self, node: Node, key: str, size: float, rows: str | None, start: str | None) -> str | None:
+        """What stands along the keys of all pieces of a chunk but the first, which start from states of their own."""
+        tokens = self.tokens - sum(min(n, piece_of(node) or n) for n in self.plan.blocks(node, self.tokens))
+        if not tokens:
+            return None
+        part, memory = size * tokens / self.tokens, str(node.attr("memory"))
+        return self.add(f"{key} later", part, (rows, start), (rows, start), product=True, memory=memory)
 
     def weighted(
         self, key: str, size: float, written: list[str | None], decays: tuple[str | None, ...]

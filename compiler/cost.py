@@ -13,7 +13,7 @@ from math import prod
 
 from nsam.compiler.activations import activations
 from nsam.compiler.expressions import Node
-from nsam.compiler.fast_memory import FastMemory
+from nsam.compiler.fast_memory import FastMemory, piece_of
 from nsam.compiler.lower import held, memory_heads, state_shape
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
@@ -208,12 +208,16 @@ class _Count:
             return heads * 2.0 * self.tokens * pairs * out * into
         total = 0.0
         erases = len(node.args) > (3 if node.op == "rank_one" else 4) + 2 * pairs
+        if node.op == "rank_one" and erases and self.known(node):
+            # What the chunk's first state gives at the keys is known; later pieces start from states of their own.
+            known = sum(min(n, piece_of(node) or n) for n in self.plan.blocks(node, self.tokens))
+            total -= 2.0 * known * out * into
         for n in self.chunks(node):
             if node.op == "rank_one":
                 written = max(pairs, 1) if erases else pairs
                 total += 2.0 * n * out * into * written
                 if erases:
-                    total += 2.0 * n * n * out + (0 if self.known(node) else 2.0 * n * out * into)
+                    total += 2.0 * n * n * out + 2.0 * n * out * into
             else:
                 total += 2.0 * n**3 + 2.0 * n * n + 4.0 * n * out * into * pairs
                 if erases:

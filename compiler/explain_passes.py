@@ -9,7 +9,7 @@ from nsam.compiler.exact import exact_candidates
 from nsam.compiler.explain_model import Line, Part
 from nsam.compiler.explain_schedule import describe
 from nsam.compiler.expressions import Node, postorder
-from nsam.compiler.fast_memory import FastMemory, Fold, reusable
+from nsam.compiler.fast_memory import FastMemory, Fold, piece_of, reusable
 from nsam.compiler.loops import plan_loops, uncompiled
 from nsam.compiler.passes import PASSES
 from nsam.compiler.places import SEQUENCE, Place
@@ -81,6 +81,19 @@ def _exact(plan: UnitPlan) -> Told:
         "but its gradient is not known ahead" if any(m.memory.name in known for m in online) else "without such a form"
     )
     return False, f"{_names(online)} {'move' if len(online) > 1 else 'moves'} at every token, {why} (see `computed`)"
+
+
+def _split(plan: UnitPlan) -> Told:
+    split = [(m, piece) for m in plan.lowered.fast if (piece := next(filter(None, map(piece_of, _nodes(m))), None))]
+    if split:
+        return True, "; ".join(f"{m.memory.name}: {m.block} tokens in pieces of {piece}" for m, piece in split)
+    if not any(f.algorithm in ("rank-one", "momentum") for m in plan.lowered.fast for f in m.folds):
+        return False, "no chunk is folded by matrix products"
+    return False, "every chunk is short enough to be folded at once"
+
+
+def _nodes(fast: FastMemory) -> list[Node]:
+    return [fold.node for fold in fast.folds]
 
 
 def _names(memories: Iterable[FastMemory]) -> str:
@@ -179,7 +192,7 @@ def _inverse(plan: UnitPlan) -> Told:
     for fast in plan.lowered.fast:
         for fold in fast.folds:
             for triangle in _triangles(fold.node):
-                sizes.setdefault(fast.block, {})[triangle.id] = None
+                sizes.setdefault(piece_of(fold.node) or fast.block, {})[triangle.id] = None
     parts = []
     for size, found in sizes.items():
         how = "by powers" if size <= TRIANGLE_BLOCK else f"from blocks of {TRIANGLE_BLOCK}"
@@ -197,6 +210,7 @@ def _triangles(fold: Node) -> list[Node]:
 
 _TOLD: dict[str, Callable[[UnitPlan], Told]] = {
     "chunk": _chunk,
+    "split": _split,
     "exact": _exact,
     "share": _share,
     "reuse": _reuse,

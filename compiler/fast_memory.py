@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import sqrt
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from nsam.compiler.derive import Gradient
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from nsam.compiler.lower import Lowering
 
 Algorithm: TypeAlias = Literal["rank-one", "momentum", "summed", "generic"]
+SHORTEST_PIECE = 64
+"""Tokens of a long chunk that are folded at once, at the least."""
 EXACT_BLOCK = 32
 """Tokens folded at once where a memory that moves every token has an exact parallel form."""
 
@@ -27,6 +31,27 @@ class Fold:
     algorithm: Algorithm
     gradient: Gradient
     reasons: tuple[str, ...] = ()
+
+
+def piece_length(structure: c.Structure) -> int:
+    """Tokens of a long chunk that are folded at once.
+
+    Work on pairs of tokens grows with this number, passes over the memory's matrices shrink with it. Measured on a CPU
+    (one matrix, chunk 256): 64 is fastest at widths 64 and 128, 128 at 256, 256 at 512.
+    """
+    sizes = [int(size) // int(structure.heads or 1) for size in structure.sizes]
+    width = max((sqrt(a * b) for a, b in pairwise(sizes)), default=0.0)
+    piece = SHORTEST_PIECE
+    while piece < width / 2:
+        piece *= 2
+    return piece
+
+
+def piece_of(fold: Node) -> int | None:
+    """Tokens that a fold, or a part that folds share, does at once; None where that is its whole chunk."""
+    parts = (n for n in (fold, *fold.args) if n.op in ("decay", "triangle"))
+    found = next((n.attr("piece") for n in parts), None)
+    return None if found is None else int(str(found))
 
 
 def reusable(b: Builder, fold: Node) -> Node | None:

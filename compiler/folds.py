@@ -13,7 +13,7 @@ from nsam.compiler import affine
 from nsam.compiler.derive import Gradient, NotDifferentiable, OuterProduct, gradients
 from nsam.compiler.exact import affine_in, depends_on, exact_block
 from nsam.compiler.expressions import Attr, Node, postorder
-from nsam.compiler.fast_memory import Algorithm, FastMemory, Fold
+from nsam.compiler.fast_memory import Algorithm, FastMemory, Fold, piece_length
 from nsam.compiler.passes import switched_off
 from nsam.compiler.rule_plan import RulePlan, lower_rule
 from nsam.compiler.unsupported import unsupported
@@ -346,7 +346,9 @@ class _Build:
         """What memories must agree on to share work over a block; without the pass `share` none do."""
         block = exact_block(self.m) if exact else self.period
         own = {} if "share" in self.l.passes else {"owner": f"{self.m.name}.{tensor}.{part}"}
-        return {"block": block, "never": self.m.reset.kind == "never", **own}
+        piece = piece_length(self.m.structure) if "split" in self.l.passes else block
+        cut = {"piece": piece} if block > piece else {}
+        return {"block": block, "never": self.m.reset.kind == "never", **cut, **own}
 
     def exact_fold(
         self, tensor: str, state: Node, gradient: Gradient, arguments: dict[str, Node], key: Node | None

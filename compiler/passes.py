@@ -29,6 +29,11 @@ PASSES = (
         "the rule token by token",
     ),
     Pass(
+        "split",
+        "fold a long chunk in pieces, so that work on pairs of tokens does not grow with the chunk's square",
+        "the whole chunk at once",
+    ),
+    Pass(
         "exact",
         "fold many tokens at once where a memory that moves every token has an exact parallel form",
         "one block for each token",

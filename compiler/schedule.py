@@ -18,7 +18,7 @@ from itertools import pairwise
 from math import lcm
 
 from nsam.compiler.expressions import Node, postorder
-from nsam.compiler.fast_memory import FastMemory
+from nsam.compiler.fast_memory import FastMemory, piece_of
 from nsam.compiler.inline import inline
 from nsam.compiler.lower import Lowered, lower
 from nsam.compiler.passes import ALL, Passes
@@ -84,13 +84,18 @@ class UnitPlan:
         """The fast memory called `name`."""
         return next(f for f in self.lowered.fast if f.memory.name == name)
 
-    def pieces(self, node: Node, tokens: int) -> list[int]:
-        """Lengths of the pieces of a sequence of `tokens` over which a node runs, one after the other."""
+    def blocks(self, node: Node, tokens: int) -> list[int]:
+        """Lengths of the blocks of a sequence of `tokens` over which a node runs, one after the other."""
         level = self.places[node.id].level
         if level == SEQUENCE:
             return [tokens]
         marks = {mark for period in self.levels[level].cuts for mark in range(0, tokens, period)}
         return [b - a for a, b in pairwise(sorted({0, tokens, *marks}))]
+
+    def pieces(self, node: Node, tokens: int) -> list[int]:
+        """The same of a fold, or a part that folds share, for the pieces that it does at once."""
+        blocks, piece = self.blocks(node, tokens), piece_of(node)
+        return blocks if piece is None else [min(piece, n - at) for n in blocks for at in range(0, n, piece)]
 
 
 def plan(unit: c.Unit, passes: Passes = ALL) -> UnitPlan:

@@ -105,6 +105,7 @@ def test_the_explanation_says_what_each_pass_did() -> None:
     said = told(titans())
     assert list(said) == list(NAMES)
     assert said["chunk"] == "k, v, eta, alpha, mem (along keys)"
+    assert said["split"] == "nothing: every chunk is short enough to be folded at once"
     assert said["exact"] == "nothing: no memory moves at every token"
     assert said["share"].startswith("7 triangles instead of 10, one for k.w1, v.w1, eta.w1, alpha.w1; 2 decays instead")
     assert said["reuse"] == "layer outputs at the key, in the updates of k, v, eta, alpha, mem"

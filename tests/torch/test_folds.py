@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.runtime.folds import Generic, Momentum, RankOne, Summed
-from nsam.backends.torch.runtime.triangular import Decay, decays, triangle, unit_lower_inverse
+from nsam.backends.torch.runtime.chained import Chained, momentum, rank_one
+from nsam.backends.torch.runtime.folds import Fold, Generic, Summed
+from nsam.backends.torch.runtime.triangular import decay as decay_over
+from nsam.backends.torch.runtime.triangular import decays, triangle, unit_lower_inverse
 
 Random = Callable[..., Tensor]
 B, H, OUT, IN = 2, 3, 4, 5
-LENGTHS = (1, 2, 7, 16, 33)
+PIECE = 20
+LENGTHS = (1, 2, 7, 16, 33, PIECE, 2 * PIECE, 2 * PIECE + 3)
 
 
 def gates(random: Random, time: int, low: float, high: float) -> Tensor:
@@ -24,7 +27,7 @@ def outer(g: Tensor, u: Tensor) -> Tensor:
     return g.unsqueeze(-1) * u.unsqueeze(-2)
 
 
-def check_reads(fold: RankOne | Momentum | Generic, states: list[Tensor], random: Random) -> None:
+def check_reads(fold: Fold, states: list[Tensor], random: Random) -> None:
     """`states` are M_0, M_1, …; every kind of read, and the last state."""
     seen = torch.stack(states, 2)
     time = len(states) - 1
@@ -54,9 +57,10 @@ def test_rank_one(random: Random, time: int, erases: bool, pairs: int, keeps: st
     erase = gates(random, time, 0.05, 0.9) if erases else 0.0
     write = gates(random, time, 0.1, 1)
     listed = [(x, random(B, H, time, OUT)), (random(B, H, time, IN), random(B, H, time, OUT))][:pairs]
-    decay = Decay(keep, time, start, positive=keeps in ("one", "constant", "gate", "tiny"))
+    decay = decay_over(keep, time, start, positive=keeps in ("one", "constant", "gate", "tiny"), piece=PIECE)
     inverse = triangle(x, erase, decay) if erases else None
-    fold = RankOne({"m": start}, "m", listed, decay, write, erase, x, inverse)
+    fold = rank_one({"m": start}, "m", listed, decay, write, erase, x, inverse, forward=x @ start.mT)
+    assert isinstance(fold, Chained) == (time > PIECE)
     states = [start]
     for t in range(time):
         alpha = keep[:, :, t, :, None] if isinstance(keep, Tensor) else keep
@@ -77,8 +81,11 @@ def test_momentum(random: Random, time: int, forgets: bool, pairs: int) -> None:
     keep = gates(random, time, 0.5, 1) if forgets else 1
     theta, write = gates(random, time, 0.1, 0.95), gates(random, time, 0.1, 1)
     listed = [(random(B, H, time, IN), random(B, H, time, OUT)) for _ in range(pairs)]
-    chunk = Decay(keep, time, start, positive=True), Decay(theta, time, start, positive=True)
-    fold = Momentum({"m": start, "m.trace": trace}, "m", "trace", listed, *chunk, write)
+    chunk = (
+        decay_over(keep, time, start, positive=True, piece=PIECE),
+        decay_over(theta, time, start, positive=True, piece=PIECE),
+    )
+    fold = momentum({"m": start, "m.trace": trace}, "m", "trace", listed, *chunk, write)
     states = [start]
     for t in range(time):
         trace = theta[:, :, t, :, None] * trace
@@ -165,8 +172,8 @@ def test_gradients_of_a_chunk(random: Random) -> None:
     tensors += [0.5 + 0.4 * torch.sigmoid(random(1, 1, time, 1)) for _ in range(3)]
 
     def chunk(start: Tensor, x: Tensor, g: Tensor, keep: Tensor, erase: Tensor, write: Tensor) -> tuple[Tensor, Tensor]:
-        decay = Decay(keep, time, start, positive=True)
-        fold = RankOne({"m": start}, "m", [(x, g)], decay, write, erase, x, triangle(x, erase, decay))
+        decay = decay_over(keep, time, start, positive=True)
+        fold = rank_one({"m": start}, "m", [(x, g)], decay, write, erase, x, triangle(x, erase, decay))
         return fold.final()[""], fold.read(x, strict=False)
 
     assert torch.autograd.gradcheck(chunk, [t.requires_grad_() for t in tensors])

@@ -48,16 +48,40 @@ system apart(dim: int) {
   output b(normalize(q(taps(x)))) + rope(a(x))
 }
 """
+LONG = """nsam 1
+use std.rules (dgd, momentum)
+system long(dim: int) {
+  input x: [dim]
+  memory q, k, v : linear(dim -> dim)
+  memory rate, keep : linear(dim -> 1)
+  memory a, b : mlp(dim -> dim -> dim, residual, heads = 2) {
+    learn normalize(k(x)) -> v(x); minimize l2; every 140 tokens
+    by dgd(lr = sigmoid(rate(x)) / 4, retain = sigmoid(4 + keep(x)))
+  }
+  memory c : linear(dim -> dim, bias) {
+    learn normalize(k(x)) -> v(x); minimize l2; every 70 tokens; reads running
+    by momentum(lr = 0.01, beta = sigmoid(rate(x)), retain = 0.99)
+  }
+  output c(normalize(a(q(x)) + b(q(x))))
+}
+"""
 PROGRAMS: dict[str, tuple[Path | str, str, int, dict[str, object]]] = {
     "omega": (OMEGA, "omega", 11, {"dim": 4}),
     "apart": (APART, "apart", 13, {"dim": 4}),
+    "long": (LONG, "long", 150, {"dim": 4}),
     "deltanet": (EXAMPLES / "linear_memories" / "linear_memories.nsam", "deltanet", 37, {"dim": 4}),
     "cms": (EXAMPLES / "continuum" / "continuum.nsam", "sequential_tokens", 11, {"dim": 4}),
     "momentum": (EXAMPLES / "linear_memories" / "linear_memories.nsam", "delta_momentum_inside", 10, {"dim": 4}),
+    "long momentum": (
+        EXAMPLES / "linear_memories" / "linear_memories.nsam",
+        "delta_momentum_inside",
+        80,
+        {"dim": 4, "chunk": 70},
+    ),
     "titans": (EXAMPLES / "hope" / "hope.nsam", "titans", 11, {"dim": 4, "heads": 2, "chunk": 4, "slow": 8}),
     "hope": (EXAMPLES / "hope" / "hope.nsam", "hope", 34, {"dim": 8, "vocab": 5, "layers": 1}),
 }
-SLOW = {"hope"}
+SLOW = {"hope", "long", "long momentum"}
 
 
 @dataclass
@@ -154,17 +178,23 @@ def loops(text: str) -> str:
 
 
 def test_share_off() -> None:
-    assert (source("titans").count("rt.triangle("), source("titans").count("rt.Decay(")) == (7, 2)
+    assert (source("titans").count("rt.triangle("), source("titans").count("rt.decay(")) == (7, 2)
     plain = source("titans", "share")
-    assert (plain.count("rt.triangle("), plain.count("rt.Decay(")) == (10, 10)
-    assert plain.count("rt.RankOne(") == 10
+    assert (plain.count("rt.triangle("), plain.count("rt.decay(")) == (10, 10)
+    assert plain.count("rt.rank_one(") == 10
 
 
 def test_chunk_off() -> None:
-    assert "rt.RankOne(" in source("apart")
+    assert "rt.rank_one(" in source("apart")
     plain = source("apart", "chunk")
-    assert "rt.RankOne(" not in plain
+    assert "rt.rank_one(" not in plain
     assert plain.count("rt.Generic(") == 3
+
+
+def test_split_off() -> None:
+    assert source("long").count("piece=64") == 3
+    assert "piece=" not in source("long", "split")
+    assert "piece=" not in source("titans")
 
 
 def test_exact_off() -> None:
@@ -201,7 +231,7 @@ def test_segment_off() -> None:
 def test_inverse_off() -> None:
     assert "substitute=True" not in source("titans") + source("momentum")
     assert source("titans", "inverse").count("substitute=True") == 7
-    assert "rt.Momentum(" in source("momentum", "inverse")
+    assert "rt.momentum(" in source("momentum", "inverse")
     assert source("momentum", "inverse").count("substitute=True") == 1
 
 

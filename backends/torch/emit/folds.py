@@ -38,7 +38,8 @@ class FoldSource:
         """The expression that builds a fold, or a part that folds share."""
         if node.op == "decay":
             like = printer.of(self.like[node.id])
-            return f"rt.Decay({printer.of(node.args[0])}, at.length, {like}{gate_sign([node.args[0]])})"
+            piece = "" if node.attr("piece") is None else f", piece={node.attr('piece')}"
+            return f"rt.decay({printer.of(node.args[0])}, at.length, {like}{gate_sign([node.args[0]])}{piece})"
         if node.op == "triangle":
             return f"rt.triangle({', '.join(printer.of(a) for a in node.args)}{self.substitute})"
         fast = self.memories[str(node.attr("memory"))]
@@ -68,7 +69,7 @@ class FoldSource:
             text += "".join(f", {p.of(a)}" for a in erasing)
             forward = self.forward(node, p)
             text += f", forward={forward}" if forward else ""
-        return f"rt.RankOne({text})"
+        return f"rt.rank_one({text})"
 
     def forwards(self, nodes: Iterable[Node], known: Names) -> list[Node]:
         """Layer outputs that folds take over from the memory's own forward pass; they need a name."""
@@ -85,7 +86,7 @@ class FoldSource:
         """Linear momentum with scalar kernels."""
         pairs, gates = self.pairs(node, p)
         text = f'{self.head(node)}, "{node.attr("trace")}", {pairs}, {", ".join(p.of(g) for g in gates)}'
-        return f"rt.Momentum({text}{self.substitute if len(gates) > MOMENTUM_GATES else ''})"
+        return f"rt.momentum({text}{self.substitute if len(gates) > MOMENTUM_GATES else ''})"
 
     def applied(self, node: Node, fast: FastMemory, p: Printer) -> str:
         """Folds that apply the rule as it stands."""

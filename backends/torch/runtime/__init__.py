@@ -5,8 +5,9 @@ Needs torch only, not the compiler.
 
 from nsam.backends.torch.runtime.adaptive import decide, waiting
 from nsam.backends.torch.runtime.blocks import At, block, join, pieces, stage
+from nsam.backends.torch.runtime.chained import momentum, rank_one
 from nsam.backends.torch.runtime.end_to_end import EndToEnd
-from nsam.backends.torch.runtime.folds import Generic, Momentum, RankOne, Summed
+from nsam.backends.torch.runtime.folds import Generic, Summed
 from nsam.backends.torch.runtime.functions import (
     attention,
     carry,
@@ -63,22 +64,18 @@ from nsam.backends.torch.runtime.system import (
     zeros,
 )
 from nsam.backends.torch.runtime.tasks import Task
-from nsam.backends.torch.runtime.triangular import Decay, triangle
+from nsam.backends.torch.runtime.triangular import decay, triangle
 
 __all__ = [
     "At",
-    "Decay",
     "EndToEnd",
     "Generic",
     "Memory",
-    "Momentum",
-    "RankOne",
     "State",
     "Summed",
     "System",
     "Task",
     "advance",
-    "as",
     "attention",
     "blank",
     "block",
@@ -88,6 +85,7 @@ __all__ = [
     "conv",
     "copied",
     "cut",
+    "decay",
     "decide",
     "dot",
     "empty_memory",
@@ -106,6 +104,7 @@ __all__ = [
     "maximum",
     "merge",
     "minimum",
+    "momentum",
     "new_sequence",
     "norm",
     "normal",
@@ -117,6 +116,7 @@ __all__ = [
     "pieces",
     "position",
     "pseudo_huber",
+    "rank_one",
     "require_places",
     "rms_norm",
     "root_mean_square",

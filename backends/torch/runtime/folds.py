@@ -30,8 +30,16 @@ def running(s: State, name: str) -> Tensor:
 class Fold:
     """What all folds share: reading at ones."""
 
+    def final(self) -> dict[str, Tensor]:
+        """The new tensors, by suffix of their name."""
+        raise AssertionError("each fold ends in its own way")
+
     def read(self, q: Tensor, strict: bool) -> Tensor:
         """M_t q for each token, [B, H, T, out]; M_{t-1} q when `strict`."""
+        raise AssertionError("each fold reads in its own way")
+
+    def read_t(self, q: Tensor, strict: bool) -> Tensor:
+        """The same with the transposed states: [B, H, T, in]."""
         raise AssertionError("each fold reads in its own way")
 
     def row(self, strict: bool) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,29 +48,99 @@ def shifted(rows: Tensor, first: float) -> Tensor:
     return torch.cat([torch.full_like(rows[..., :1, :], first), rows[..., :-1, :]], -2)
 
 
+@dataclass(frozen=True)
 class Decay:
-    """Decays over a block, shared by the folds with equal retention: `gamma` and `between` as in `decays`.
+    """Decays over a run of tokens, shared by the folds with equal retention: `gamma` and `between` as in `decays`.
 
-    A retention of 1 needs neither logarithms nor exponentials.
+    `before_gamma` and `before` are the same as seen before each token. `plain`: a retention of 1, for which all of them
+    are ones.
     """
 
-    def __init__(self, keep: Tensor | float, time: int, like: Tensor, *, positive: bool = False) -> None:
-        self.plain = isinstance(keep, float | int) and keep == 1
-        if self.plain:
-            self.gamma: Tensor | float = 1.0
-            self.before_gamma: Tensor | float = 1.0
-            wide = torch.promote_types(like.dtype, torch.float32)
-            self.between = torch.ones(time, time, dtype=wide, device=like.device).tril()
-            self.before = self.between.tril(-1)
-            return
-        gamma, self.between = decays(keep, time, like, positive)
-        self.gamma, self.before_gamma = gamma, shifted(gamma, 1.0)
-        self.before = shifted(self.between, 0.0)
+    plain: bool
+    gamma: Tensor | float
+    between: Tensor
+    before_gamma: Tensor | float
+    before: Tensor
 
 
-def triangle(key: Tensor, erase: Tensor | float, decay: Decay, *, substitute: bool = False) -> Tensor:
-    """(I + diag(η)(X Xᵀ ⊙ D₋))⁻¹ [B, H, T, T], shared by the weights that are erased along the same keys."""
-    return unit_lower_inverse(erase * (key @ key.mT * decay.before), substitute=substitute)
+@dataclass(frozen=True)
+class Decays:
+    """Decays over a run of `time` tokens, for each of the `parts` of `piece` tokens that are folded at once.
+
+    `stacks` are the same along an axis in front of the tokens: the parts of full length, then the rest.
+    """
+
+    time: int
+    piece: int
+    parts: tuple[Decay, ...]
+    stacks: tuple[Decay, ...]
+
+
+def decay(
+    keep: Tensor | float, time: int, like: Tensor, *, positive: bool = False, piece: int | None = None
+) -> Decay | Decays:
+    """Decays over `time` tokens; for a longer run than `piece` tokens piece by piece.
+
+    keep: a number, or [.., T, 1]. A retention of 1 needs neither logarithms nor exponentials.
+    """
+    if piece is None or time <= piece:
+        return one_decay(keep, time, like, positive)
+    each = zip(stacked(keep, time, piece), shares(time, piece), strict=True)
+    stacks = [(one_decay(part, length, like, positive), count) for part, (count, length) in each]
+    parts = (part for stack, count in stacks for part in unstacked(stack, count))
+    return Decays(time, piece, tuple(parts), tuple(stack for stack, _ in stacks))
+
+
+def one_decay(keep: Tensor | float, time: int, like: Tensor, positive: bool) -> Decay:
+    """Decays between all tokens of a run."""
+    if isinstance(keep, float | int) and keep == 1:
+        wide = torch.promote_types(like.dtype, torch.float32)
+        between = torch.ones(time, time, dtype=wide, device=like.device).tril()
+        return Decay(True, 1.0, between, 1.0, between.tril(-1))
+    gamma, between = decays(keep, time, like, positive)
+    return Decay(False, gamma, between, shifted(gamma, 1.0), shifted(between, 0.0))
+
+
+def unstacked(stack: Decay, count: int) -> list[Decay]:
+    """The pieces of a stack one by one; of what is the same for all of them, the same."""
+    if not isinstance(stack.gamma, Tensor) or stack.gamma.dim() == 2:
+        return [stack] * count
+    assert isinstance(stack.before_gamma, Tensor)
+    tensors = (stack.gamma, stack.between, stack.before_gamma, stack.before)
+    return [Decay(False, *each) for each in zip(*(x.unbind(-3) for x in tensors), strict=True)]
+
+
+def shares(time: int, piece: int) -> list[tuple[int, int]]:
+    """How many pieces of full length there are and how long they are, then the same of the rest, where there is one."""
+    return [(time // piece, piece), *([(1, time % piece)] if time % piece else [])]
+
+
+def stacked(x: Tensor | float, time: int, piece: int) -> list[Tensor | float]:
+    """Rows of tokens [.., T, n] cut into pieces along a new axis: [.., T // piece, piece, n], then the rest."""
+    if not isinstance(x, Tensor):
+        return [x] * len(shares(time, piece))
+    x = x if x.shape[-2] == time else x.expand(*x.shape[:-2], time, x.shape[-1])
+    full = time - time % piece
+    found = [x[..., :full, :].reshape(*x.shape[:-2], full // piece, piece, x.shape[-1])]
+    return [*found, x[..., full:, :].unsqueeze(-3)] if full < time else [*found]
+
+
+def triangle(
+    key: Tensor, erase: Tensor | float, decay: Decay | Decays, *, substitute: bool = False
+) -> Tensor | tuple[Tensor, ...]:
+    """(I + diag(η)(X Xᵀ ⊙ D₋))⁻¹ [B, H, T, T], shared by the weights that are erased along the same keys.
+
+    For a run that is cut into pieces one for each of them.
+    """
+    if isinstance(decay, Decay):
+        return unit_lower_inverse(erase * (key @ key.mT * decay.before), substitute=substitute)
+    found: list[Tensor] = []
+    rates = stacked(erase, decay.time, decay.piece)
+    for rows, rate, stack in zip(stacked(key, decay.time, decay.piece), rates, decay.stacks, strict=True):
+        assert isinstance(rows, Tensor)
+        lower = rate * (rows @ rows.mT * stack.before)
+        found += unit_lower_inverse(lower, substitute=substitute).unbind(-3)
+    return tuple(found)
 
 
 class _UnitLowerInverse(torch.autograd.Function):
