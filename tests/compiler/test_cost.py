@@ -21,6 +21,8 @@ TOKENS = 128
 CASES = [
     ("hope", "titans", {"dim": 32}),
     ("hope", "hope", {"dim": 32, "vocab": 64}),
+    ("hope", "titans", {"dim": 32, "chunk": 128, "slow": 128}),
+    ("linear_memories", "delta_momentum_inside", {"dim": 16, "chunk": 128}),
     ("hope", "cms", {"dim": 16}),
     ("zoo", "linear_attention", {"dim": 16}),
     ("zoo", "gated_deltanet", {"dim": 16}),
@@ -39,7 +41,7 @@ def state_bytes(state: Any) -> int:
     return own + sum(map(state_bytes, state["children"].values()))
 
 
-@pytest.mark.parametrize(("program", "system", "parameters"), CASES, ids=[f"{p}-{s}" for p, s, _ in CASES])
+@pytest.mark.parametrize(("program", "system", "parameters"), CASES, ids=[f"{p}-{s}-{i}" for i, (p, s, _) in enumerate(CASES)])
 def test_prediction_equals_what_runs(program: str, system: str, parameters: dict[str, int]) -> None:
     unit = Program.load(EXAMPLES / program / f"{program}.nsam").instantiate(system, parameters)
     predicted = cost(unit, TOKENS)
