@@ -172,14 +172,17 @@ def optimizer(
     /,
     *,
     compiled: bool = False,
+    sharded: bool = False,
     **arguments: float,
 ) -> torch.optim.Optimizer:
     """A torch optimizer from a learning rule: `optimizer("std.rules", "m3", module, lr=0.004)`.
 
     `library` is a module of the standard library, or a program that declares the rule. `target`: a module, or tensors
     (then those with two axes or more are the matrices). `compiled` sends the rule's steps through torch.compile, which
-    takes its time at the first step; the steps are the same to rounding. Raises `ProgramError` when there is no such
-    rule or it cannot serve as an optimizer.
+    takes its time at the first step; the steps are the same to rounding. `sharded` spreads the states over the
+    processes of torch.distributed's default group (a ZeroRedundancyOptimizer, see there for saving); each process then
+    moves its part of the parameters and sends it to the others. Raises `ProgramError` when there is no such rule, it
+    cannot serve as an optimizer, or `sharded` is asked for without a process group.
     """
     from nsam.backends.torch.optim import optimizer as make
     from nsam.dsl.imports import standard_modules
@@ -195,7 +198,12 @@ def optimizer(
             f"there is no library `{library}`",
             help=f"{', '.join(standard_modules())}, or a program from nsam.load",
         )
-    return make(use, target, compiled=compiled)
+    made = make(use, target, compiled=compiled)
+    if not sharded:
+        return made
+    from nsam.backends.torch.optim_sharded import sharded as spread
+
+    return spread(made)
 
 
 def train_optimizer(train: Train, module: torch.nn.Module, *, compiled: bool = False) -> torch.optim.Optimizer:

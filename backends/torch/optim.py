@@ -16,7 +16,7 @@ from nsam.dsl.checked import RuleUse
 from nsam.dsl.diagnostics import fail
 
 Parameters: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]"
-_OWN_KEYS = frozenset({"params", "param_names", "initial_lr", "compiled"})
+_OWN_KEYS = frozenset({"params", "param_names", "initial_lr", "compiled", "sharded"})
 
 
 def optimizer(

@@ -28,6 +28,12 @@ TABLE: tuple[Code, ...] = (
         "stands for every one of them. Passes change what the generated code costs, never its values.",
     ),
     Code(
+        "N0404",
+        "no-process-group",
+        "error",
+        "An optimizer whose states are spread over processes is made after `torch.distributed.init_process_group`.",
+    ),
+    Code(
         "N0490",
         "not-in-reference",
         "error",

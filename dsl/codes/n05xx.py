@@ -86,5 +86,12 @@ TABLE: tuple[Code, ...] = (
         "the backward pass; models whose memories move by their own loss have none.",
     ),
     Code("N0521", "not-a-size", "error", "An amount of memory is a number above 0 and a unit: `8GB`, `500MB`, `2GiB`."),
+    Code(
+        "N0522",
+        "no-cuda-graph",
+        "error",
+        "A step of training is one CUDA graph on a CUDA device, in a program where every step starts like the one "
+        "before it: no memory goes on from step to step.",
+    ),
     Code("N0515", "wrong-request", "error", "What a command is asked for is something that the program declares."),
 )

@@ -72,6 +72,9 @@ def train(
         ),
     ] = None,
     without: Without = None,
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="On a GPU: record a step once and replay it in one launch.")
+    ] = False,
     no_compile: Annotated[bool, typer.Option("--no-compile", help="Leave torch.compile out: starts at once.")] = False,
     checkpoint_every: Annotated[
         float, typer.Option("--checkpoint-every", min=0, metavar="SECONDS", help="Time between checkpoints.")
@@ -121,6 +124,7 @@ def train(
         checkpoint_steps=checkpoint_steps,
         without=passes.without,
         memory=budget,
+        cuda_graph=cuda_graph,
     )
     console = Console(highlight=False)
     with memory_errors():

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from nsam import api
-from nsam.dsl.checked import Repeat, Train, Unit
+from nsam.backends.torch.cuda_graph import GraphedStep
+from nsam.dsl.checked import Train
 from nsam.dsl.diagnostics import fail
 from nsam.runs.checkpoint import Checkpoint, latest_checkpoint, require_same_tensors, save_checkpoint
 from nsam.runs.folder import RunFolder
@@ -24,7 +25,7 @@ from nsam.training.movement import Movement, level_of_weights
 from nsam.training.objective import next_byte_loss
 from nsam.training.progress import Progress, Speed, Watcher
 from nsam.training.sampler import Sampler, held_out_rows
-from nsam.training.settings import Settings
+from nsam.training.settings import Settings, keeps_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class Trainer:
         self._budget = None if settings.memory is None else api.set_memory(self.module, settings.memory)
         self._movement = Movement(level_of_weights(train, weights), weights)
         self._keeps = keeps_state(train.model)
+        self._graph = GraphedStep(self.module, self._fresh_loss) if settings.cuda_graph else None
         self._memory: Any = None
         self.step = 0
         self.loss = math.nan
@@ -118,11 +120,15 @@ class Trainer:
     def _advance(self, metrics: MetricsLog) -> None:
         begun = time.perf_counter()
         rows = self.sampler.rows().to(self.device)
-        loss, state = next_byte_loss(self.module, rows, self._memory, self.settings.precision)
+        if self._graph is not None:
+            loss, state = self._graph(rows)
+        else:
+            loss, state = next_byte_loss(self.module, rows, self._memory, self.settings.precision)
+            loss.backward()  # type: ignore[no-untyped-call]
+        # Asked for after the backward pass: a GPU has all of the step to do while the host waits.
         self.loss = float(loss.detach())
         if not math.isfinite(self.loss):
             raise self._not_finite(f"the loss of step {self.step + 1} is {self.loss}")
-        loss.backward()  # type: ignore[no-untyped-call]
         self.step += 1
         # `every n steps`: the level moves once a period, by the sum of the period's gradients (eq. 71).
         if self.step % self.train.every == 0:
@@ -138,6 +144,10 @@ class Trainer:
         if self.step % self.settings.report_every == 0 or self.step in (1, self.train.steps):
             line |= self._report(state)
         metrics.add(self.step, line)
+
+    def _fresh_loss(self, rows: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Loss of rows that are fresh sequences."""
+        return next_byte_loss(self.module, rows, None, self.settings.precision)
 
     def _reserve(self) -> None:
         """Tell the budget what the optimizer holds: its states come to be at its first step."""
@@ -261,12 +271,6 @@ class Trainer:
         self.held_out = checkpoint.progress.get("held_out")
         self._elapsed_before = checkpoint.progress["elapsed"]
         self._speed_before = checkpoint.progress.get("tokens_per_second")
-
-
-def keeps_state(unit: Unit) -> bool:
-    """Whether a memory of `unit`, or of a unit inside it, is declared `reset never`."""
-    bodies = [child.body if isinstance(child, Repeat) else child.unit for child in unit.children]
-    return any(memory.reset.kind == "never" for memory in unit.memories) or any(map(keeps_state, bodies))
 
 
 def _whole(value: Any) -> int:

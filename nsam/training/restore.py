@@ -13,8 +13,7 @@ from nsam.dsl.program import Program
 from nsam.runs.checkpoint import latest_checkpoint, load_checkpoint, require_same_tensors
 from nsam.runs.folder import open_run
 from nsam.runs.states import load_state
-from nsam.training.loop import keeps_state
-from nsam.training.settings import require_device
+from nsam.training.settings import keeps_state, require_device
 
 
 def trained_model(path: Path, device: str = "cpu") -> tuple[nn.Module, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nsam.dsl.checked import Repeat, Train, Unit
 from nsam.dsl.diagnostics import fail
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -34,6 +35,7 @@ class Settings:
     report_every: int = 10
     without: tuple[str, ...] = ()
     memory: int | None = None
+    cuda_graph: bool = False
 
     @property
     def precision(self) -> torch.dtype:
@@ -56,6 +58,25 @@ def require_device(name: str) -> torch.device:
             help=f"devices on this machine: {', '.join(known)}",
         ) from None
     return device
+
+
+def require_graph(train: Train, device: str) -> None:
+    """Check that a step of `train` can be one CUDA graph; N0522 when it cannot."""
+    if torch.device(device).type != "cuda":
+        raise fail("N0522", f"a CUDA graph runs on a CUDA device, not on `{device}`", help="--device cuda")
+    if keeps_state(train.model):
+        raise fail(
+            "N0522",
+            f"`{train.name}` has a memory that is never reset, so no step is like the one before it",
+            train.span,
+            help="leave --cuda-graph out",
+        )
+
+
+def keeps_state(unit: Unit) -> bool:
+    """Whether a memory of `unit`, or of a unit inside it, is declared `reset never`."""
+    bodies = [child.body if isinstance(child, Repeat) else child.unit for child in unit.children]
+    return any(memory.reset.kind == "never" for memory in unit.memories) or any(map(keeps_state, bodies))
 
 
 def require_compiler(device: str) -> None:

@@ -41,7 +41,9 @@ def state_bytes(state: Any) -> int:
     return own + sum(map(state_bytes, state["children"].values()))
 
 
-@pytest.mark.parametrize(("program", "system", "parameters"), CASES, ids=[f"{p}-{s}-{i}" for i, (p, s, _) in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("program", "system", "parameters"), CASES, ids=[f"{p}-{s}-{i}" for i, (p, s, _) in enumerate(CASES)]
+)
 def test_prediction_equals_what_runs(program: str, system: str, parameters: dict[str, int]) -> None:
     unit = Program.load(EXAMPLES / program / f"{program}.nsam").instantiate(system, parameters)
     predicted = cost(unit, TOKENS)

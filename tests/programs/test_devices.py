@@ -67,3 +67,30 @@ def test_no_training_step_asks_for_a_value(memory: int | None, example: Any) -> 
     held = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     assert held
     assert {value.device for value in held} == {META}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("folder", "system", "parameters", "time"), SYSTEMS, ids=[f"{f}-{s}" for f, s, _, _ in SYSTEMS]
+)
+def test_a_gpu_computes_the_same_without_waiting(
+    folder: str, system: str, parameters: dict[str, Any], time: int, example: Any, pair: Any
+) -> None:
+    both = pair(example(folder), system, **parameters)
+    given = both.inputs(2, time)
+
+    def step(device: str) -> list[Tensor | None]:
+        module = both.compiled.to(device)
+        module.zero_grad()
+        moved = [x.to(device) for x in given]
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            y, _ = module(*moved)
+            y.square().sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return [y.detach().cpu(), *(None if p.grad is None else p.grad.cpu() for p in module.parameters())]
+
+    for found, wanted in zip(step("cuda"), step("cpu"), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,31 @@
+"""One optimizer for several processes: each keeps the states of a part of the parameters, and moves that part."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch.distributed as dist
+from torch.distributed.optim import ZeroRedundancyOptimizer
+
+from nsam.backends.torch.optim_rules import RuleOptimizer
+from nsam.dsl.diagnostics import fail
+
+
+def sharded(optimizer: RuleOptimizer) -> ZeroRedundancyOptimizer:
+    """Return an optimizer that takes the same steps, its states spread over the processes of the default group.
+
+    Each process owns about as many numbers as any other, whole parameters at a time; same-shape matrices of one
+    process are still moved as a batch. All processes must hold equal parameters and, at each step, equal gradients, as
+    DistributedDataParallel leaves them. `consolidate_state_dict` before `state_dict` collects the states on one
+    process; what it saves can be loaded by an optimizer of any number of processes, or of one. Raises `ProgramError`
+    N0404 without a process group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise fail(
+            "N0404",
+            "a sharded optimizer needs a process group, and there is none",
+            help="call torch.distributed.init_process_group first, in a program started by torchrun; or leave out "
+            "`sharded`",
+        )
+    make = partial(RuleOptimizer, rules=optimizer.rules, compiled=optimizer.compiled)
+    return ZeroRedundancyOptimizer([dict(group) for group in optimizer.param_groups], make)  # type: ignore[arg-type]

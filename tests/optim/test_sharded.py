@@ -1,0 +1,87 @@
+"""An optimizer spread over processes takes the steps that one process would take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import nsam
+from nsam.dsl.diagnostics import ProgramError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+"""torch's own, when it loads its distributed optimizers."""
+
+STEPS = 20
+SHAPES = [(6, 4), (6, 4), (4, 6), (5, 5), (7,), (2, 3, 4), (3,)]
+RULES = {"m3": {"lr": 0.02}, "muon": {"lr": 0.02}, "adamw": {"lr": 0.02}}
+
+
+def weights() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(1)
+    return [nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=generator)) for shape in SHAPES]
+
+
+def steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], first: int, last: int) -> None:
+    for step in range(first, last):
+        generator = torch.Generator().manual_seed(100 + step)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+        optimizer.step()
+
+
+def numbers(optimizer: torch.optim.Optimizer) -> int:
+    tensors = [x for state in optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
+    return sum(x.numel() for x in tensors)
+
+
+def one_process(rank: int, processes: int, folder: str, rule: str) -> None:
+    """What each process does: half of the steps, a saved state, the other half; the first one writes what it saw."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=processes)
+    parameters = weights()
+    optimizer: Any = nsam.optimizer("std.rules", rule, parameters, sharded=True, **RULES[rule])
+    steps(optimizer, parameters, 0, STEPS // 2)
+    optimizer.consolidate_state_dict(to=0)
+    saved = optimizer.state_dict() if rank == 0 else None
+    steps(optimizer, parameters, STEPS // 2, STEPS)
+    seen = {"weights": [p.detach() for p in parameters], "kept": numbers(optimizer.optim), "saved": saved}
+    torch.save(seen, f"{folder}/{rank}.pt")
+    dist.barrier()  # nobody leaves while another still speaks
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+def test_two_processes_take_the_steps_of_one(rule: str, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_process, (2, str(tmp_path), rule), nprocs=2)
+    seen = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    alone = weights()
+    optimizer = nsam.optimizer("std.rules", rule, alone, **RULES[rule])
+    steps(optimizer, alone, 0, STEPS)
+    for found in seen:
+        for mine, wanted in zip(found["weights"], alone, strict=True):
+            torch.testing.assert_close(mine, wanted.detach(), rtol=1e-12, atol=1e-12)
+    shares = [found["kept"] for found in seen]
+    assert sum(shares) == numbers(optimizer)
+    assert max(shares) < 0.6 * sum(shares)
+
+    resumed = weights()
+    half = nsam.optimizer("std.rules", rule, resumed, **RULES[rule])
+    steps(half, resumed, 0, STEPS // 2)
+    fresh = nsam.optimizer("std.rules", rule, resumed, **RULES[rule])
+    fresh.load_state_dict(seen[0]["saved"])
+    steps(fresh, resumed, STEPS // 2, STEPS)
+    for mine, wanted in zip(resumed, alone, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_without_processes_there_is_nothing_to_share() -> None:
+    with pytest.raises(ProgramError) as error:
+        nsam.optimizer("std.rules", "adamw", weights(), sharded=True, lr=0.1)
+    assert error.value.diagnostics[0].code == "N0404"
+    assert "torchrun" in str(error.value.diagnostics[0].help)
