@@ -13,6 +13,7 @@ from nsam.compiler.unsupported import unsupported
 from nsam.dsl.checked import Unit
 from nsam.verification.against_reference import check_gradients, check_values
 from nsam.verification.learning import check_learning
+from nsam.verification.precision import check_precision
 from nsam.verification.report import Report, Row
 from nsam.verification.samples import Samples
 from nsam.verification.sequences import check_causality, check_isolation, check_splits
@@ -71,6 +72,7 @@ def verify_module(
         *check_isolation(unit, module, chosen, samples),
         *check_learning(unit, module, chosen, samples),
         *check_splits(unit, module, chosen, samples, tolerance),
+        *check_precision(unit, seeded, chosen, samples),
         *check_stability(unit, seeded, samples, min(stability_tokens, places(unit) or stability_tokens)),
     ]
     return Report(unit.name, tuple(rows))

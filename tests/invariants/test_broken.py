@@ -143,6 +143,19 @@ def not_a_number(inner: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
     return (y * torch.nan if x.dtype == torch.bfloat16 and x.shape[1] > 20 else y), after
 
 
+def rough(inner: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """In single precision, numbers of 8 bits."""
+    y, after = inner(x, state=state)
+    return (y.bfloat16().float() if y.dtype == torch.float32 else y), after
+
+
+def steep(inner: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    """In half precision, values that are right and gradients that are no numbers."""
+    y, after = inner(x, state=state)
+    extra = inner.k.weight.sum() if torch.is_autocast_enabled("cpu") else torch.zeros(())
+    return y + (extra - extra.detach()).square().sqrt(), after
+
+
 @pytest.mark.parametrize(
     ("forward", "check", "subject"),
     [
@@ -155,6 +168,8 @@ def not_a_number(inner: nn.Module, x: Tensor, state: Any) -> tuple[Tensor, Any]:
         (mixed_values, "batch isolation", "the other sequences changed"),
         (mixed_gradients, "batch isolation", "gradient of other sequences"),
         (restarted_state, "chunk splits", ""),
+        (rough, "precision", "float32, "),
+        (steep, "precision", "bfloat16, gradients"),
         (explosion, "stability", "float32, largest norm"),
         (vanishing, "stability", "bfloat16, smallest norm"),
         (not_a_number, "stability", "bfloat16, 256 tokens, output"),

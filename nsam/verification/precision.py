@@ -1,0 +1,66 @@
+"""How far training in float32, and with bfloat16 operands, is from the same numbers in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from nsam.dsl.checked import Unit
+from nsam.verification.report import Row
+from nsam.verification.samples import Samples
+from nsam.verification.shape import Lengths, places
+
+TOKENS = 128
+"""At least this many tokens, so that errors have several chunks to grow in."""
+SINGLE = 1e-3
+"""Largest relative error in float32, in the norm of the whole output and of all gradients together."""
+
+
+def check_precision(unit: Unit, make: Callable[[], nn.Module], lengths: Lengths, samples: Samples) -> Iterator[Row]:
+    """Errors of output and gradients, from the same initial parameters.
+
+    Weights, gates, decays, triangles and states are float32 in both; with bfloat16 the operands of products are that,
+    and its errors are told without a limit: where a decision or a nearly empty key turns, one token moves everything.
+    """
+    time = max(TOKENS, lengths.odd, lengths.even or 0)
+    inputs = samples.inputs(1, min(time, places(unit) or time))
+    direction: list[Tensor] = []
+    wanted = _step(make().double(), inputs, samples, direction, nullcontext())
+    half = torch.autocast("cpu", dtype=torch.bfloat16)
+    for name, products in (("float32", nullcontext()), ("bfloat16", half)):
+        single = [x.float() if x.is_floating_point() else x for x in inputs]
+        found = _step(make().float(), single, samples, direction, products)
+        for what, mine, exact in zip(("output", "gradients"), found, wanted, strict=True):
+            subject = f"{name}, {what}, {inputs[0].shape[1]} tokens"
+            error = _apart(mine, exact)
+            good = error <= SINGLE if name == "float32" else math.isfinite(error)
+            limit = f"≤ {SINGLE:g}" if name == "float32" else "finite"
+            yield Row("precision", subject, "ok" if good else "failed", f"{error:.1e}", limit)
+
+
+def _step(
+    module: nn.Module,
+    inputs: list[Tensor],
+    samples: Samples,
+    direction: list[Tensor],
+    products: AbstractContextManager[object],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The output, and the gradients of all parameters by a random linear loss."""
+    with products:
+        y, _ = module(*inputs)
+    if not direction:
+        direction.append(samples.normal(*y.shape))
+    if y.requires_grad:
+        (y.double() * direction[0]).sum().backward()
+    return [y.detach()], [p.grad for p in module.parameters() if p.grad is not None]
+
+
+def _apart(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """Norm of the difference over the norm of what is wanted; 0 where both are nothing."""
+    apart = sum(float((a.double() - b).square().sum()) for a, b in zip(found, wanted, strict=True))
+    whole = sum(float(b.square().sum()) for b in wanted)
+    return math.sqrt(apart / whole if whole else apart)
