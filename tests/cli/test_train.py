@@ -140,6 +140,7 @@ def test_a_run_is_not_overwritten_and_a_changed_one_not_resumed(
         (["--set", "context=100000"], "N0503"),
         (["--set", "batch=1000000000000"], "N0517"),
         (["--device", "nothing"], "N0512"),
+        (["--cuda-graph"], "N0522"),
         (["nobody"], "N0515"),
         (["--out", "text.txt"], "N0508"),
         (["--out", "text.txt/below"], "N0514"),

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 
+from nsam.backends.torch.cuda_graph import Run
 from nsam.dsl.checked import Apply, Train, ValueType
 from nsam.dsl.diagnostics import ProgramError
 from nsam.runs.checkpoint import checkpoints, latest_checkpoint, load_checkpoint
@@ -24,7 +25,7 @@ from nsam.training.limits import memory_errors
 from nsam.training.loop import Outcome, Trainer
 from nsam.training.objective import require_byte_model
 from nsam.training.progress import Progress
-from nsam.training.settings import Settings
+from nsam.training.settings import Settings, require_graph
 
 MakeTrain: TypeAlias = Callable[..., Train]
 
@@ -289,3 +290,43 @@ def test_running_out_of_memory_is_said_plainly(error: Exception, ours: bool) -> 
         raise error
     if ours:
         assert caught.value.diagnostics[0].code == "N0517"  # type: ignore[attr-defined]
+
+
+class Again:
+    """Records as a GPU would: the work is done again, into the tensors of the first time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.recorded = 0
+
+    def warm_up(self, run: Run) -> None:
+        run()
+
+    def record(self, run: Run) -> Callable[[], None]:
+        results = run()
+
+        def replay() -> None:
+            for old, new in zip(results, run(), strict=True):
+                old.copy_(new)
+
+        return replay
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_recorded_steps_take_the_same_path(
+    every: int, api: Any, make_train: MakeTrain, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nsam.backends.torch.cuda_graph.CudaRecorder", Again)
+    train = replace(make_train(steps=9), every=every)
+    for name in ("plain", "recorded"):
+        (tmp_path / name).mkdir()
+        trainer(train, text, tmp_path / name, cuda_graph=name == "recorded").run(Silent())
+    plain, recorded = losses(tmp_path / "plain"), losses(tmp_path / "recorded")
+    assert [line[:2] for line in recorded] == [line[:2] for line in plain]
+    assert [line[2] for line in recorded] == pytest.approx([line[2] for line in plain], rel=1e-6)
+
+
+@pytest.mark.parametrize(("device", "reset"), [("cpu", "sequence"), ("cuda", "never")])
+def test_what_cannot_be_recorded_is_said(device: str, reset: str, make_train: MakeTrain) -> None:
+    with pytest.raises(ProgramError) as caught:
+        require_graph(make_train(reset=reset), device)
+    assert code(caught) == "N0522"
