@@ -12,7 +12,7 @@ from shrink import FailsAlike, shrink
 from torch import Tensor
 
 from nsam.backends.torch import build as torch_backend
-from nsam.backends.torch.runtime.triangular import Decay
+from nsam.backends.torch.runtime.triangular import Decay, Decays, decay
 from nsam.dsl import syntax
 from nsam.dsl.checked import Unit
 from nsam.dsl.format import format_check
@@ -98,16 +98,14 @@ def test_a_wrong_value_is_shrunk_to_the_function_that_has_it(monkeypatch: pytest
     assert format_check(small.text)
 
 
-class Remembers(Decay):
+def remembers(keep: Tensor | float, time: int, like: Tensor, **named: Any) -> Decay | Decays:
     """A decay that was dropped."""
-
-    def __init__(self, keep: Tensor | float, time: int, like: Tensor, **named: Any) -> None:
-        super().__init__(1.0, time, like, **named)
+    return decay(1.0, time, like, **named)
 
 
 @pytest.mark.slow
 def test_a_dropped_decay_is_shrunk_to_one_memory_that_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nsam.backends.torch.runtime.Decay", Remembers)
+    monkeypatch.setattr("nsam.backends.torch.runtime.decay", remembers)
     small, found, before = shrunk(CASE)
     assert "values" in found & before
     assert len(small.text.splitlines()) <= 16

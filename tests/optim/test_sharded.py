@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def one_process(rank: int, processes: int, folder: str, rule: str) -> None:
     steps(optimizer, parameters, STEPS // 2, STEPS)
     seen = {"weights": [p.detach() for p in parameters], "kept": numbers(optimizer.optim), "saved": saved}
     torch.save(seen, f"{folder}/{rank}.pt")
-    dist.barrier()  # nobody leaves while another still speaks
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's threads now and then abort a process that takes them down in order
 
 
 @pytest.mark.slow
