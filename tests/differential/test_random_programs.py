@@ -58,6 +58,19 @@ def test_compiled_equals_reference(seed: int) -> None:
         raise AssertionError(report(case, outcome)) from outcome.error
 
 
+@pytest.mark.parametrize("seed", range(FIRST + 1, LAST, 6))
+def test_chunks_may_be_cut_anywhere(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces are 64 tokens and more; here as short as 2, so that the short chunks of these programs have several."""
+    monkeypatch.setattr("nsam.compiler.fast_memory.SHORTEST_PIECE", 2)
+    case = found(seed)
+    outcome = compare(case)
+    if REFERENCE_LACKS in outcome.skipped:
+        pytest.skip(outcome.skipped)
+    assert outcome.error is None, f"{outcome.error}\n{case.text}"
+    assert not outcome.skipped, f"{outcome.skipped}\n{case.text}"
+    assert not outcome.failures(), f"{outcome.failures()}\n{case.text}"
+
+
 def test_programs_cover_the_language() -> None:
     """Every structure, objective, rule, clause that the generator knows comes up among the seeds."""
     text = "\n".join(found(seed).text for seed in range(60))
