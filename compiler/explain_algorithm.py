@@ -6,7 +6,7 @@ from nsam.compiler.exact import depends_on, exact_candidates
 from nsam.compiler.explain_model import Line
 from nsam.compiler.explain_problem import state_of, tensor_symbol
 from nsam.compiler.explain_rules import Update
-from nsam.compiler.fast_memory import FastMemory, Fold
+from nsam.compiler.fast_memory import FastMemory, Fold, piece_of
 from nsam.compiler.lower import Lowered
 from nsam.compiler.passes import switched_off
 from nsam.dsl import checked as c
@@ -57,10 +57,13 @@ def _method(algorithm: str, fast: FastMemory, update: Update) -> str:
         return "generic fold: the gradients of a chunk at once, the rule token by token"
     if n == 1:
         return "token by token: every gradient needs the state after the token before"
+    piece = next(filter(None, (piece_of(fold.node) for fold in fast.folds)), None)
+    unit, n = ("chunk", n) if piece is None else (f"piece of {piece} tokens", piece)
     if algorithm == "momentum":
-        return f"momentum kernels: a {n} × {n} matrix of scalar weights for trace and state, the rest matrix products"
+        size = f"a {n} × {n} matrix" if piece is None else f"for each {unit} a {n} × {n} matrix"
+        return f"momentum kernels: {size} of scalar weights for trace and state, the rest matrix products"
     if update.erases:
-        return f"chunk algebra: one triangular solve of {n} × {n} a chunk and head, the rest matrix products"
+        return f"chunk algebra: one triangular solve of {n} × {n} a {unit} and head, the rest matrix products"
     return f"chunk algebra: decayed sums over {n} tokens, matrix products only"
 
 

@@ -117,6 +117,19 @@ def test_the_explanation_says_what_each_pass_did() -> None:
     assert told(deltanet())["segment"] == "64 tokens a call: 2 blocks of 32"
 
 
+@pytest.mark.parametrize(("dim", "piece"), [(8, 64), (256, 128)])
+def test_long_chunks_are_told_in_the_pieces_that_are_computed(dim: int, piece: int) -> None:
+    path = EXAMPLES / "linear_memories" / "linear_memories.nsam"
+    unit = Program.load(path).instantiate("delta_momentum_inside", {"dim": dim, "chunk": 300})
+    assert told(unit)["split"] == f"m: 300 tokens in pieces of {piece}"
+    assert told(unit)["inverse"] == f"1 triangle of {piece} × {piece}, from blocks of 16"
+    assert f"for each piece of {piece} tokens a {piece} × {piece} matrix" in " ".join(explain(unit).split())
+    made = plan(unit)
+    pieces = made.pieces(made.lowered.fast[0].folds[0].node, 310)
+    assert sum(pieces) == 310
+    assert pieces[-2:] == [300 % piece, 10]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_explanation_says_what_is_switched_off(name: str) -> None:
     off, others = passes_without(name), [n for n in NAMES if n != name]
