@@ -299,10 +299,12 @@ def test_grouped_heads_window_and_rotary_positions(example: Any, pair: Any) -> N
     agrees(pair(example("attention"), "grouped_window", dim=8), oracle)
 
 
-def test_transformer(example: Any, pair: Any) -> None:
-    def norm(x: Tensor, weight: Tensor) -> Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+def norm(x: Tensor, weight: Tensor) -> Tensor:
+    """Root-mean-square norm over the last axis."""
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
 
+
+def test_transformer(example: Any, pair: Any) -> None:
     def oracle(w: Weights, tokens: Tensor) -> Tensor:
         h = w["embed.weight"][tokens]
         for i in range(2):
@@ -317,6 +319,31 @@ def test_transformer(example: Any, pair: Any) -> None:
         return norm(h, w["nf.weight"]) @ w["embed.weight"].T
 
     agrees(pair(example("attention"), "transformer", vocab=11, dim=DIM, heads=2, layers=2), oracle)
+
+
+def test_transformer_block(example: Any, pair: Any) -> None:
+    def oracle(w: Weights, x: Tensor) -> Tensor:
+        n = norm(x, w["n1.weight"])
+        q, k, v = (n @ w[f"{name}.weight"].T for name in "qkv")
+        h = x + attend(rope(q, 2), rope(k, 2), v, 2) @ w["o.weight"].T
+        return h + F.gelu(norm(h, w["n2.weight"]) @ w["ffn.w1"].T) @ w["ffn.w2"].T
+
+    agrees(pair(example("zoo"), "transformer_block", dim=DIM, heads=2), oracle)
+
+
+def test_ada_transformer_block(example: Any, pair: Any) -> None:
+    """Section 3.2: the layer behind attention is linear attention that forgets and starts from what was learnt."""
+
+    def oracle(w: Weights, x: Tensor) -> Tensor:
+        q, k, v = (x @ w[f"{name}.weight"].T for name in "qkv")
+        h = x + attend(q, k, v, 2) @ w["o.weight"].T
+        m, ys = w["ffn.weight"], []
+        for t, row in enumerate(norm(h, w["n1.weight"])):
+            m = 0.999 * m + 0.1 * torch.outer(v[t], unit(k[t]))
+            ys.append(m @ row)
+        return h + torch.stack(ys)
+
+    agrees(pair(example("zoo"), "ada_transformer_block", dim=DIM, heads=2), oracle)
 
 
 def test_hybrid_is_attention_plus_a_gated_delta_rule(example: Any, pair: Any) -> None:
