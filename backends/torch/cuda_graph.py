@@ -40,17 +40,18 @@ class CudaRecorder:
 
     def warm_up(self, run: Run) -> None:
         """Run on a stream of its own, as recording does."""
-        here, stream = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(here)
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                run()
-        here.wait_stream(stream)
+        with torch.cuda.device(self.device):
+            here, stream = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP):
+                    run()
+            here.wait_stream(stream)
 
     def record(self, run: Run) -> Callable[[], None]:
         """Record once; the graph's tensors are kept as long as this recorder."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.device(self.device), torch.cuda.graph(graph):
             self.kept.append(run())
         replay: Callable[[], None] = graph.replay
         return replay

@@ -56,7 +56,7 @@ def _step(
         direction.append(samples.normal(*y.shape))
     if y.requires_grad:
         (y.double() * direction[0]).sum().backward()
-    return [y.detach()], [p.grad for p in module.parameters() if p.grad is not None]
+    return [y.detach()], [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
 
 
 def _apart(found: list[Tensor], wanted: list[Tensor]) -> float:
