@@ -17,8 +17,8 @@ def sharded(optimizer: RuleOptimizer) -> ZeroRedundancyOptimizer:
     Each process owns about as many numbers as any other, whole parameters at a time; same-shape matrices of one
     process are still moved as a batch. All processes must hold equal parameters and, at each step, equal gradients, as
     DistributedDataParallel leaves them. `consolidate_state_dict` before `state_dict` collects the states on one
-    process; an optimizer that is not sharded can go on from what it saves. Raises `ProgramError` N0404 without a process
-    group.
+    process; an optimizer that is not sharded can go on from what it saves. Raises `ProgramError` N0404 without a
+    process group.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise fail(
