@@ -162,7 +162,8 @@ def _by_place(plan: UnitPlan, nodes: Iterable[Node]) -> Iterator[tuple[Place, li
 
 def _work(plan: UnitPlan, nodes: list[Node]) -> str:
     count = sum(n.op not in ("given", "shown") for n in nodes)
-    what = describe(plan, nodes)
+    made = [f"{n} {op}{'s' * (n > 1)}" for op in ("decay", "triangle") if (n := sum(m.op == op for m in nodes))]
+    what = ", ".join(filter(None, [describe(plan, nodes), " and ".join(made) + " of each chunk" if made else ""]))
     return f"{count} operation{'s' * (count != 1)}" + (f" ({what})" if what else "")
 
 

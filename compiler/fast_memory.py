@@ -49,9 +49,14 @@ def piece_length(structure: c.Structure) -> int:
 
 def piece_of(fold: Node) -> int | None:
     """Tokens that a fold, or a part that folds share, does at once; None where that is its whole chunk."""
-    parts = (n for n in (fold, *fold.args) if n.op in ("decay", "triangle"))
+    parts = (n for n in (fold, *fold.args) if tables(n))
     found = next((n.attr("piece") for n in parts), None)
     return None if found is None else int(str(found))
+
+
+def tables(node: Node) -> bool:
+    """Whether a node is a part that folds share and that depends on no state of theirs: decays, a triangle."""
+    return node.op in ("decay", "triangle")
 
 
 def reusable(b: Builder, fold: Node) -> Node | None:

@@ -329,7 +329,8 @@ class _Build:
         if not (erase.op == "number" and erase.value == 0):
             assert key is not None
             shared = self.shared(exact, tensor, "triangle")
-            args += [erase, key, self.b.make("triangle", (key, erase, decay), (), "fold", **shared)]
+            between = keep if keep.op == "number" else decay
+            args += [erase, key, self.b.make("triangle", (key, erase, between), (), "fold", **shared)]
         elif not products and key is not None:
             args += [erase, key]
         return self.b.make(

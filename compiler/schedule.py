@@ -18,7 +18,7 @@ from itertools import pairwise
 from math import lcm
 
 from nsam.compiler.expressions import Node, postorder
-from nsam.compiler.fast_memory import FastMemory, piece_of
+from nsam.compiler.fast_memory import FastMemory, piece_of, tables
 from nsam.compiler.inline import inline
 from nsam.compiler.lower import Lowered, lower
 from nsam.compiler.passes import ALL, Passes
@@ -78,15 +78,29 @@ class UnitPlan:
         roots = [*(n for _, n in lowered.outputs), *(f.node for m in lowered.fast for f in m.folds), *lowered.events]
         order = list(postorder(roots))
         moved = first_uses(order, self.places, [n for _, n in lowered.outputs], len(self.levels))
-        return tuple(n for n in order if n.id in moved)
+        return tuple(n for n in order if n.id in moved or n.id in self.ahead)
+
+    @property
+    def ahead(self) -> frozenset[int]:
+        """Decays and triangles, by id, that are computed for many chunks before the loop that folds them."""
+        parts = {a.id: a for m in self.lowered.fast for f in m.folds for a in f.node.args if tables(a)}
+        return frozenset(i for i, a in parts.items() if self.places[i].level < self.folding(a))
+
+    def folding(self, node: Node) -> int:
+        """The level in whose blocks a fold, or a part that folds share, is used."""
+        block = self.fast(str(node.attr("memory"))).block if node.attr("memory") is not None else node.attr("block")
+        return next(level.index for level in self.levels if block in level.cuts)
 
     def fast(self, name: str) -> FastMemory:
         """The fast memory called `name`."""
         return next(f for f in self.lowered.fast if f.memory.name == name)
 
     def blocks(self, node: Node, tokens: int) -> list[int]:
-        """Lengths of the blocks of a sequence of `tokens` over which a node runs, one after the other."""
-        level = self.places[node.id].level
+        """Lengths of the blocks of a sequence of `tokens` over which a node runs, one after the other.
+
+        Decays and triangles are of chunks wherever they are computed.
+        """
+        level = self.folding(node) if tables(node) else self.places[node.id].level
         if level == SEQUENCE:
             return [tokens]
         marks = {mark for period in self.levels[level].cuts for mark in range(0, tokens, period)}
@@ -204,7 +218,7 @@ class _Scheduler:
         level_of = {
             name: next(i for i, group in enumerate(groups) if fast.block in group) for name, fast in self.fast.items()
         }
-        self._levels = level_of
+        self._levels, self._groups = level_of, groups
         places: dict[int, Place] = {}
         for node in self.order:
             places[node.id] = self.place_one(node, places, level_of, depth)
@@ -227,7 +241,8 @@ class _Scheduler:
         bound = self.bound(node)
         if node.layout == "fold" and node.op != "shown":
             home = self.home(node)
-            return self.place_fold(node, found, home)
+            early = self.early(node, places, home)
+            return early if early is not None else self.place_fold(node, found, home)
         if bound is None or bound[0] == SEQUENCE:
             if found.level != SEQUENCE and node.id not in self.needed and self.sinks(node):
                 return Place(SEQUENCE, True)
@@ -248,6 +263,19 @@ class _Scheduler:
             return self._levels[str(node.attr("memory"))]
         same = [n for n, f in self.fast.items() if f.block == node.attr("block")]
         return self._levels[same[0]]
+
+    def early(self, node: Node, places: dict[int, Place], home: int) -> Place | None:
+        """Where decays or a triangle are computed for many chunks before the loop that folds them, if they can be.
+
+        They can where keys and gates are known there and the loop's blocks are whole chunks. Decays of a retention that
+        is a number cost nothing and stay.
+        """
+        if not tables(node) or "hoist" not in self.lowered.passes or len(self._groups[home]) > 1:
+            return None
+        if node.op == "decay" and node.args[0].op == "number":
+            return None
+        found = max((places[a.id] for a in node.args), key=lambda p: p.rank(len(self._groups)))
+        return found if found.level < home and not found.after else None
 
     def place_fold(self, node: Node, found: Place, home: int) -> Place:
         if found.level > home:

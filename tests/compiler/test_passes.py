@@ -109,7 +109,8 @@ def test_the_explanation_says_what_each_pass_did() -> None:
     assert said["exact"] == "nothing: no memory moves at every token"
     assert said["share"].startswith("7 triangles instead of 10, one for k.w1, v.w1, eta.w1, alpha.w1; 2 decays instead")
     assert said["reuse"] == "layer outputs at the key, in the updates of k, v, eta, alpha, mem"
-    assert said["hoist"] == "for all tokens: 9 operations (reads of taps_q, q, taps_k, taps_v)"
+    ahead = "for each block of 64: 2 operations (1 decay and 1 triangle of each chunk)"
+    assert said["hoist"] == f"for all tokens: 9 operations (reads of taps_q, q, taps_k, taps_v); {ahead}"
     assert said["sink"] == "for all tokens: 3 operations (reads of o)"
     assert said["segment"] == "nothing: one call covers 64 tokens already"
     assert said["inverse"] == "5 triangles of 64 × 64, from blocks of 16; 2 triangles of 16 × 16, by powers"

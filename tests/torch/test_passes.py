@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -174,14 +175,27 @@ def source(name: str, *off: str) -> str:
 
 def loops(text: str) -> str:
     """The functions of the loops: what stands between the states' start and the work after the loop."""
-    return text.split("_initial(", 1)[1].split("@rt.stage", 1)[0].split("class ", 1)[0]
+    return text.split("_initial(", 1)[1].split("@rt.stage", 1)[0].split("@rt.aligned", 1)[0].split("class ", 1)[0]
+
+
+def made(text: str) -> tuple[int, int]:
+    """How many triangles and decays are computed, in a loop or ahead of it."""
+    return len(re.findall(r"rt\.triangle(?:_rows)?\(", text)), len(re.findall(r"rt\.decay(?:_rows)?\(", text))
 
 
 def test_share_off() -> None:
-    assert (source("titans").count("rt.triangle("), source("titans").count("rt.decay(")) == (7, 2)
+    assert made(source("titans")) == (7, 2)
     plain = source("titans", "share")
-    assert (plain.count("rt.triangle("), plain.count("rt.decay(")) == (10, 10)
+    assert made(plain) == (10, 10)
     assert plain.count("rt.rank_one(") == 10
+
+
+def test_triangles_ahead_of_the_loop() -> None:
+    """Where keys and gates are known before a loop its decays and triangles are computed there, for all chunks."""
+    found = source("titans")
+    assert found.count("rt.triangle_rows(") == found.count("rt.decay_rows(") == 1  # of mem: one block makes its chunks'
+    assert "_rows(" not in source("titans", "hoist")
+    assert made(source("titans", "hoist")) == made(found)
 
 
 def test_chunk_off() -> None:
@@ -192,7 +206,7 @@ def test_chunk_off() -> None:
 
 
 def test_split_off() -> None:
-    assert source("long").count("piece=64") == 3
+    assert source("long").count("piece=64") == 7  # what is made ahead of the loop, and what is taken from it there
     assert "piece=" not in source("long", "split")
     assert "piece=" not in source("titans")
 

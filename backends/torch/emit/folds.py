@@ -28,6 +28,7 @@ class FoldSource:
     memories: dict[str, FastMemory]
     like: dict[int, Node]
     passes: Passes = ALL
+    ahead: frozenset[int] = frozenset()
 
     @property
     def substitute(self) -> str:
@@ -36,12 +37,16 @@ class FoldSource:
 
     def fold(self, node: Node, printer: Printer) -> str:
         """The expression that builds a fold, or a part that folds share."""
+        if node.id in self.ahead:
+            return self.rows(node, printer)
         if node.op == "decay":
             like = printer.of(self.like[node.id])
             piece = "" if node.attr("piece") is None else f", piece={node.attr('piece')}"
             return f"rt.decay({printer.of(node.args[0])}, at.length, {like}{gate_sign([node.args[0]])}{piece})"
         if node.op == "triangle":
-            return f"rt.triangle({', '.join(printer.of(a) for a in node.args)}{self.substitute})"
+            number = node.args[2].op == "number" and node.attr("piece") is not None
+            piece = f", piece={node.attr('piece')}" if number else ""
+            return f"rt.triangle({', '.join(printer.of(a) for a in node.args)}{piece}{self.substitute})"
         fast = self.memories[str(node.attr("memory"))]
         return {
             "rank_one": self.rank_one,
@@ -49,6 +54,19 @@ class FoldSource:
             "summed": self.applied,
             "generic": self.applied,
         }[node.op](node, fast, printer)
+
+    def rows(self, node: Node, p: Printer) -> str:
+        """Decays or a triangle of many chunks, ahead of the loop that folds them."""
+        piece = "" if node.attr("piece") is None else f", piece={node.attr('piece')}"
+        chunks = f"at, {node.attr('block')}{', never=True' if node.attr('never') else ''}{piece}"
+        if node.op == "decay":
+            return f"rt.decay_rows({p.of(node.args[0])}, {chunks}{gate_sign([node.args[0]])})"
+        return f"rt.triangle_rows({', '.join(p.of(a) for a in node.args)}, {chunks}{self.substitute})"
+
+    def unpacked(self, node: Node, name: str) -> str:
+        """The statement that takes decays or a triangle of one chunk from their rows."""
+        piece = "" if node.attr("piece") is None else f", piece={node.attr('piece')}"
+        return f"{name} = rt.{node.op}_of({name}{piece})"
 
     def head(self, node: Node) -> str:
         """The fold's first arguments: the states and the tensor's path."""

@@ -53,7 +53,7 @@ class UnitSource:
                 child, name = str(node.args[0].attr("name")), str(node.attr("name"))
                 self.plan.lowered.builder.name(node, f"{child}_y" if name == "output" else name)
         fast = {f.memory.name: f for f in self.plan.lowered.fast}
-        self.folds = FoldSource(self.prefix, fast, self.plan.lowered.like, self.plan.passes)
+        self.folds = FoldSource(self.prefix, fast, self.plan.lowered.like, self.plan.passes, self.plan.ahead)
         self.names.wide = wide_products(self.plan.lowered.fast)
         self.loops = [Loop(self.loop_name(loop), loop) for loop in planned.plan_loops(self.plan)]
 
@@ -118,7 +118,9 @@ class UnitSource:
 
     def passed(self, node: Node) -> bool:
         """Whether a value is handed to functions as an argument."""
-        return node.op not in ("number", "weight", "state", "child") and node.layout != "fold"
+        if node.layout == "fold":
+            return node.id in self.folds.ahead
+        return node.op not in ("number", "weight", "state", "child")
 
     def outputs(self, level: int) -> list[Node]:
         """Values computed in level `level` or deeper that something outside needs."""
@@ -178,6 +180,8 @@ class UnitSource:
         opening = [*state_bindings(printer, printer.weights, "w"), *state_bindings(printer, printer.states, "s")]
         opening += clocks(lines)
         opening.append("new: dict[str, Tensor] = {}")
+        used = {a.id for n in both for a in n.args}
+        opening += [self.folds.unpacked(n, self.names.of(n)) for n in inputs if n.layout == "fold" and n.id in used]
         what = self.describe(loop.level)
         if self.needs_clock and position == len(self.loops) - 1:
             lines += [f'new["{c}"] = s["{c}"] + at.length' for c in ("clock", "clock.never")]
@@ -224,11 +228,11 @@ class UnitSource:
         what: str,
         body: Sequence[str],
         compiled: int | None,
-        stage: bool = False,
+        stage: str | None = None,
     ) -> str:
         """A whole function: decorator, signature, docstring, body."""
         arguments = "".join(f", {self.names.of(n)}: Tensor" for n in inputs)
-        head = [f"@rt.block({compiled})"] if compiled else ["@rt.stage"] if stage else []
+        head = [f"@rt.block({compiled})"] if compiled else [f"@rt.{stage}"] if stage else []
         if len(arguments) > 70:
             arguments = "".join(f"\n{INDENT}{self.names.of(n)}: Tensor," for n in inputs)
             signature = (
@@ -361,7 +365,9 @@ class UnitSource:
         printer.statements(stage.nodes, outputs)
         opening = [*state_bindings(printer, printer.weights, "w"), *state_bindings(printer, printer.states, "s")]
         body = [*opening, "new: dict[str, Tensor] = {}", *printer.lines, *self.results(outputs)]
-        return self.function(self.stage_name(index), inputs, self.stage_title(index), body, None, stage=True)
+        chunks = {int(str(n.attr("block"))) for n in stage.nodes if n.id in self.folds.ahead}
+        kind = f"aligned({math.lcm(*chunks)})" if chunks else "stage"
+        return self.function(self.stage_name(index), inputs, self.stage_title(index), body, None, stage=kind)
 
     def stage_name(self, index: int) -> str:
         """`titans_before`, `titans_after`, or a number where there are more."""

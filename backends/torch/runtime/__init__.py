@@ -4,7 +4,8 @@ Needs torch only, not the compiler.
 """
 
 from nsam.backends.torch.runtime.adaptive import decide, waiting
-from nsam.backends.torch.runtime.blocks import At, block, join, pieces, stage
+from nsam.backends.torch.runtime.ahead import decay_of, decay_rows, triangle_of, triangle_rows
+from nsam.backends.torch.runtime.blocks import At, aligned, block, join, pieces, stage
 from nsam.backends.torch.runtime.chained import momentum, rank_one
 from nsam.backends.torch.runtime.end_to_end import EndToEnd
 from nsam.backends.torch.runtime.folds import Generic, Summed
@@ -76,6 +77,7 @@ __all__ = [
     "System",
     "Task",
     "advance",
+    "aligned",
     "attention",
     "blank",
     "block",
@@ -86,6 +88,8 @@ __all__ = [
     "copied",
     "cut",
     "decay",
+    "decay_of",
+    "decay_rows",
     "decide",
     "dot",
     "empty_memory",
@@ -129,6 +133,8 @@ __all__ = [
     "stage",
     "step_at",
     "triangle",
+    "triangle_of",
+    "triangle_rows",
     "update",
     "waiting",
     "wide",

@@ -122,6 +122,26 @@ def stage(function: Function) -> Function:
     return run
 
 
+def aligned(period: int) -> Callable[[Function], Function]:
+    """Like `stage`, for work on chunks whose boundaries repeat after `period` tokens: the block's start counts.
+
+    Compiled where the sequence goes on at a boundary; after a partial chunk it runs as plain PyTorch.
+    """
+
+    def decorate(function: Function) -> Function:
+        compiled = _compile(function)
+
+        @functools.wraps(function)
+        def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
+            here = at._replace(offset=at.offset % period, never=at.never % period, replay=None)
+            whole = at.compiled and at.length >= SHORTEST_COMPILED and here.offset == 0 and here.never == 0
+            return (compiled if whole else function)(w, s, here, *values)
+
+        return run
+
+    return decorate
+
+
 SHORTEST_COMPILED = 32
 """Shortest sequence, in tokens, that is worth compiling for."""
 

@@ -91,6 +91,11 @@ def decay(
     return Decays(time, piece, tuple(parts), tuple(stack for stack, _ in stacks))
 
 
+def number_decay(keep: float, rows: Tensor, piece: int | None) -> Decay | Decays:
+    """Decays over the tokens of `rows` [.., T, n] where the retention is a number."""
+    return decay(keep, rows.shape[-2], rows, positive=keep > 0, piece=piece)
+
+
 def one_decay(keep: Tensor | float, time: int, like: Tensor, positive: bool) -> Decay:
     """Decays between all tokens of a run."""
     if isinstance(keep, float | int) and keep == 1:
@@ -126,12 +131,19 @@ def stacked(x: Tensor | float, time: int, piece: int) -> list[Tensor | float]:
 
 
 def triangle(
-    key: Tensor, erase: Tensor | float, decay: Decay | Decays, *, substitute: bool = False
+    key: Tensor,
+    erase: Tensor | float,
+    decay: Decay | Decays | float,
+    *,
+    piece: int | None = None,
+    substitute: bool = False,
 ) -> Tensor | tuple[Tensor, ...]:
     """(I + diag(η)(X Xᵀ ⊙ D₋))⁻¹ [B, H, T, T], shared by the weights that are erased along the same keys.
 
-    For a run that is cut into pieces one for each of them.
+    For a run that is cut into pieces one for each of them. A retention that is a number may stand for its decays.
     """
+    if not isinstance(decay, Decay | Decays):
+        decay = number_decay(decay, key, piece)
     if isinstance(decay, Decay):
         return unit_lower_inverse(erase * (key @ key.mT * decay.before), substitute=substitute)
     found: list[Tensor] = []
