@@ -51,6 +51,7 @@ def compile(
     *,
     backend: Backend = "torch",
     compiled: bool = True,
+    cpp_wrapper: bool = False,
     without: str | Iterable[str] = (),
     memory: str | int | None = None,
     **parameters: object,
@@ -58,13 +59,14 @@ def compile(
     """Compile a system to a `torch.nn.Module`: `y, state = module(x, state=None)`, x [batch, time, …].
 
     `backend="reference"` gives the token-by-token reference in float64 with the same parameters. `compiled=False` runs
-    the generated code without torch.compile, `without=("share", "hoist")` switches passes of the compiler off
+    the generated code without torch.compile, `cpp_wrapper=True` with one that calls its kernels from C++ (it compiles
+    longer, and a step on a CPU is shorter). `without=("share", "hoist")` switches passes of the compiler off
     (`nsam explain` lists them; values stay the same). `memory="8GB"` trains within a budget for weights, gradients and
     activations; what does not fit is computed again in the backward pass (values stay the same, bit for bit). Raises
     `ProgramError`; N0520 at the first call with gradients where the budget is too small.
     """
     unit = _checked(program, system, parameters)
-    module = compile_unit(unit, backend=backend, compiled=compiled, without=without)
+    module = compile_unit(unit, backend=backend, compiled=compiled, cpp_wrapper=cpp_wrapper, without=without)
     if memory is not None and backend == "torch":
         set_memory(module, memory)
     return module
@@ -83,6 +85,7 @@ def compile_unit(
     *,
     backend: Backend = "torch",
     compiled: bool = True,
+    cpp_wrapper: bool = False,
     observe: bool = False,
     without: str | Iterable[str] = (),
 ) -> torch.nn.Module:
@@ -98,7 +101,7 @@ def compile_unit(
         raise fail("N0402", f"there is no backend `{backend}`", help="torch or reference")
     from nsam.backends.torch.build import build
 
-    module = build(unit, compiled=compiled, passes=passes)
+    module = build(unit, compiled=compiled, cpp_wrapper=cpp_wrapper, passes=passes)
     if observe:
         for part in module.modules():
             part.observe = True  # type: ignore[assignment]

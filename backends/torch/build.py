@@ -38,15 +38,17 @@ def load_source(text: str) -> ModuleType:
     return module
 
 
-def build(unit: c.Unit, *, compiled: bool = True, passes: Passes = ALL) -> System:
+def build(unit: c.Unit, *, compiled: bool = True, cpp_wrapper: bool = False, passes: Passes = ALL) -> System:
     """Compile `unit` to a module. With `compiled` False its functions run as plain PyTorch.
+
+    With `cpp_wrapper` compiled functions call their kernels from C++: more to compile, less to do in each call.
 
     The module takes the unit's inputs and `state=None`, and returns `(output, state)`.
     """
     text, name = write_source(unit, passes)
     kind: Any = getattr(load_source(text), name)
     module: System = kind()
-    set_compiled(module, compiled)
+    set_compiled(module, compiled, cpp_wrapper)
     module.__dict__["nsam_unit"] = unit
     module.__dict__["nsam_source"] = text
     module.__dict__["nsam_passes"] = passes
@@ -54,15 +56,15 @@ def build(unit: c.Unit, *, compiled: bool = True, passes: Passes = ALL) -> Syste
     return module
 
 
-def set_compiled(module: System, compiled: bool) -> None:
-    """Switch torch.compile on or off for a module and all that it calls.
+def set_compiled(module: System, compiled: bool, cpp_wrapper: bool = False) -> None:
+    """Switch torch.compile, and its C++ wrapper, on or off for a module and all that it calls.
 
     It stays off where memories move by the model's own loss: torch.compile has no second derivative.
     """
     compiled = compiled and not isinstance(module, EndToEnd)
     for part in module.modules():
         if isinstance(part, System):
-            part.compiled = compiled
+            part.compiled, part.cpp_wrapper = compiled, cpp_wrapper
 
 
 def step_rules(unit: c.Unit, path: str = "") -> dict[str, c.RuleUse]:

@@ -56,7 +56,11 @@ class Trainer:
         context, self.batch = _whole(options["context"]), _whole(options["batch"])
         torch.manual_seed(settings.seed)
         self.module: nn.Module = api.compile_unit(
-            train.model, compiled=settings.compiled, observe=True, without=settings.without
+            train.model,
+            compiled=settings.compiled,
+            cpp_wrapper=settings.cpp_wrapper,
+            observe=True,
+            without=settings.without,
         ).to(self.device)
         self.optimizer: torch.optim.Optimizer = api.train_optimizer(train, self.module)
         self.sampler = Sampler(corpus.training, context, self.batch, settings.seed)

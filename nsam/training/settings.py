@@ -20,7 +20,8 @@ class Settings:
 
     `checkpoint_seconds` and `checkpoint_steps`: whichever comes first. `evaluations` held-out losses are taken over a
     run, each on `held_out_batches` batches. `without` names passes of the compiler that are switched off. `memory` is a
-    budget in bytes for weights, gradients, optimizer states and activations.
+    budget in bytes for weights, gradients, optimizer states and activations. `cpp_wrapper`: compiled code calls its
+    kernels from C++.
     """
 
     seed: int = 0
@@ -36,6 +37,7 @@ class Settings:
     without: tuple[str, ...] = ()
     memory: int | None = None
     cuda_graph: bool = False
+    cpp_wrapper: bool = False
 
     @property
     def precision(self) -> torch.dtype:

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from nsam.backends.torch.runtime.blocks import At, lengths
-from nsam.backends.torch.runtime.triangular import Decay, Decays, decays, one_decay, shifted, stacked, unit_lower_inverse
+from nsam.backends.torch.runtime.triangular import (
+    Decay,
+    Decays,
+    decays,
+    one_decay,
+    shifted,
+    stacked,
+    unit_lower_inverse,
+)
 
 Gate = Tensor | float
 

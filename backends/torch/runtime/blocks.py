@@ -19,7 +19,7 @@ class At(NamedTuple):
 
     `offset` is the number of tokens since the last boundary of the block's own loop (on the clock of memories
     that are reset for each sequence), `never` the same on the clock of memories that are never reset. `replay` takes
-    the blocks that are computed again in the backward pass.
+    the blocks that are computed again in the backward pass. `cpp_wrapper`: compiled code calls its kernels from C++.
     """
 
     offset: int
@@ -29,6 +29,7 @@ class At(NamedTuple):
     compiled: bool = False
     observe: bool = False
     replay: Recorder | None = None
+    cpp_wrapper: bool = False
 
     def closes(self, period: int, never: bool = False) -> bool:
         """Whether a boundary of this period lies at the block's end."""
@@ -153,13 +154,14 @@ def _compile(function: Function) -> Function:
     """
 
     @functools.cache
-    def ready() -> Function:
-        return torch.compile(function, fullgraph=True, dynamic=False)
+    def ready(cpp_wrapper: bool) -> Function:
+        options: dict[str, Any] | None = {"cpp_wrapper": True} if cpp_wrapper else None
+        return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
     @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        compiled = ready()
+    def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
+        compiled = ready(at.cpp_wrapper)
         with compiler_settings():
-            return compiled(*args)
+            return compiled(w, s, at, *values)
 
     return run

@@ -57,6 +57,8 @@ class System(nn.Module):
 
     compiled = True
     """Whether blocks and stages run through torch.compile."""
+    cpp_wrapper = False
+    """Whether what torch.compile makes of them calls its kernels from C++ instead of Python."""
     observe = False
     """Whether the mean inner loss of each fast memory is recorded, under `losses` of the state."""
 
@@ -146,7 +148,8 @@ class System(nn.Module):
             break
         s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
         time, batch = like.shape[1], like.shape[0]
-        at = At(old["position"], old["steps"], time, batch, self.compiled, self.observe, recorder(time))
+        how = (self.compiled, self.observe, recorder(time), self.cpp_wrapper)
+        at = At(old["position"], old["steps"], time, batch, *how)
         if initial is not None:
             s = {**initial(w, s, at), **s}
         s |= separate(self.tasks, s)
