@@ -13,6 +13,7 @@ from nsam.compiler.fast_memory import FastMemory, Fold, piece_of, reusable
 from nsam.compiler.loops import plan_loops, uncompiled
 from nsam.compiler.passes import PASSES
 from nsam.compiler.places import SEQUENCE, Place
+from nsam.compiler.rows import stacked
 from nsam.compiler.schedule import UnitPlan
 
 TRIANGLE_BLOCK = 16
@@ -139,6 +140,22 @@ def _reuse(plan: UnitPlan) -> Told:
     return False, "no update erases along keys that its own forward pass went through"
 
 
+def _rows(plan: UnitPlan) -> Told:
+    wholes: dict[int, tuple[str, int]] = {}
+    for level in plan.levels:
+        for nodes in (level.before, level.after):
+            for part in stacked(plan, nodes).parts.values():
+                if part.whole.op == "linear":
+                    state = part.whole.args[1]
+                    wholes[part.whole.id] = (f"{state.attr('memory')}.{state.attr('tensor')}", part.count)
+    if wholes:
+        counts: dict[int, list[str]] = {}
+        for name, count in wholes.values():
+            counts.setdefault(count, []).append(name)
+        return True, "; ".join(f"{', '.join(dict.fromkeys(names))}: {n} reads at once" for n, names in counts.items())
+    return False, "no memory is read at several inputs that are known at the same time"
+
+
 def _hoist(plan: UnitPlan) -> Told:
     found = plan.hoisted()
     parts = []
@@ -215,6 +232,7 @@ _TOLD: dict[str, Callable[[UnitPlan], Told]] = {
     "exact": _exact,
     "share": _share,
     "reuse": _reuse,
+    "rows": _rows,
     "hoist": _hoist,
     "sink": _sink,
     "segment": _segment,

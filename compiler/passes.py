@@ -45,6 +45,11 @@ PASSES = (
         "the update computes it again",
     ),
     Pass(
+        "rows",
+        "read a memory at several inputs (key, value, query) by one product over all their rows",
+        "a product for each input",
+    ),
+    Pass(
         "hoist",
         "compute what depends on no moving state once, before the loop, for all tokens",
         "computed in the loop that uses it",

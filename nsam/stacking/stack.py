@@ -38,6 +38,7 @@ class Stacked:
         *,
         backend: api.Backend = "torch",
         compiled: bool = True,
+        cpp_wrapper: bool = False,
         without: str | Iterable[str] = (),
         memory: str | int | None = None,
         **parameters: object,
@@ -45,13 +46,14 @@ class Stacked:
         """The compiled system with the weights in it: `logits, state = module(tokens, state=None)`, tokens
         [batch, time] to logits [batch, time, vocab], in the precision and on the device of the pretrained model.
 
-        `rate=0` gives back the pretrained model. `without` and `memory` as in `nsam.compile`.
+        `rate=0` gives back the pretrained model. `cpp_wrapper`, `without` and `memory` as in `nsam.compile`.
         """
         module = api.compile(
             self.program(),
             SYSTEM,
             backend=backend,
             compiled=compiled,
+            cpp_wrapper=cpp_wrapper,
             without=without,
             memory=memory,
             **parameters,

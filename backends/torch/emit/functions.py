@@ -15,6 +15,7 @@ from nsam.backends.torch.emit.starts import starting_order, starts_from
 from nsam.compiler import loops as planned
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.fast_memory import FastMemory
+from nsam.compiler.rows import stacked
 from nsam.compiler.schedule import Level, UnitPlan
 
 INDENT = "    "
@@ -166,13 +167,15 @@ class UnitSource:
             inner_outputs, inner_inputs = self.outputs(level + 1), self.inputs(level + 1)
         both = (*loop.level.before, *loop.level.after)
         keep = [*outputs, *inner_inputs, *self.folds.forwards(both, self.names)]
-        printer.statements(loop.level.before, [*keep, *self.given(a for n in loop.level.after for a in n.args)])
+        before, after = (stacked(self.plan, nodes) for nodes in (loop.level.before, loop.level.after))
+        printer.parts = before.parts | after.parts
+        printer.statements(before.nodes, [*keep, *self.given(a for n in loop.level.after for a in n.args)])
         lines = list(printer.lines)
         printer.lines = []
         if deeper:
             lines += self.run_loop(position + 1, inner_inputs)
             printer.text |= {n.id: (self.names.of(n), 9) for n in inner_outputs}
-        printer.statements(loop.level.after, keep)
+        printer.statements(after.nodes, keep)
         lines += printer.lines
         lines += self.surprises(loop.level, printer)
         lines += self.losses(loop.level, printer)

@@ -14,7 +14,7 @@ RESERVED = frozenset(
 _OPS = {
     "linear": "y", "linear_t": "y", "sub": "error", "dot": "dot", "normalize": "unit", "silu": "act", "gelu": "act",
     "relu": "act", "tanh": "act", "rank_one": "fold", "momentum": "fold", "summed": "fold", "generic": "fold",
-    "fold_read": "y", "decay": "decay", "triangle": "inverse",
+    "fold_read": "y", "rows": "rows", "decay": "decay", "triangle": "inverse",
     "conv": "y", "rmsnorm": "normed", "layernorm": "normed", "embedding": "x", "attention": "mixed",
     "position": "position", "gelu_tanh": "act",
     "split": "heads", "merge": "flat", "add": "total", "mul": "product", "div": "ratio", "sqrt": "root",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from nsam.backends.torch.emit.names import Names
 from nsam.compiler.expressions import Node
+from nsam.compiler.rows import Part
 from nsam.compiler.signs import positive
 
 WIDTH = 108
@@ -20,13 +21,13 @@ _CALLS = {
     "step_at": "rt.step_at", "inside": "rt.inside", "norm": "rt.norm", "dot": "rt.dot", "outer": "rt.outer",
     "normalize": "rt.normalize",
     "normalize_pullback": "rt.normalize_pullback", "root_mean_square": "rt.root_mean_square", "merge": "rt.merge",
-    "gate": "rt.gate", "embedding": "F.embedding", "carry": "rt.carry",
+    "rows": "rt.rows", "gate": "rt.gate", "embedding": "F.embedding", "carry": "rt.carry",
 }  # fmt: skip
 INLINE = frozenset(
     {*_INFIX, *_CALLS, "neg", "pow", "sum", "mean", "linear", "linear_t", "split", "row", "lp", "huber", "pseudo_huber",
      "length", "softmax", "clip", "index", "slice", "flatten", "lift",
      "expand_like", "ones", "rmsnorm", "layernorm", "detach", "concat"}
-) - {"carry"}  # fmt: skip
+) - {"carry", "rows"}  # fmt: skip
 ATOM = 9
 _BY_TOKEN = frozenset({"expand_like", "expand_tokens", "carry", "conv", "attention"})
 
@@ -54,18 +55,21 @@ class Printer:
         self.weights: dict[int, Node] = {}
         self.states: dict[int, Node] = {}
         self.updates: list[str] = []
+        self.parts: Mapping[int, Part] = {}
 
     def statements(self, nodes: Iterable[Node], keep: Iterable[Node]) -> None:
         """Print `nodes` in order; those in `keep` get a variable of their own."""
         todo = [n for n in nodes if n.id not in self.text]
         uses: dict[int, int] = {}
         for node in todo:
-            for argument in node.args:
+            for argument in (self.parts[node.id].whole,) if node.id in self.parts else node.args:
                 uses[argument.id] = uses.get(argument.id, 0) + 1
         kept = {n.id for n in keep}
         for node in todo:
             if node.op in ("number", "weight", "state", "given", "shown", "child", "input"):
                 continue
+            if node.id in self.parts and node.id not in kept and not uses.get(node.id):
+                continue  # part of a stack that is only used whole
             self.statement(node, uses.get(node.id, 0) <= 1 and node.id not in kept)
 
     def statement(self, node: Node, inline: bool) -> None:
@@ -75,7 +79,7 @@ class Printer:
             self.stateful(node)
             return
         text, level = self.expression(node)
-        if inline and name is None and node.op in INLINE and len(text) < 72:
+        if inline and name is None and node.op in INLINE and len(text) < 72 and node.id not in self.parts:
             self.text[node.id] = (text, level)
             return
         self.assign(node, text)
@@ -123,6 +127,9 @@ class Printer:
 
     def plain(self, node: Node) -> tuple[str, int]:
         """The same, in the precision of its arguments."""
+        if node.id in self.parts:
+            part = self.parts[node.id]
+            return f"rt.part({self.of(part.whole)}, {part.index}, {part.count})", ATOM
         op, args = node.op, node.args
         if op in _INFIX:
             sign, level = _INFIX[op]

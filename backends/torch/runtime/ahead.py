@@ -79,7 +79,7 @@ def decay_of(rows: Tensor, *, piece: int | None = None) -> Decay | Decays:
     if piece is None or time <= piece:
         return _one(rows)
     stacks = [_one(stack) for stack in stacked(rows, time, piece) if isinstance(stack, Tensor)]
-    return Decays(time, piece, tuple(map(_one, rows.split(piece, -2))), tuple(stacks))
+    return Decays(time, piece, tuple(map(_one, torch.split(rows, piece, -2))), tuple(stacks))
 
 
 def triangle_of(rows: Tensor, *, piece: int | None = None) -> Tensor | tuple[Tensor, ...]:
@@ -87,7 +87,7 @@ def triangle_of(rows: Tensor, *, piece: int | None = None) -> Tensor | tuple[Ten
     time = rows.shape[-2]
     if piece is None or time <= piece:
         return rows[..., :time]
-    return tuple(part[..., : part.shape[-2]] for part in rows.split(piece, -2))
+    return tuple(part[..., : part.shape[-2]] for part in torch.split(rows, piece, -2))
 
 
 def _one(rows: Tensor) -> Decay:
@@ -123,5 +123,4 @@ def _stack(value: Gate, time: int, start: int, stop: int, count: int) -> Gate:
     if not isinstance(value, Tensor):
         return value
     whole = value if value.shape[-2] == time else value.expand(*value.shape[:-2], time, value.shape[-1])
-    part: Tensor = whole[..., start:stop, :].unflatten(-2, (count, -1))
-    return part
+    return whole[..., start:stop, :].reshape(*whole.shape[:-2], count, (stop - start) // count, whole.shape[-1])

@@ -37,6 +37,18 @@ def gate(x: Tensor) -> Tensor:
     return x[:, None, None] if x.dim() == 1 else x.transpose(-1, -2).unsqueeze(-1)
 
 
+def rows(*xs: Tensor) -> Tensor:
+    """The rows of several values of all tokens, [B, H, T, n] each, below each other: [B, H, k T, n]."""
+    lead = [max(sizes) for sizes in zip(*(x.shape[:-2] for x in xs), strict=True)]
+    return torch.cat([x.expand(*lead, -1, -1) for x in xs], -2)
+
+
+def part(x: Tensor, index: int, count: int) -> Tensor:
+    """Number `index` of `count` equal parts of the rows of x."""
+    size = x.shape[-2] // count
+    return x[..., index * size : (index + 1) * size, :]
+
+
 def concat(*parts: Tensor) -> Tensor:
     """Vectors one after the other; what is the same for all tokens or sequences is repeated for each."""
     lead = torch.broadcast_shapes(*(x.shape[:-1] for x in parts))  # type: ignore[no-untyped-call]
