@@ -40,12 +40,13 @@ class Stacked:
         compiled: bool = True,
         without: str | Iterable[str] = (),
         memory: str | int | None = None,
+        keys: bool = False,
         **parameters: object,
     ) -> nn.Module:
         """The compiled system with the weights in it: `logits, state = module(tokens, state=None)`, tokens
         [batch, time] to logits [batch, time, vocab], in the precision and on the device of the pretrained model.
 
-        `rate=0` gives back the pretrained model. `without` and `memory` as in `nsam.compile`.
+        `rate=0` gives back the pretrained model. `without`, `memory` and `keys` as in `nsam.compile`.
         """
         module = api.compile(
             self.program(),
@@ -54,6 +55,7 @@ class Stacked:
             compiled=compiled,
             without=without,
             memory=memory,
+            keys=keys,
             **parameters,
         )
         like = self.weights["embed.weight"]
