@@ -248,7 +248,7 @@ class Trainer:
 
     def _summed(self) -> dict[str, torch.Tensor]:
         """What gradients add up at until the level moves: parameters, and what stands beside them for `key`."""
-        beside: Mapping[str, torch.Tensor] = self.module.nsam_grams  # type: ignore[assignment]
+        beside: Mapping[str, torch.Tensor] = getattr(self.module, "nsam_grams", {})
         return {**dict(self.module.named_parameters()), **{f"{name}.keys": leaf for name, leaf in beside.items()}}
 
     def _restore(self, checkpoint: Checkpoint) -> None:

@@ -277,8 +277,9 @@ LOOP = (
     + """system net(dim: int = 4) {
   input x: [dim]
   memory k, v, o : linear(dim -> dim)
+  memory r : linear(dim -> 1)
   memory m : linear(dim -> dim) {
-    learn normalize(k(x)) -> v(m(x)); minimize l2; by gd(lr = 0.1); every 4 tokens; init zeros
+    learn normalize(k(x)) -> v(m(x)); minimize l2; by gd(lr = sigmoid(r(m(x))) / 4); every 4 tokens; init zeros
   }
   memory n : linear(dim -> dim) {
     learn normalize(k(o(m(x)))) -> v(x); minimize l2; by gd(lr = 0.1); every 8 tokens; init zeros
@@ -307,7 +308,7 @@ def test_reads_inside_loops_count_every_token(without: Any) -> None:
         patch.setattr(nn.functional, "linear", spy)
         y, _ = module(x)
     y.square().mean().backward()
-    assert set(seen) == {"k.weight", "v.weight", "o.weight"}
+    assert set(seen) == {"k.weight", "v.weight", "o.weight", "r.weight"}
     for name, leaf in module.nsam_grams.items():
         torch.testing.assert_close(leaf.grad, seen[name], rtol=1e-12, atol=1e-12)
 
@@ -390,6 +391,33 @@ def test_gradients_through_the_state_bring_the_inputs_of_the_call_before() -> No
     assert y.requires_grad
 
 
+def test_what_a_call_returns_may_be_changed_in_place() -> None:
+    module = compiled(LINEAR)
+    (x,) = data(1, 2, 3, 4)
+    y, _ = module(x)
+    y.mul_(2).sum().backward()
+    torch.testing.assert_close(module.get_parameter("w.weight").grad, 2 * x.sum((0, 1)).expand(3, 4))
+
+
+def test_under_autocast_sums_are_in_float32() -> None:
+    module = compiled(MLP).float()
+    x = torch.randn(4, 64, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = module(x)
+    y.float().square().mean().backward()
+    grams = module.nsam_grams
+    assert {leaf.grad.dtype for leaf in grams.values()} == {torch.float32}
+    torch.testing.assert_close(grams["a.weight"].grad, outer_mean(x.reshape(-1, 4)), rtol=1e-5, atol=1e-6)
+
+
+def test_it_runs_where_its_inputs_are() -> None:
+    module = compiled(LOOP).to("meta")
+    module(torch.randn(2, 19, 4, dtype=torch.float64, device="meta"))[0].sum().backward()
+    optimizer = nsam.optimizer("std.rules", "safe_dgd", module, lr=0.1)
+    optimizer.step()
+    assert {leaf.device.type for leaf in module.nsam_grams.values()} == {"meta"}
+
+
 def test_weights_in_half_precision_have_sums_in_float32() -> None:
     module = compiled(MLP).to(torch.bfloat16)
     module(torch.randn(2, 3, 4).bfloat16())[0].float().sum().backward()
@@ -452,6 +480,7 @@ def steps_of(text: str, xs: list[Tensor], **options: Any) -> dict[str, Tensor]:
     return dict(module.state_dict())
 
 
+@pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
 @pytest.mark.parametrize("text", [MLP, LOOP], ids=["layers", "loops"])
 def test_compiled_is_uncompiled(text: str) -> None:
     xs = data(3, 2, 32, 4)
@@ -460,6 +489,17 @@ def test_compiled_is_uncompiled(text: str) -> None:
         torch.testing.assert_close(one[name], two[name], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("default")
+def test_compiled_under_autocast() -> None:
+    module = compiled(MLP, compiled=True).float()
+    x = torch.randn(4, 64, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = module(x)
+    y.float().square().mean().backward()
+    torch.testing.assert_close(module.nsam_grams["a.weight"].grad, outer_mean(x.reshape(-1, 4)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("default")
 def test_a_compiled_optimizer_takes_the_same_steps() -> None:
     xs = data(4, 2, 3, 4)
     one, two = compiled(MLP), compiled(MLP)
@@ -602,6 +642,7 @@ def test_a_gradient_from_elsewhere_is_an_error() -> None:
         optimizer.step()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_several_processes_are_refused(tmp_path: Any) -> None:
     import torch.distributed as dist
 

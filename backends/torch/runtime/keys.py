@@ -65,7 +65,7 @@ class HandOver(torch.autograd.Function):
         """The tensors as they are."""
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*given[count : 2 * count])
-        return tuple(x.view_as(x) for x in given[2 * count :])
+        return tuple(x.detach() for x in given[2 * count :])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
