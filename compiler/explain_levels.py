@@ -1,4 +1,4 @@
-"""Explains what moves between steps: the rules of a training level, and of memories that have one of their own there."""
+"""Explains what moves between steps: the rules of a training level, and of memories with one of their own there."""
 
 from __future__ import annotations
 

@@ -290,10 +290,37 @@ LOOP = (
 )
 
 
-@pytest.mark.parametrize("without", [(), "all"])
-def test_reads_inside_loops_count_every_token(without: Any) -> None:
+def folding(rule: str, every: str, learn: str = "normalize(k(x)) -> v(m(x))") -> str:
+    return f"""nsam 1
+use std.rules (gd, dgd, momentum)
+system inner(dim: int) {{ input x: [dim]; memory w : linear(dim -> dim); output tanh(w(x)) }}
+system net(dim: int = 4) {{
+  input x: [dim]
+  memory k, v, o : linear(dim -> dim)
+  memory m : linear(dim -> dim) {{ learn {learn}; minimize l2; by {rule}; every {every}; init zeros }}
+  output o(m(v(k(x))))
+}}
+"""
+
+
+FOLDING = {
+    "loops": LOOP,
+    "every token": folding("dgd(lr = 0.1)", "1 token; reads running", "normalize(k(x)) -> v(x)"),
+    "the token before": folding("dgd(lr = 0.1)", "1 token"),
+    "momentum": folding("momentum(lr = 0.1)", "4 tokens"),
+    "summed": folding("gd(lr = 0.1)", "4 tokens summed"),
+    "window": folding("gd(lr = 0.1)", "4 tokens", "normalize(k(x)) -> v(m(x)) over last 3 tokens"),
+    "adaptive": folding("gd(lr = 0.1)", "4..8 tokens when surprise > 0.3"),
+    "resets": folding("gd(lr = 0.1)", "4 tokens; reset every 8 tokens"),
+    "a call inside": folding("gd(lr = 0.1)", "4 tokens", "normalize(k(x)) -> inner(m(x), dim)"),
+}
+
+
+@pytest.mark.parametrize("without", [(), "all"], ids=["passes", "no passes"])
+@pytest.mark.parametrize("text", FOLDING.values(), ids=FOLDING)
+def test_reads_inside_loops_count_every_token(text: str, without: Any) -> None:
     """Inputs of layers inside the loop over chunks, tokens of the last chunk included: against hooks on every read."""
-    module = compiled(LOOP, without=without)
+    module = compiled(text, without=without)
     (x,) = data(1, 2, 19, 4)
     seen: dict[str, Tensor] = {}
     weights = {p.data_ptr(): name for name, p in module.named_parameters()}
@@ -308,7 +335,7 @@ def test_reads_inside_loops_count_every_token(without: Any) -> None:
         patch.setattr(nn.functional, "linear", spy)
         y, _ = module(x)
     y.square().mean().backward()
-    assert set(seen) == {"k.weight", "v.weight", "o.weight", "r.weight"}
+    assert set(seen) == set(weights.values()) == set(module.nsam_grams)
     for name, leaf in module.nsam_grams.items():
         torch.testing.assert_close(leaf.grad, seen[name], rtol=1e-12, atol=1e-12)
 
