@@ -28,7 +28,7 @@ class Steps:
     @cached_property
     def elementwise(self) -> bool:
         """Whether entries move on their own."""
-        return elementwise(self.plan)
+        return elementwise(self.plan) and not self.keyed
 
     @property
     def keyed(self) -> bool:
