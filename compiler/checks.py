@@ -10,6 +10,7 @@ from nsam.compiler.gradients import Stop, reached
 from nsam.compiler.levels import find_cycles
 from nsam.compiler.problems import Edge, LevelGraph, Need, Problem
 from nsam.compiler.scopes import Scope, scopes
+from nsam.compiler.step_keys import check_step_keys
 from nsam.dsl.checked import Memory, Train, Transfer, Unit
 from nsam.dsl.diagnostics import Label, ProgramError, Report
 
@@ -28,6 +29,7 @@ def check_unit(unit: Unit, train: Train | None = None, *, report: Report) -> Non
     check_transfers(graph, places, memories, report)
     check_gradients(unit, graph, report)
     check_used(graph, report)
+    check_step_keys(unit, train, report)
 
 
 # --- same-time cycles ----------------------------------------------------------------------------

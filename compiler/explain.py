@@ -16,6 +16,7 @@ from textwrap import wrap
 from nsam.compiler import explain_equations as eq
 from nsam.compiler.describe import initial_text, source_text, structure_text
 from nsam.compiler.explain_end_to_end import explain_end_to_end
+from nsam.compiler.explain_levels import explain_level
 from nsam.compiler.explain_memory import explain_memory
 from nsam.compiler.explain_model import Line, MemoryExplanation, Part, SlowRow, UnitExplanation
 from nsam.compiler.explain_passes import pass_parts
@@ -23,18 +24,25 @@ from nsam.compiler.explain_schedule import schedule_lines
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
+from nsam.dsl.rule_keys import needs_keys
 
 WIDTH = 100
 
 
-def explain(unit: c.Unit, passes: Passes = ALL) -> str:
-    """Return the explanation of `unit` and of every system and repeat in it, each once, as text."""
-    return "\n".join("\n".join(_unit_text(found)) for found in explanation(unit, passes))
+def explain(unit: c.Unit, passes: Passes = ALL, train: c.Train | None = None) -> str:
+    """Return the explanation of `unit` and of every system and repeat in it, each once, as text.
+
+    With `train` also that of the level that trains it.
+    """
+    parts = [_unit_text(found) for found in explanation(unit, passes)]
+    return "\n".join("\n".join(part) for part in [*parts, *([] if train is None else [_level_text(train)])])
 
 
-def explain_json(unit: c.Unit, passes: Passes = ALL) -> str:
-    """Return the same as JSON: a list of units."""
-    return json.dumps([asdict(found) for found in explanation(unit, passes)], indent=2, ensure_ascii=False)
+def explain_json(unit: c.Unit, passes: Passes = ALL, train: c.Train | None = None) -> str:
+    """Return the same as JSON: a list of units, then the level."""
+    parts = [asdict(found) for found in explanation(unit, passes)]
+    parts += [] if train is None else [asdict(explain_level(train))]
+    return json.dumps(parts, indent=2, ensure_ascii=False)
 
 
 def explanation(unit: c.Unit, passes: Passes = ALL) -> tuple[UnitExplanation, ...]:
@@ -167,6 +175,8 @@ def _mover(memory: c.Memory) -> tuple[str, str]:
         return "never moves (frequency 0)", ""
     every = f"every {frequency.period} steps" if frequency.period != 1 else "every step"
     by = "" if memory.rule is None else f", by {memory.rule.rule.name}"
+    if memory.rule is not None and needs_keys(memory.rule.rule):
+        by += " along the sum of E[x xᵀ], x the inputs of its layer"
     return f"moves {every} by the sum of the task's gradients{by}", eq.schedule_equation(frequency, "")
 
 
@@ -214,6 +224,16 @@ def _unit_text(found: UnitExplanation) -> Iterator[str]:
         yield "passes"
         yield from (row for part in found.passes for row in _part(part))
         yield ""
+
+
+def _level_text(train: c.Train) -> Iterator[str]:
+    found = explain_level(train)
+    head = f"{found.name}: the level that trains {train.model.name}"
+    yield head
+    yield "─" * min(WIDTH, max(len(head), 20))
+    yield f"{found.clock}; W is a matrix (a vector is one row), ∇ its gradient"
+    yield from (row for part in found.rules for row in _part(part))
+    yield ""
 
 
 def _memories_text(memories: tuple[MemoryExplanation, ...], without: frozenset[str] = frozenset()) -> Iterator[str]:

@@ -55,3 +55,12 @@ class UnitExplanation:
     calls: tuple[Line, ...]
     schedule: tuple[Line, ...]
     passes: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LevelExplanation:
+    """A training level: when it moves, and the rule of each group of parameters."""
+
+    name: str
+    clock: str
+    rules: tuple[Part, ...]

@@ -17,7 +17,7 @@ from nsam.compiler.explain_text import Text
 from nsam.compiler.expressions import Builder, Node
 from nsam.compiler.rule_lowering import Lowering
 from nsam.compiler.rule_passes import clean
-from nsam.compiler.rule_plan import COUNT, RulePlan
+from nsam.compiler.rule_plan import COUNT, GRAM, RulePlan
 from nsam.dsl import checked as c
 
 OLD, NEW = "ₜ₋₁", "ₜ"
@@ -230,6 +230,7 @@ def plan_lines(plan: RulePlan, symbols: Symbols, arguments: Mapping[str, Text]) 
     names: dict[str, Text] = {name: text for name, text in arguments.items() if name in plan.parameters}
     names |= {name: Text(text) for name, text in before.items()}
     names |= {"grad": symbols.gradient, "key": symbols.key, "err": symbols.error, COUNT: Text("t")}
+    names |= {GRAM: Text(f"E[{tx.outer(symbols.key, symbols.key)}]")}
     scalar = plan.algebra.scalar
     columns = Columns(scalar, set() if symbols.tokens else {"key", "err"})
     lines = []
@@ -287,6 +288,8 @@ def _applied(expr: c.Apply, args: list[Text], scalar: Scalar) -> Text:
         return Text(f"NS{tx.subscript(args[1].text)}({args[0]})") if len(args) > 1 else tx.call("NS", args)
     if name == "outer":
         return tx.outer(*args)
+    if name == "trace":  # of the outer products of a step
+        return Text("E‖x‖²")
     if name == "dot":
         return tx.squared_length(args[0]) if args[0] == args[1] else Text(f"⟨{args[0]}, {args[1]}⟩")
     if name in ("identity", "zeros", "ones") and not args:

@@ -1,9 +1,9 @@
 """Reads of one memory at several inputs as one product over all their rows.
 
-An objective reads a memory at its key and, where it makes its own targets, at its value; a query reads it as well. Each is
-a product with the same state, so where the inputs are known at the same time their rows are stacked: one product of
-three times the rows instead of three. What follows row by row (an activation) is applied to the stack, which is the
-input of the next layer's product as it stands.
+An objective reads a memory at its key and, where it makes its own targets, at its value; a query reads it as well.
+Each is a product with the same state, so where the inputs are known at the same time their rows are stacked: one
+product of three times the rows instead of three. What follows row by row (an activation) is applied to the stack, which
+is the input of the next layer's product as it stands.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ ANY = ValueType(())
 
 _ORDER: dict[Kind, int] = {"number": 0, "scalar": 1, "matrix": 2}
 NUMBERS = frozenset({"rows", "cols"})
-REDUCTIONS = frozenset({"dot", "sum", "mean", "norm", "root_mean_square", "lp", "huber", "pseudo_huber"})
+REDUCTIONS = frozenset({"dot", "trace", "sum", "mean", "norm", "root_mean_square", "lp", "huber", "pseudo_huber"})
 MATRICES = frozenset(
     {"identity", "matmul", "transpose", "outer", "ones_like", "zeros_like", "zeros_of", "orthogonalize", "normalize"}
 )

@@ -14,7 +14,7 @@ from nsam.compiler.rule_derive import (
     network_gradient,
 )
 from nsam.compiler.rule_networks import Layers, Shape, shapes
-from nsam.compiler.rule_plan import COUNT, INPUTS, Assign, PlanState, RulePlan
+from nsam.compiler.rule_plan import COUNT, GRAM, INPUTS, Assign, PlanState, RulePlan
 from nsam.dsl.checked import (
     Apply,
     Constant,
@@ -48,10 +48,11 @@ def _place(name: str, tensor: str) -> str:
 
 
 class Lowering:
-    """Lowers one rule; scopes of nested rules share the assignments and the states."""
+    """Lowers one rule, with `steps` for the step clock; scopes of nested rules share the assignments and the states."""
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: Rule, steps: bool = False) -> None:
         self.rule = rule
+        self.steps = steps
         self.kinds: dict[str, Kind] = dict.fromkeys(rule.parameters, "scalar")
         self.kinds[COUNT] = "scalar"
         self.algebra = Algebra(self.kinds)
@@ -73,7 +74,7 @@ class Lowering:
             tuple(self.states),
             tuple(self.body),
             results,
-            frozenset(INPUTS) & used,
+            frozenset((*INPUTS, GRAM)) & used,
             dict(self.kinds),
             COUNT in used,
         )
@@ -281,6 +282,8 @@ class Scope:
         if expr.function in _FILLS and not expr.arguments:
             return constant(_FILLS[expr.function])
         arguments = [self.expression(argument, simplify) for argument in expr.arguments]
+        if self.lowering.steps and arguments and all(argument == ref("key") for argument in arguments):
+            return self.of_step(expr.function, *arguments)
         if expr.function == "unbias":
             return self.unbias(*arguments)
         if expr.function == "matmul" and len(expr.arguments[1].type.shape) == 1:
@@ -290,6 +293,14 @@ class Scope:
         if expr.function in _WHOLE:
             arguments = [self.whole(argument, expr, arguments) for argument in arguments]
         return build(expr.function, *arguments, *(constant(v) for _, v in expr.options if isinstance(v, int | float)))
+
+    def of_step(self, function: str, *keys: Expr) -> Expr:
+        """A function of nothing but a step's key: of its outer product where that is enough."""
+        if function == "outer":
+            return ref(GRAM)
+        if function == "dot":
+            return call("trace", ref(GRAM))
+        return self.build("sqrt", call("trace", ref(GRAM))) if function == "norm" else self.build(function, *keys)
 
     def shaped(self, argument: Expr, others: list[Expr]) -> Expr:
         """Give the identity in a sum with a matrix that is not square that matrix's shape."""

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import replace
 
 from nsam.compiler.rule_algebra import Algebra, call, constant, functions, names, ref, substitute
-from nsam.compiler.rule_plan import COUNT, Assign, PlanState, RulePlan
+from nsam.compiler.rule_plan import COUNT, GRAM, INPUTS, Assign, PlanState, RulePlan
 from nsam.dsl.checked import Apply, Expr, Ref
 
 EXPENSIVE = frozenset({"orthogonalize", "matmul"})
@@ -85,7 +85,7 @@ def _used(plan: RulePlan) -> RulePlan:
     used = {name for a in plan.body for name in names(a.value)} | {last for _, last in plan.results}
     initial = {name for s in plan.states for name in names(s.initial)}
     parameters = tuple(name for name in plan.parameters if name in used | initial)
-    inputs = frozenset(name for name in ("grad", "key", "err") if name in used)
+    inputs = frozenset(name for name in (*INPUTS, GRAM) if name in used)
     return replace(plan, parameters=parameters, inputs=inputs, needs_count=COUNT in used)
 
 

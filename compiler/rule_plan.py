@@ -20,6 +20,8 @@ from nsam.dsl.checked import Apply, Constant, Expr, Ref, Rule
 INPUTS = ("grad", "key", "err")
 COUNT = "count."
 """The number of updates, as a name of a plan; the dot keeps it apart from a user's `count`."""
+GRAM = "gram."
+"""Σ over the rows of a step's key of their outer product, [columns, columns]: all that a step knows of its key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,11 @@ class PlanState:
 class RulePlan:
     """A rule ready to be emitted.
 
-    Names: `self`, the inputs `grad`, `key`, `err`, `COUNT` (updates since the reset, the current one included), the
-    parameters, the states as they are before the update, and the targets of `body`. `results` gives the name that holds
-    the new value of `self` and of every state, in order. `kinds` names the scalars (all else are matrices). `inputs` is
-    the subset of the inputs that is used, `strides` the periods greater than 1, ascending.
+    Names: `self`, the inputs `grad`, `key`, `err` (on the step clock `GRAM` for `key`), `COUNT` (updates since the
+    reset, the current one included), the parameters, the states as they are before the update, and the targets of
+    `body`. `results` gives the name that holds the new value of `self` and of every state, in order. `kinds` names the
+    scalars (all else are matrices). `inputs` is the subset of the inputs that is used, `strides` the periods greater
+    than 1, ascending.
     """
 
     name: str
@@ -95,13 +98,16 @@ class RulePlan:
         return straighten(replace(self, body=tuple(body)))
 
 
-def lower_rule(rule: Rule, fixed: Mapping[str, Expr] | None = None) -> RulePlan:
-    """Lower `rule`. Parameters in `fixed` are replaced by the given expressions; the others stay names."""
+def lower_rule(rule: Rule, fixed: Mapping[str, Expr] | None = None, *, steps: bool = False) -> RulePlan:
+    """Lower `rule`. Parameters in `fixed` are replaced by the given expressions; the others stay names.
+
+    With `steps` for the step clock, where `outer(key, key)` is `GRAM` and `dot(key, key)` its trace.
+    """
     from nsam.compiler.rule_lowering import Lowering
     from nsam.compiler.rule_passes import cache_slow, clean
     from nsam.compiler.rule_sharing import share
 
-    plan = Lowering(rule).lower(dict(fixed or {}))
+    plan = Lowering(rule, steps).lower(dict(fixed or {}))
     return clean(share(clean(cache_slow(clean(plan)))))
 
 

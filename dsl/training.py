@@ -16,6 +16,7 @@ from nsam.dsl.functions import names_in
 from nsam.dsl.instantiate import Checker, System, missing_parameters
 from nsam.dsl.names import Declared
 from nsam.dsl.periods import not_adaptive, period_of
+from nsam.dsl.rule_keys import beyond_steps, needs_keys, step_problem
 from nsam.dsl.rule_uses import ConstantExpressions, bind_rule, find_rule
 from nsam.dsl.sizes import at_least
 from nsam.dsl.types import SCALAR, shape_text
@@ -245,16 +246,24 @@ class TrainMaker:
         values: dict[str, Expr] = dict(zip(given, built, strict=True))
         values |= {name: Constant(SCALAR, node.span, cast("float", value)) for name, value in overrides.items()}
         use = bind_rule(self.checker, declared, values, scope, node.span)
-        needs = sorted(use.rule.needs & {"key", "err"})
-        if needs:
+        self._check_keys(node, use)
+        return use
+
+    def _check_keys(self, node: syntax.By, use: RuleUse) -> None:
+        """A rule may know the step's mean outer product of a layer's inputs; others are no layers."""
+        beyond = beyond_steps(use.rule)
+        if beyond is not None:
+            message, help = step_problem(use.rule, beyond)
+            place = [Label(beyond.span, f"`{beyond.name}` here")]
+            raise self.findings.error("N0226", message, node.rule_span, "on the step clock", secondary=place, help=help)
+        if needs_keys(use.rule) and node.targets == "others":
             raise self.findings.error(
                 "N0226",
-                f"rule `{node.rule}` needs `{needs[0]}`, and the context of a training level is gradients",
+                f"rule `{node.rule}` needs `key`, the input of a layer, and others have none",
                 node.rule_span,
-                "needs the input of a layer",
-                help="choose a rule of the gradient alone, such as gd, muon or adamw",
+                "tables, taps, gains, vectors and biases",
+                help="give them a rule of the gradient alone, such as adamw",
             )
-        return use
 
     def _check_targets(self, uses: list[syntax.By]) -> None:
         targets = [use.targets for use in uses]

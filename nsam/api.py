@@ -54,6 +54,7 @@ def compile(
     cpp_wrapper: bool = False,
     without: str | Iterable[str] = (),
     memory: str | int | None = None,
+    keys: bool = False,
     **parameters: object,
 ) -> torch.nn.Module:
     """Compile a system to a `torch.nn.Module`: `y, state = module(x, state=None)`, x [batch, time, …].
@@ -62,11 +63,12 @@ def compile(
     the generated code without torch.compile, `cpp_wrapper=True` with one that calls its kernels from C++ (it compiles
     longer, and a step on a CPU is shorter). `without=("share", "hoist")` switches passes of the compiler off
     (`nsam explain` lists them; values stay the same). `memory="8GB"` trains within a budget for weights, gradients and
-    activations; what does not fit is computed again in the backward pass (values stay the same, bit for bit). Raises
-    `ProgramError`; N0520 at the first call with gradients where the budget is too small.
+    activations; what does not fit is computed again in the backward pass (values stay the same, bit for bit).
+    `keys=True` lets the backward pass bring the inputs of layers too, for an optimizer whose rule uses `key` (dgd).
+    Raises `ProgramError`; N0520 at the first call with gradients where the budget is too small.
     """
     unit = _checked(program, system, parameters)
-    module = compile_unit(unit, backend=backend, compiled=compiled, cpp_wrapper=cpp_wrapper, without=without)
+    module = compile_unit(unit, backend=backend, compiled=compiled, cpp_wrapper=cpp_wrapper, without=without, keys=keys)
     if memory is not None and backend == "torch":
         set_memory(module, memory)
     return module
@@ -88,8 +90,12 @@ def compile_unit(
     cpp_wrapper: bool = False,
     observe: bool = False,
     without: str | Iterable[str] = (),
+    keys: bool = False,
 ) -> torch.nn.Module:
-    """Compile a checked unit. With `observe`, states carry the inner losses that `memory_report` reads."""
+    """Compile a checked unit. With `observe`, states carry the inner losses that `memory_report` reads.
+
+    `keys`: as in `compile`; for a `train` declaration `nsam.compiler.step_keys.train_needs_keys` says what it takes.
+    """
     from nsam.compiler.passes import passes_without
 
     passes = passes_without(without)
@@ -101,19 +107,30 @@ def compile_unit(
         raise fail("N0402", f"there is no backend `{backend}`", help="torch or reference")
     from nsam.backends.torch.build import build
 
-    module = build(unit, compiled=compiled, cpp_wrapper=cpp_wrapper, passes=passes)
+    module = build(unit, compiled=compiled, cpp_wrapper=cpp_wrapper, passes=passes, keys=keys)
     if observe:
         for part in module.modules():
             part.observe = True  # type: ignore[assignment]
     return module
 
 
-def source(program: Program, system: str, /, *, without: str | Iterable[str] = (), **parameters: object) -> str:
-    """The Python source of a system, readable and runnable without the compiler. Raises `ProgramError`."""
+def source(
+    program: Program,
+    system: str,
+    /,
+    *,
+    without: str | Iterable[str] = (),
+    keys: bool = False,
+    **parameters: object,
+) -> str:
+    """The Python source of a system, readable and runnable without the compiler; options as in `compile`.
+
+    Raises `ProgramError`.
+    """
     from nsam.backends.torch.build import write_source
     from nsam.compiler.passes import passes_without
 
-    return write_source(_checked(program, system, parameters), passes_without(without))[0]
+    return write_source(_checked(program, system, parameters), passes_without(without), keys=keys)[0]
 
 
 def _checked(program: Program, system: str, parameters: Mapping[str, object]) -> Unit:
@@ -184,8 +201,9 @@ def optimizer(
     (then those with two axes or more are the matrices). `compiled` sends the rule's steps through torch.compile, which
     takes its time at the first step; the steps are the same to rounding. `sharded` spreads the states over the
     processes of torch.distributed's default group (a ZeroRedundancyOptimizer, see there for saving); each process then
-    moves its part of the parameters and sends it to the others. Raises `ProgramError` when there is no such rule, it
-    cannot serve as an optimizer, or `sharded` is asked for without a process group.
+    moves its part of the parameters and sends it to the others. A rule that uses `key` needs a module compiled with
+    `keys=True`. Raises `ProgramError` when there is no such rule, it cannot serve as an optimizer, or `sharded` is
+    asked for without a process group.
     """
     from nsam.backends.torch.optim import optimizer as make
     from nsam.dsl.imports import standard_modules

@@ -98,7 +98,8 @@ class Budget:
     @property
     def resident(self) -> int:
         """Bytes of weights and gradients, and those reserved."""
-        return 2 * sum(p.numel() * p.element_size() for p in self.module.parameters()) + self.reserved
+        counted = [*self.module.parameters(), *self.module.nsam_grams.values()]
+        return 2 * sum(p.numel() * p.element_size() for p in counted) + self.reserved
 
     def run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the module, measured or as was chosen."""

@@ -15,12 +15,12 @@ from nsam.compiler.passes import ALL, Passes
 from nsam.dsl import checked as c
 
 
-def write_source(unit: c.Unit, passes: Passes = ALL) -> tuple[str, str]:
-    """Return the Python source for `unit` and the name of its class.
+def write_source(unit: c.Unit, passes: Passes = ALL, *, keys: bool = False) -> tuple[str, str]:
+    """Return the Python source for `unit` and the name of its class; `keys` as in `build`.
 
     Raises `ProgramError` if it has no compiled form.
     """
-    module = ModuleSource(passes=passes)
+    module = ModuleSource(passes=passes, keys=keys)
     text = module.write(unit)
     return text, module.class_name(unit)
 
@@ -38,14 +38,18 @@ def load_source(text: str) -> ModuleType:
     return module
 
 
-def build(unit: c.Unit, *, compiled: bool = True, cpp_wrapper: bool = False, passes: Passes = ALL) -> System:
+def build(
+    unit: c.Unit, *, compiled: bool = True, cpp_wrapper: bool = False, passes: Passes = ALL, keys: bool = False
+) -> System:
     """Compile `unit` to a module. With `compiled` False its functions run as plain PyTorch.
 
     With `cpp_wrapper` compiled functions call their kernels from C++: more to compile, less to do in each call.
+    With `keys` it sums up the inputs of its layers, for rules that use `key` on the step clock; without, only where a
+    memory on that clock has such a rule of its own.
 
     The module takes the unit's inputs and `state=None`, and returns `(output, state)`.
     """
-    text, name = write_source(unit, passes)
+    text, name = write_source(unit, passes, keys=keys)
     kind: Any = getattr(load_source(text), name)
     module: System = kind()
     set_compiled(module, compiled, cpp_wrapper)

@@ -6,7 +6,7 @@ step to step, because no step asks for a tensor's value, so they are recorded on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -75,7 +75,8 @@ class GraphedStep:
     """
 
     def __init__(self, module: nn.Module, function: Loss, recorder: Recorder | None = None) -> None:
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        beside: Mapping[str, Tensor] = getattr(module, "nsam_grams", {})
+        self.parameters = [p for p in (*module.parameters(), *beside.values()) if p.requires_grad]
         self.function = function
         self.recorder = recorder or CudaRecorder(self.parameters[0].device)
         self._recorded: dict[tuple[Any, ...], _Recorded] = {}

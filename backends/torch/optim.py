@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,10 +11,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from nsam.backends.torch.optim_keys import StepKeys, require_served, without_module
 from nsam.backends.torch.optim_rules import EVERY, RULE, OuterRule, Role, RuleOptimizer, rule_for
 from nsam.compiler.rule_plan import lower_rule, number
 from nsam.dsl.checked import RuleUse
-from nsam.dsl.diagnostics import fail
+from nsam.dsl.diagnostics import Label, fail
+from nsam.dsl.rule_keys import beyond_steps, step_problem
 
 Parameters: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]"
 _OWN_KEYS = frozenset({"params", "param_names", "initial_lr", "compiled", "sharded"})
@@ -28,13 +31,16 @@ def optimizer(
     tensors, named tensors, or torch's parameter groups. For a compiled module, `module.nsam_matrices` (names) says
     what the matrices are, `module.nsam_periods` (name to steps, inf for frozen) when each parameter moves, and
     `module.nsam_rules` (name to RuleUse) which have a rule of their own; elsewhere matrices are the tensors with two
-    axes or more, and all move at every step. `compiled` sends each rule's step through torch.compile. ProgramError
-    when a rule cannot serve here.
+    axes or more, and all move at every step. A rule that uses `key` needs a module, compiled with `keys`. `compiled`
+    sends each rule's step through torch.compile. ProgramError when a rule cannot serve here.
     """
     pairs: Sequence[tuple[RuleUse, Role]] = [(rules, "all")] if isinstance(rules, RuleUse) else rules
     if isinstance(parameters, torch.nn.Module):
         return _for_module(pairs, parameters, compiled)
     outer = _labelled([outer_rule(use, role) for use, role in pairs])
+    for (use, _), rule in zip(pairs, outer, strict=True):
+        if rule.keyed:
+            raise without_module(use)
     listed = list(parameters)
     if listed and isinstance(listed[0], dict):
         return RuleOptimizer([group for group in listed if isinstance(group, dict)], outer, compiled=compiled)
@@ -45,21 +51,15 @@ def optimizer(
 def outer_rule(use: RuleUse, role: Role = "all") -> OuterRule:
     """Lower one `by` clause for a parameter group.
 
-    ProgramError when the rule needs a layer's input, which a gradient does not carry, or when one of its arguments is
-    not a number.
+    ProgramError when the rule needs more of a layer's inputs than a step knows (see `rule_keys.py`), or when one of its
+    arguments is not a number.
     """
-    plan = lower_rule(use.rule)
-    missing = sorted(plan.inputs - {"grad"})
-    if missing:
-        what = " and ".join(f"`{name}`" for name in missing)
-        raise fail(
-            "N0226",
-            f"rule `{use.rule.name}` needs {what}, which an optimizer does not have",
-            use.span,
-            "its context is gradients",
-            help="choose a rule of the gradient alone, such as gd, muon or adamw; a rule of layers' inputs serves "
-            "memories inside the sequence, and delta_momentum takes the rows of the gradient for its keys",
-        )
+    beyond = beyond_steps(use.rule)
+    if beyond is not None:
+        message, help = step_problem(use.rule, beyond)
+        place = [Label(beyond.span, f"`{beyond.name}` here")]
+        raise fail("N0226", message, use.span, "on the step clock", secondary=place, help=help)
+    plan = lower_rule(use.rule, steps=True)
     taken = sorted(_OWN_KEYS & set(plan.parameters))
     if taken:
         raise fail("N0480", f"a rule used as an optimizer cannot have a parameter called `{taken[0]}`", use.span)
@@ -94,11 +94,16 @@ def _for_module(pairs: Sequence[tuple[RuleUse, Role]], module: torch.nn.Module, 
         if use not in special:
             special.append(use)
     shared = [outer_rule(use, role) for use, role in pairs]
+    uses = [*(use for use, _ in pairs), *special]
     outer = _labelled([*shared, *(outer_rule(use, "named") for use in special)])
+    keyed: dict[Tensor, str] = {}
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         matrix = parameter.ndim >= 2 if matrices is None else name in matrices
         rule = outer[len(shared) + special.index(own[name])] if name in own else rule_for(outer, matrix, name)
         key = (rule.label, periods.get(name, 1))
         groups.setdefault(key, {"params": [], RULE: key[0], EVERY: key[1]})["params"].append(parameter)
-    return RuleOptimizer(groups.values(), outer, compiled=compiled)
+        if rule.keyed and not math.isinf(key[1]):
+            require_served(rule, uses[outer.index(rule)], module, name)
+            keyed[parameter] = name
+    return RuleOptimizer(groups.values(), outer, compiled=compiled, keys=StepKeys(module, keyed) if keyed else None)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from nsam.backends.torch.optim_batches import Layout, Signature, signature
+from nsam.backends.torch.optim_keys import StepKeys
 from nsam.backends.torch.optim_steps import COUNT, Steps
-from nsam.compiler.rule_plan import RulePlan
+from nsam.compiler.rule_plan import GRAM, RulePlan
 from nsam.dsl.diagnostics import fail
 
 Role: TypeAlias = Literal["matrices", "others", "all", "named"]
@@ -22,6 +23,8 @@ RULE, EVERY, CLOCK = "nsam.rule", "nsam.every", "nsam.steps"
 rule's own parameters."""
 SUM = "nsam.gradient"
 """Key of a parameter's state: the gradients of the period so far, summed (eq. 71)."""
+KEYS = "nsam.keys"
+"""Key of a parameter's state: the same of E[x xᵀ], x the inputs of its layer, for rules that use `key`."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class OuterRule:
     plan: RulePlan
     values: Mapping[str, float]
     role: Role = "all"
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the rule needs the inputs of layers."""
+        return GRAM in self.plan.inputs
 
 
 @dataclass
@@ -49,12 +57,20 @@ class RuleOptimizer(torch.optim.Optimizer):
     Each parameter group has one rule; the rule's parameters are entries of the group (`group["lr"]`) and are read at
     every step. A group with a period p (`group["nsam.every"]`) sums its gradients and moves at every p-th step
     (eq. 71); with period inf it never moves. `state[p]` holds the rule's states and memories by their names, shaped
-    like p.
+    like p. `keys` tells of the inputs of layers, for rules that use them.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], rules: Sequence[OuterRule], *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        rules: Sequence[OuterRule],
+        *,
+        compiled: bool = False,
+        keys: StepKeys | None = None,
+    ) -> None:
         self.rules = tuple(rules)
         self.compiled = compiled
+        self.keys = keys
         self._forget()
         super().__init__(list(groups), {})
 
@@ -64,7 +80,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._batches: dict[Signature, _Batch] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"rules": self.rules, "compiled": self.compiled}
+        return super().__getstate__() | {"rules": self.rules, "compiled": self.compiled, "keys": self.keys}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -123,15 +139,26 @@ class RuleOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        grams = {} if self.keys is None else self.keys.now()
         for group in self.param_groups:
             group[CLOCK] += 1
             if not math.isinf(group[EVERY]):
-                self._step_group(group)
+                self._step_group(group, grams)
+        if self.keys is not None:
+            self.keys.clear()
         return loss
 
-    def _step_group(self, group: dict[str, Any]) -> None:
-        gradients = self._gradients(group)
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, and what was summed up of layers' inputs."""
+        super().zero_grad(set_to_none)
+        if self.keys is not None:
+            self.keys.clear()
+
+    def _step_group(self, group: dict[str, Any], grams: Mapping[Tensor, Tensor]) -> None:
+        found = self._gradients(group)
         steps = self.steps(group[RULE])
+        keys = self._due(group, self._grams(found, grams), KEYS) if steps.keyed else {}
+        gradients = self._due(group, found, SUM)
         scalars = steps.scalars(group)
         parts: dict[tuple[Signature, int], list[Tensor]] = {}
         for p in gradients:
@@ -140,21 +167,33 @@ class RuleOptimizer(torch.optim.Optimizer):
         for (kind, count), parameters in parts.items():
             key = (*kind, id(parameters[0]))
             batch = self._batch(key, tuple(parameters), steps, scalars, count)
-            self._step_batch(batch, [gradients[p] for p in parameters], steps, scalars, count)
+            given = [gradients[p] for p in parameters], [keys[p] for p in parameters if p in keys]
+            self._step_batch(batch, *given, steps, scalars, count)
 
     def _gradients(self, group: dict[str, Any]) -> dict[Tensor, Tensor]:
-        """Return the gradients to apply now; between boundaries, add them up and return none."""
+        """Return the gradients that this step brought."""
         found = {p: p.grad for p in group["params"] if p.grad is not None}
         if any(grad.is_sparse for grad in found.values()):
             raise RuntimeError("learning rules do not take sparse gradients")
+        return found
+
+    def _grams(self, gradients: Iterable[Tensor], grams: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """Return what this step brought of the inputs of the layers whose weights have gradients."""
+        for p in gradients:
+            if p not in grams:
+                raise RuntimeError("no inputs of layers are known here") if self.keys is None else self.keys.missing(p)
+        return {p: grams[p] for p in gradients}
+
+    def _due(self, group: dict[str, Any], found: dict[Tensor, Tensor], key: str) -> dict[Tensor, Tensor]:
+        """Return what to apply now; between boundaries, add it up under `key` and return nothing."""
         if group[EVERY] == 1:
             return found
-        for p, grad in found.items():
+        for p, value in found.items():
             state = self.state[p]
-            state[SUM] = state[SUM] + grad if SUM in state else grad.clone()
+            state[key] = state[key] + value if key in state else value.clone()
         if group[CLOCK] % group[EVERY]:
             return {}
-        return {p: self.state[p].pop(SUM) for p in group["params"] if SUM in self.state[p]}
+        return {p: self.state[p].pop(key) for p in group["params"] if key in self.state[p]}
 
     def _batch(
         self, key: Signature, parameters: tuple[Tensor, ...], steps: Steps, scalars: Mapping[str, Any], count: int
@@ -182,12 +221,19 @@ class RuleOptimizer(torch.optim.Optimizer):
         self.state[p][COUNT] = 0
 
     def _step_batch(
-        self, batch: _Batch, gradients: list[Tensor], steps: Steps, scalars: Mapping[str, Any], count: int
+        self,
+        batch: _Batch,
+        gradients: list[Tensor],
+        grams: list[Tensor],
+        steps: Steps,
+        scalars: Mapping[str, Any],
+        count: int,
     ) -> None:
         layout, parameters = batch.layout, batch.parameters
         before = layout.gather(parameters)
         grad = layout.gather(gradients)
-        after, states = steps(before, batch.states, grad, scalars, count)
+        gram = Layout.of(grams, False).gather(grams).to(before.dtype) if grams else None
+        after, states = steps(before, batch.states, grad, scalars, count, gram)
         states = tuple(_owned(state, before, grad) for state in states)
         torch._foreach_copy_(list(parameters), layout.scatter(after))
         for name, old, new in zip(steps.names, batch.states, states, strict=True):

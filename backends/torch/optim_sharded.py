@@ -7,6 +7,7 @@ from functools import partial
 import torch.distributed as dist
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
+from nsam.backends.torch.optim_keys import require_one_process
 from nsam.backends.torch.optim_rules import RuleOptimizer
 from nsam.dsl.diagnostics import fail
 
@@ -18,7 +19,7 @@ def sharded(optimizer: RuleOptimizer) -> ZeroRedundancyOptimizer:
     process are still moved as a batch. All processes must hold equal parameters and, at each step, equal gradients, as
     DistributedDataParallel leaves them. `consolidate_state_dict` before `state_dict` collects the states on one
     process; an optimizer that is not sharded can go on from what it saves. Raises `ProgramError` N0404 without a
-    process group.
+    process group, N0226 for a rule that uses `key`.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise fail(
@@ -27,5 +28,6 @@ def sharded(optimizer: RuleOptimizer) -> ZeroRedundancyOptimizer:
             help="call torch.distributed.init_process_group first, in a program started by torchrun; or leave out "
             "`sharded`",
         )
+    require_one_process(optimizer.rules)
     make = partial(RuleOptimizer, rules=optimizer.rules, compiled=optimizer.compiled)
     return ZeroRedundancyOptimizer([dict(group) for group in optimizer.param_groups], make)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nsam.backends.torch.rule_source import elementwise, emit_initial, emit_step, load, scalar_keyword
-from nsam.compiler.rule_plan import RulePlan
+from nsam.compiler.rule_plan import GRAM, RulePlan
 
 COUNT = "nsam.count"
 """Key of a parameter's state: updates so far, an int."""
@@ -28,7 +28,12 @@ class Steps:
     @cached_property
     def elementwise(self) -> bool:
         """Whether entries move on their own."""
-        return elementwise(self.plan)
+        return elementwise(self.plan) and not self.keyed
+
+    @property
+    def keyed(self) -> bool:
+        """Whether the step needs the inputs of layers."""
+        return GRAM in self.plan.inputs
 
     @cached_property
     def _initial(self) -> Callable[..., Any]:
@@ -40,12 +45,18 @@ class Steps:
         return found
 
     def __call__(
-        self, batch: Tensor, states: tuple[Tensor, ...], grad: Tensor, scalars: Mapping[str, Any], count: int
+        self,
+        batch: Tensor,
+        states: tuple[Tensor, ...],
+        grad: Tensor,
+        scalars: Mapping[str, Any],
+        count: int,
+        gram: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the batch and its states after update number `count`."""
+        """Return the batch and its states after update number `count`; `gram` [matrices, in, in] of layers' inputs."""
         function = self._function(self.plan.due(count), batch)
         number = torch.tensor(float(count), dtype=torch.float64) if self.compiled else count
-        result: tuple[Tensor, tuple[Tensor, ...]] = function(batch, states, grad, None, None, **scalars, count=number)
+        result: tuple[Tensor, tuple[Tensor, ...]] = function(batch, states, grad, gram, None, **scalars, count=number)
         return result
 
     def _function(self, due: frozenset[int], batch: Tensor) -> Callable[..., Any]:

@@ -8,9 +8,9 @@ The emitted function is pure:
 
 Shapes: `self`, `grad` and every state [..., out, in] (leading axes are batches of matrices: batch, heads, stacked
 parameters; a vector is [..., 1, n]); `key` [..., in] and `err` [..., out], or [..., n, in] and [..., n, out] for the n
-rows of a window; parameters are numbers or tensors that broadcast with [..., 1, 1]; `count` is the number of updates
-since the reset, this one included. `states` is a tuple in the order of `plan.states`. Inputs that the rule does not use
-may be None.
+rows of a window (on the step clock `gram` [..., in, in], the sum of a key's outer products, stands in its place);
+parameters are numbers or tensors that broadcast with [..., 1, 1]; `count` is the number of updates since the reset,
+this one included. `states` is a tuple in the order of `plan.states`. Inputs that the rule does not use may be None.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from nsam.backends.torch import orthogonalize as kernels
 from nsam.compiler.rule_algebra import Algebra, call, functions, names, ref
 from nsam.compiler.rule_passes import batched
-from nsam.compiler.rule_plan import COUNT, Assign, RulePlan
+from nsam.compiler.rule_plan import COUNT, GRAM, Assign, RulePlan
 from nsam.dsl.checked import Apply, Constant, Expr, Ref
 from nsam.dsl.diagnostics import fail
 
@@ -62,7 +62,7 @@ KERNELS = (
     "root_mean_square",
     "sqrt",
 )
-_RESERVED = frozenset({"math", "torch", "states", "self", "grad", "key", "err", "count", *KERNELS})
+_RESERVED = frozenset({"math", "torch", "states", "self", "grad", "key", "gram", "err", "count", *KERNELS})
 _INFIX = {
     "add": ("+", 1),
     "sub": ("-", 1),
@@ -143,7 +143,8 @@ class _Source:
     def __init__(self, plan: RulePlan) -> None:
         self.plan = plan
         self.algebra: Algebra = plan.algebra
-        self.identifiers: dict[str, str] = {name: name for name in ("self", "grad", "key", "err")} | {COUNT: "count"}
+        self.identifiers: dict[str, str] = {name: name for name in ("self", "grad", "key", "err")}
+        self.identifiers |= {COUNT: "count", GRAM: "gram"}
         self.identifiers |= {name: scalar_keyword(name) for name in plan.parameters}
         self.other_shapes = {state.name for state in plan.states if state.shape is not None}
         for state in plan.states:
@@ -164,7 +165,8 @@ class _Source:
 
     def step(self, function: str, due: frozenset[int] | None) -> str:
         plan = self.plan if due is None else self.plan.at(due)
-        lines = [f"def {function}({', '.join(['self', 'states', 'grad', 'key', 'err', *self.keywords(True)])}):"]
+        key = "gram" if GRAM in plan.inputs else "key"
+        lines = [f"def {function}({', '.join(['self', 'states', 'grad', key, 'err', *self.keywords(True)])}):"]
         lines += [f'    """One update of rule {plan.name}: the new `self` and states."""']
         lines += ["    " + line for line in self.opening()]
         steps: Iterable[Assign | tuple[Assign, ...]] = plan.body if due is None else batched(plan)
@@ -341,6 +343,8 @@ class _Source:
             return f"{inner}.mT"
         if name in ("sum", "mean"):
             return f"{inner}.{name}((-2, -1), keepdim=True)"
+        if name == "trace":
+            return f"{inner}.diagonal(0, -2, -1).sum(-1)[..., None, None]"
         if name in ("ones_like", "zeros_like"):
             return f"torch.{name}({first})"
         if name == "at_least":

@@ -245,7 +245,8 @@ TABLE: tuple[Code, ...] = (
         "N0225",
         "summed-needs-only-gradients",
         "error",
-        "A summed update sees only the sum of gradients: no key, no err, no argument that varies with the token.",
+        "An update that is summed over tokens sees only the sum of gradients: no key, no err, no argument that varies "
+        "with the token.",
         _memory("learn k(x) -> x; minimize l2; by dgd(lr = 0.1); every 16 tokens summed"),
         _memory("learn k(x) -> x; minimize l2; by dgd(lr = 0.1); every 16 tokens"),
         "71",
@@ -254,10 +255,12 @@ TABLE: tuple[Code, ...] = (
         "N0226",
         "key-of-gradients",
         "error",
-        "A rule that uses `key` or `err` needs a context with keys; gradients have none.",
+        "A rule that uses `key` or `err` needs a context with keys; gradients have none. On the step clock a layer has "
+        "the mean outer product of its inputs: there a rule may use `outer(key, key)` and `dot(key, key)`, and serves "
+        "the weights of linear and mlp memories whose gradient is a sum over their layer's inputs.",
         _rule(_TRACE.replace("by gd", "by dgd") + "\nself <- self - lr * trace"),
         _rule(f"{_TRACE}\nself <- self - lr * trace"),
-        "33-37",
+        "33-37, 57",
     ),
     Code(
         "N0227",

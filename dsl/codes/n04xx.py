@@ -45,9 +45,9 @@ TABLE: tuple[Code, ...] = (
         "N0480",
         "rule-cannot-serve",
         "error",
-        "A rule used as an optimizer sees gradients only: it has no layer input (`key`) and no layer error (`err`), "
-        "its arguments are numbers, and every parameter of the model needs a rule. Memories declared in a rule are "
-        "`like(self)`, and their objectives have derivatives. Raised when a rule is lowered or an optimizer is built.",
+        "The arguments of a rule used as an optimizer are numbers, and every parameter of the model needs a rule. "
+        "Memories declared in a rule are `like(self)`, and their objectives have derivatives. Raised when a rule is "
+        "lowered or an optimizer is built.",
         equation="33-37",
     ),
 )

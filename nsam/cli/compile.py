@@ -70,7 +70,7 @@ def _source(asked: tuple[Program, Passes], name: str | None, params: Mapping[str
 
     program, passes = asked
     system = system_name(program, name)
-    return api.source(program, system, without=passes.without, **params)
+    return api.source(program, system, without=passes.without, keys=False, **params)
 
 
 def _dump(

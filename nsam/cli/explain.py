@@ -44,7 +44,7 @@ def explain(
     passes = passes_without(without or ())
 
     program = load(Path(subject))
-    unit, _ = resolve(program, system, params)
+    unit, train = resolve(program, system, params)
     if cost:
         from nsam.compiler.cost import cost as cost_of
         from nsam.compiler.explain_cost import cost_text
@@ -54,7 +54,7 @@ def explain(
     from nsam.compiler.explain import explain as explain_unit
     from nsam.compiler.explain import explain_json
 
-    typer.echo((explain_unit if output is Format.text else explain_json)(unit, passes))
+    typer.echo((explain_unit if output is Format.text else explain_json)(unit, passes, train))
 
 
 def _code_page(code: str) -> str:

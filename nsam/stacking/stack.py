@@ -41,12 +41,13 @@ class Stacked:
         cpp_wrapper: bool = False,
         without: str | Iterable[str] = (),
         memory: str | int | None = None,
+        keys: bool = False,
         **parameters: object,
     ) -> nn.Module:
         """The compiled system with the weights in it: `logits, state = module(tokens, state=None)`, tokens
         [batch, time] to logits [batch, time, vocab], in the precision and on the device of the pretrained model.
 
-        `rate=0` gives back the pretrained model. `cpp_wrapper`, `without` and `memory` as in `nsam.compile`.
+        `rate=0` gives back the pretrained model. `cpp_wrapper`, `without`, `memory` and `keys` as in `nsam.compile`.
         """
         module = api.compile(
             self.program(),
@@ -56,6 +57,7 @@ class Stacked:
             cpp_wrapper=cpp_wrapper,
             without=without,
             memory=memory,
+            keys=keys,
             **parameters,
         )
         like = self.weights["embed.weight"]

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from nsam import api
 from nsam.backends.torch.cuda_graph import GraphedStep
+from nsam.compiler.step_keys import train_needs_keys
 from nsam.dsl.checked import Train
 from nsam.dsl.diagnostics import fail
 from nsam.runs.checkpoint import Checkpoint, latest_checkpoint, require_same_tensors, save_checkpoint
@@ -61,6 +62,7 @@ class Trainer:
             cpp_wrapper=settings.cpp_wrapper,
             observe=True,
             without=settings.without,
+            keys=train_needs_keys(train),
         ).to(self.device)
         self.optimizer: torch.optim.Optimizer = api.train_optimizer(train, self.module)
         self.sampler = Sampler(corpus.training, context, self.batch, settings.seed)
@@ -237,13 +239,18 @@ class Trainer:
                 model=weights,
                 optimizer=self.optimizer.state_dict(),
                 memory=self._memory,
-                gradients={n: p.grad for n, p in self.module.named_parameters() if p.grad is not None},
+                gradients={name: x.grad for name, x in self._summed().items() if x.grad is not None},
                 generators=generators,
                 sampler={"seed": self.sampler.seed, "step": self.sampler.step},
                 progress=progress,
             ),
         )
         watcher.saved(self.step, path)
+
+    def _summed(self) -> dict[str, torch.Tensor]:
+        """What gradients add up at until the level moves: parameters, and what stands beside them for `key`."""
+        beside: Mapping[str, torch.Tensor] = getattr(self.module, "nsam_grams", {})
+        return {**dict(self.module.named_parameters()), **{f"{name}.keys": leaf for name, leaf in beside.items()}}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         path = self.folder.checkpoints / f"step-{checkpoint.step:06d}"
@@ -257,8 +264,8 @@ class Trainer:
                 f"the optimizer in {path} does not belong to this program: {error}",
                 help="use the rules that the run was started with",
             ) from None
-        for name, parameter in self.module.named_parameters():
-            parameter.grad = checkpoint.gradients.get(name)
+        for name, summed in self._summed().items():
+            summed.grad = checkpoint.gradients.get(name)
         torch.set_rng_state(checkpoint.generators["cpu"])
         if self.device.type == "cuda" and "cuda" in checkpoint.generators:
             torch.cuda.set_rng_state(checkpoint.generators["cuda"], self.device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from numpy.typing import NDArray
 
 from nsam.dsl.checked import RuleUse
 from nsam.dsl.program import standard_rule
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 Rules = Callable[..., RuleUse]
 Array = NDArray[np.float64]

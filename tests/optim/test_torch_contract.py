@@ -195,10 +195,10 @@ def test_sparse_gradients_are_refused(std: Any) -> None:
         optimizer(std("gd", lr=0.1), [table]).step()
 
 
-def test_a_rule_that_needs_keys_cannot_be_an_optimizer(std: Any) -> None:
+def test_a_rule_that_needs_keys_cannot_move_bare_tensors(std: Any) -> None:
     with pytest.raises(ProgramError, match="`key`") as caught:
         optimizer(std("dgd", lr=0.1), [torch.nn.Parameter(torch.ones(2, 2))])
-    assert "delta_momentum" in (caught.value.diagnostics[0].help or "")
+    assert "keys=True" in (caught.value.diagnostics[0].help or "")
 
 
 def test_a_parameter_without_a_rule_is_named(std: Any) -> None:

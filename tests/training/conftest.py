@@ -93,7 +93,13 @@ class FakeApi:
         self.extra: tuple[str, tuple[int, ...]] | None = None
 
     def compile_unit(
-        self, unit: Unit, *, compiled: bool = True, observe: bool = False, without: Sequence[str] = ()
+        self,
+        unit: Unit,
+        *,
+        compiled: bool = True,
+        observe: bool = False,
+        without: Sequence[str] = (),
+        keys: bool = False,
     ) -> nn.Module:
         module = TinyModel(int(unit.parameters["vocab"]), int(unit.parameters["dim"]))  # type: ignore[arg-type]
         module.poison_at = self.poison_at

@@ -12,10 +12,12 @@ from nsam.backends.torch.emit.end_to_end import (
     end_to_end_tasks,
 )
 from nsam.backends.torch.emit.functions import INDENT, UnitSource
+from nsam.backends.torch.emit.keys import reads_of
 from nsam.backends.torch.emit.resets import Resets
 from nsam.backends.torch.emit.starts import starting_order
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.lower import varies
+from nsam.compiler.step_keys import owns
 from nsam.dsl import checked as c
 
 
@@ -85,6 +87,9 @@ class ClassSource:
         if periods:
             text = ", ".join(f'"{k}": {"math.inf" if p == math.inf else p}' for k, p in periods)
             lines.append(f"step_periods = {{{text}}}")
+        reads = reads_of(self.source.names.sites, self.source.recorded)
+        if reads:
+            lines.append("layer_reads = {" + ", ".join(f'"{path}": {count}' for path, count in reads.items()) + "}")
         return [*lines, ""] if lines else []
 
     def init(self) -> list[str]:
@@ -147,9 +152,10 @@ class ClassSource:
                 body += self.source.run_loop(0, self.source.inputs(0))
             elif stage.event is not None:
                 body += self.event(stage.event)
-        returned = zip(lowered.outputs, self.unit.outputs, strict=True)
-        outputs = ", ".join(self.final(n) + ("" if e.type.shape else ".squeeze(-1)") for (_, n), (_, e) in returned)
-        body.append(f"return {f'({outputs})' if several else outputs}, self.end(s, at, children)")
+        pairs = zip(lowered.outputs, self.unit.outputs, strict=True)
+        outputs = ", ".join(self.final(n) + ("" if e.type.shape else ".squeeze(-1)") for (_, n), (_, e) in pairs)
+        returned = f"{f'({outputs})' if several else outputs}, self.end(s, at, children)"
+        body.append(f"return self.handed_over({returned}, s, at)" if self.source.names.sites else f"return {returned}")
         return [*lines, *(INDENT + line for line in body)]
 
     def shapes(self) -> str:
@@ -240,13 +246,6 @@ def expectation(item: c.Input, name: str, per: str = "token") -> str:
     vocab = "" if item.type.vocab is None else f", vocab={int(item.type.vocab)}"
     said = "" if per == "token" else f', per="{per}"'
     return f'rt.expect("{item.name}", {name}, ({shape}){vocab}{said})'
-
-
-def owns(memory: c.Memory) -> bool:
-    """Whether the memory has parameters: slow weights, or a learnt initial state."""
-    if memory.initial.kind == "zeros" and not memory.fast:
-        return bool(memory.structure.tensors())
-    return memory.initial.kind == "learned" and bool(memory.structure.tensors())
 
 
 def initial_values(memory: c.Memory) -> Iterable[tuple[str, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nsam.backends.torch.emit.folds import FoldSource
+from nsam.backends.torch.emit.keys import NOWHERE, sites
 from nsam.backends.torch.emit.names import Names, identifier
 from nsam.backends.torch.emit.precision import wide_products
 from nsam.backends.torch.emit.printer import Printer, each_token, state_bindings
@@ -37,10 +38,11 @@ class Loop:
 
 @dataclass
 class UnitSource:
-    """Everything that is written for one unit."""
+    """Everything that is written for one unit; the inputs of the weights `recorded` are summed up, see `keys.py`."""
 
     plan: UnitPlan
     prefix: str
+    recorded: frozenset[str] = frozenset()
     names: Names = field(init=False)
     folds: FoldSource = field(init=False)
     loops: list[Loop] = field(init=False)
@@ -55,7 +57,7 @@ class UnitSource:
                 self.plan.lowered.builder.name(node, f"{child}_y" if name == "output" else name)
         fast = {f.memory.name: f for f in self.plan.lowered.fast}
         self.folds = FoldSource(self.prefix, fast, self.plan.lowered.like, self.plan.passes, self.plan.ahead)
-        self.names.wide = wide_products(self.plan.lowered.fast)
+        self.names.wide, self.names.sites = wide_products(self.plan.lowered.fast), sites(self.plan, self.recorded)
         self.loops = [Loop(self.loop_name(loop), loop) for loop in planned.plan_loops(self.plan)]
 
     # --- loops ---------------------------------------------------------------------------------------
@@ -280,7 +282,7 @@ class UnitSource:
 
     def surprises(self, level: Level, printer: Printer) -> list[str]:
         """The objectives that adaptive memories decide by."""
-        printer.lines = []
+        printer.lines, printer.sites = [], NOWHERE
         for fast in (self.folds.memories[name] for name in level.memories):
             if fast.slowest is not None:
                 printer.statements(self.loss_nodes(fast, level.index)[0], [fast.loss])
@@ -293,7 +295,7 @@ class UnitSource:
             fast = self.folds.memories[name]
             inside = Printer(self.names, self.folds.fold, clock="clock")
             inside.text = dict(printer.text)
-            inside.weights, inside.states = printer.weights, printer.states
+            inside.weights, inside.states, inside.sites = printer.weights, printer.states, NOWHERE
             inside.statements(self.loss_nodes(fast, level.index)[0], [fast.loss])
             lines += [INDENT + line for line in inside.lines]
             rows = f"{inside.of(fast.loss, 9)}[:, :, -at.length :]"

@@ -16,6 +16,7 @@ from nsam.backends.torch.rule_source import KERNELS
 from nsam.compiler.end_to_end import learns_end_to_end
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
+from nsam.compiler.step_keys import recorded
 from nsam.dsl import checked as c
 
 HEADER = '''"""{title}
@@ -39,12 +40,16 @@ class ModuleSource:
 
     version: str = "0.1.0"
     passes: Passes = ALL
+    keys: bool = False
+    """Whether the inputs of every layer are summed up, for rules of the step clock that use `key`."""
+    end_to_end: bool = False
     units: list[tuple[c.Unit, str]] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
     plans: dict[str, UnitPlan] = field(default_factory=dict)
 
     def write(self, unit: c.Unit) -> str:
         """Return the file. The class of `unit` is the last one; `class_name` gives its name."""
+        self.end_to_end = learns_end_to_end(unit)
         name = self.add(unit, root=True)
         title = f"{name}: {signature(unit)}"
         off = self.passes.without
@@ -68,7 +73,8 @@ class ModuleSource:
         name = self.fresh_class(unit.name)
         self.units.append((unit, name))
         self.plans[name] = planned
-        source = UnitSource(planned, identifier(name_to_prefix(name)))
+        of_layers = recorded(planned.unit, self.keys, self.end_to_end)
+        source = UnitSource(planned, identifier(name_to_prefix(name)), of_layers)
         self.parts += [
             *self.functions(source),
             ClassSource(source, name, children, root and learns_end_to_end(unit)).write(),

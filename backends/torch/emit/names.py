@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 
+from nsam.backends.torch.emit.keys import NOWHERE, Sites
 from nsam.compiler.expressions import Builder, Node
 
 RESERVED = frozenset(
@@ -32,7 +33,8 @@ def identifier(text: str) -> str:
 class Names:
     """Gives each node one Python name for the whole unit, so that functions agree on what they pass around.
 
-    `wide` are the nodes whose values are widened to float32 (see `precision.py`).
+    `wide` are the nodes whose values are widened to float32 (see `precision.py`), `sites` those whose inputs are summed
+    up (see `keys.py`).
     """
 
     def __init__(self, builder: Builder) -> None:
@@ -40,6 +42,7 @@ class Names:
         self.by_id: dict[int, str] = {}
         self.taken: set[str] = set(RESERVED)
         self.wide: frozenset[int] = frozenset()
+        self.sites: Sites = NOWHERE
 
     def of(self, node: Node) -> str:
         """The name of `node`."""

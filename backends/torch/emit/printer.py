@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
+from nsam.backends.torch.emit.keys import sums
 from nsam.backends.torch.emit.names import Names
 from nsam.compiler.expressions import Node
 from nsam.compiler.rows import Part
@@ -48,6 +49,7 @@ class Printer:
         self, names: Names, fold: Callable[[Node, Printer], str], outside: Iterable[Node] = (), clock: str = "start"
     ) -> None:
         self.clock = clock
+        self.sites = names.sites
         self.names = names
         self.fold = fold
         self.text: dict[int, tuple[str, int]] = {n.id: (names.of(n), ATOM) for n in outside}
@@ -56,6 +58,7 @@ class Printer:
         self.states: dict[int, Node] = {}
         self.updates: list[str] = []
         self.parts: Mapping[int, Part] = {}
+        self.sums: dict[int, tuple[Node, tuple[str, ...]]] = {}
 
     def statements(self, nodes: Iterable[Node], keep: Iterable[Node]) -> None:
         """Print `nodes` in order; those in `keep` get a variable of their own."""
@@ -64,7 +67,8 @@ class Printer:
         for node in todo:
             for argument in (self.parts[node.id].whole,) if node.id in self.parts else node.args:
                 uses[argument.id] = uses.get(argument.id, 0) + 1
-        kept = {n.id for n in keep}
+        self.sums = sums(todo, self.sites)
+        kept = {n.id for n in (*keep, *(x for x, _ in self.sums.values()))}
         for node in todo:
             if node.op in ("number", "weight", "state", "given", "shown", "child", "input"):
                 continue
@@ -75,6 +79,9 @@ class Printer:
     def statement(self, node: Node, inline: bool) -> None:
         """Print one node, as a statement or for use inside another's."""
         name = self.names.builder.names.get(node.id)
+        if node.id in self.sums:
+            x, places = self.sums[node.id]
+            self.lines.append(f"new |= rt.inputs_seen(s, {self.of(x)}, at, {', '.join(map(quoted, places))})")
         if node.op in ("conv", "attention", "carry"):
             self.stateful(node)
             return
@@ -297,6 +304,11 @@ class Printer:
                 ")",
             ]
         self.text[node.id] = (name, ATOM)
+
+
+def quoted(text: str) -> str:
+    """A string of generated source."""
+    return f'"{text}"'
 
 
 def steady(node: Node) -> bool:

@@ -45,6 +45,7 @@ from nsam.backends.torch.runtime.functions import (
     step_at,
     wide,
 )
+from nsam.backends.torch.runtime.keys import inputs_seen
 from nsam.backends.torch.runtime.system import (
     Memory,
     State,
@@ -101,6 +102,7 @@ __all__ = [
     "gelu_tanh",
     "gelu_tanh_slope",
     "huber",
+    "inputs_seen",
     "inside",
     "join",
     "layer_norm",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nsam.backends.torch.runtime.blocks import At
 from nsam.backends.torch.runtime.folds import as_row
 from nsam.backends.torch.runtime.functions import wide
+from nsam.backends.torch.runtime.keys import hand_over, nothing_seen, square, sums
 from nsam.backends.torch.runtime.replay import recorder, run_pass
 from nsam.backends.torch.runtime.tasks import Tasks, separate
 
@@ -71,6 +72,8 @@ class System(nn.Module):
     """This unit's weights of linear and mlp memories, by path."""
     step_periods: Mapping[str, float] = {}
     """This unit's parameters that move every so many steps of the training level (default 1)."""
+    layer_reads: Mapping[str, int] = {}
+    """This unit's weights whose inputs are summed up for rules of the step clock, and how many places read each."""
 
     @property
     def nsam_matrices(self) -> set[str]:
@@ -81,6 +84,28 @@ class System(nn.Module):
     def nsam_periods(self) -> dict[str, float]:
         """Step periods by parameter name, here and below."""
         return {f"{path}{name}": p for path, unit in self._units() for name, p in unit.step_periods.items()}
+
+    @property
+    def nsam_grams(self) -> dict[str, Tensor]:
+        """By parameter name, here and below: a tensor whose gradient is E[x xᵀ] over the tokens of a step (`keys.py`).
+
+        x are the inputs of the layer. It stands beside the parameter, is no parameter, and is zeros itself.
+        """
+        return {f"{path}{name}": leaf for path, unit in self._units() for name, leaf in unit.grams().items()}
+
+    def grams(self) -> dict[str, Tensor]:
+        """The same for this unit's own weights, on the device where they are now."""
+        kept: dict[str, Tensor] = self.__dict__.setdefault("_grams", {})
+        for name, weight in self.weights().items() if self.layer_reads else ():
+            if name in self.layer_reads and (name not in kept or kept[name].device != weight.device):
+                kept[name] = square(weight.detach()).requires_grad_()
+        return kept
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the parameters, and what was summed up of their layers' inputs."""
+        super().zero_grad(set_to_none)
+        for leaf in self.nsam_grams.values():
+            leaf.grad = None
 
     def _units(self) -> list[tuple[str, System]]:
         return [(f"{path}." if path else "", m) for path, m in self.named_modules() if isinstance(m, System)]
@@ -155,6 +180,8 @@ class System(nn.Module):
         s |= separate(self.tasks, s)
         if self.observe:
             s |= {f"{memory}.loss": blank(w).detach() for memory in self.fast_memories}
+        if self.layer_reads:
+            s |= nothing_seen(w, self.layer_reads)
         if clock:
             s["clock"] = s["start"] = torch.full((), at.offset, dtype=torch.int64, device=like.device)
             s["clock.never"] = torch.full((), at.never, dtype=torch.int64, device=like.device)
@@ -162,7 +189,8 @@ class System(nn.Module):
 
     def end(self, s: Mapping[str, Tensor], at: At, children: State) -> State:
         """Close a call: the state to carry on."""
-        lasting = {k: v for k, v in s.items() if not k.endswith(".loss") and k not in CLOCKS}
+        passing = {*CLOCKS, *(name for _, name in sums(self.layer_reads))}
+        lasting = {k: v for k, v in s.items() if not k.endswith(".loss") and k not in passing}
         kept = {k: v for k, v in lasting.items() if self.is_kept(k)}
         rest = {k: v for k, v in lasting.items() if k not in kept}
         losses = {k.removesuffix(".loss"): v / at.length for k, v in s.items() if k.endswith(".loss")}
@@ -174,6 +202,14 @@ class System(nn.Module):
             "kept": kept,
             "children": children,
         }
+
+    def handed_over(self, outputs: Any, state: State, s: Mapping[str, Tensor], at: At) -> tuple[Any, State]:
+        """What a call returns, its backward pass bringing the means of the layers' inputs with it."""
+        trained = {name for name, weight in self.weights().items() if weight.requires_grad}
+        leaves = {name: leaf for name, leaf in self.grams().items() if name in trained}
+        own = {part: state[part] for part in ("sequence", "kept")}
+        outputs, own = hand_over(leaves, self.layer_reads, s, at, (outputs, own))
+        return outputs, {**state, **own}
 
     def call(self, name: str, children: State, *values: Tensor) -> Any:
         """Run a called system; its state moves on in `children`."""

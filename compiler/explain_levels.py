@@ -1,0 +1,32 @@
+"""Explains what moves between steps: the rules of a training level, and of memories with one of their own there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nsam.compiler.explain_model import LevelExplanation, Line, Part
+from nsam.compiler.explain_rules import Symbols, arguments_of, plan_lines
+from nsam.compiler.rule_lowering import Lowering
+from nsam.compiler.rule_passes import clean
+from nsam.dsl import checked as c
+from nsam.dsl.rule_keys import needs_keys
+
+STEPS = Symbols(state="W")
+LAYER = "x: the inputs of the layer; E: the mean over the tokens of a step, added up as gradients are"
+
+
+def explain_level(train: c.Train) -> LevelExplanation:
+    """The rules of a training level, each for the parameters that have none of their own."""
+    clock = "every step" if train.every == 1 else f"every {train.every} steps, by the sum of their gradients"
+    parts = tuple(Part(role, tuple(step_lines(use))) for use, role in train.rules)
+    return LevelExplanation(train.name, f"moves {clock}", parts)
+
+
+def step_lines(use: c.RuleUse) -> Iterator[Line]:
+    """A rule between steps as straight-line code, numbers put in; W is one matrix, ∇ its gradient."""
+    fixed: dict[str, c.Expr] = {name: value for name, value in use.arguments if isinstance(value, c.Constant)}
+    plan = clean(Lowering(use.rule, steps=True).lower(fixed))
+    yield Line(f"by {use.rule.name}")
+    yield from (Line(line) for line in plan_lines(plan, STEPS, arguments_of(use)))
+    if needs_keys(use.rule):
+        yield Line(LAYER)

@@ -1,0 +1,89 @@
+"""Programs and helpers for the tests of rules that use `key` around a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import nsam
+
+HEAD = "nsam 1\nuse std.rules (gd, dgd, safe_dgd, adamw)\n"
+
+
+LINEAR = HEAD + "system net(dim: int = 4) { input x: [dim]; memory w : linear(dim -> 3); output w(x) }\n"
+
+
+MLP = (
+    HEAD
+    + """system net(dim: int = 4, heads: int = 2) {
+  input x: [dim]
+  memory a : linear(dim -> 2*dim)
+  memory b : mlp(2*dim -> 12 -> dim, act = tanh, heads = heads)
+  output b(tanh(a(x)))
+}
+"""
+)
+
+
+CLOCK = (
+    HEAD
+    + """system net(dim: int = 4) {
+  input x: [dim]
+  memory a : linear(dim -> dim)
+  memory b : linear(dim -> 3) { minimize task; by dgd(lr = 0.05, retain = 0.9); every 4 steps }
+  output b(tanh(a(x)))
+}
+"""
+)
+
+
+LOOP = (
+    HEAD
+    + """system net(dim: int = 4) {
+  input x: [dim]
+  memory k, v, o : linear(dim -> dim)
+  memory r : linear(dim -> 1)
+  memory m : linear(dim -> dim) {
+    learn normalize(k(x)) -> v(m(x)); minimize l2; by gd(lr = sigmoid(r(m(x))) / 4); every 4 tokens; init zeros
+  }
+  memory n : linear(dim -> dim) {
+    learn normalize(k(o(m(x)))) -> v(x); minimize l2; by gd(lr = 0.1); every 8 tokens; init zeros
+  }
+  output o(m(k(x)) + n(x) + x)
+}
+"""
+)
+
+
+def outer_mean(x: Tensor) -> Tensor:
+    """E[x xᵀ] of rows [N, in]."""
+    return torch.einsum("ni,nj->ij", x, x) / x.shape[0]
+
+
+def compiled(text: str, **options: Any) -> nn.Module:
+    torch.manual_seed(3)
+    return nsam.compile(nsam.loads(text), "net", **{"compiled": False, "keys": True} | options).double()
+
+
+def data(steps: int, *shape: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(*shape, generator=generator, dtype=torch.float64) for _ in range(steps)]
+
+
+def run(module: nn.Module, optimizer: torch.optim.Optimizer, xs: list[Tensor], loss: Callable[..., Tensor]) -> None:
+    for x in xs:
+        optimizer.zero_grad()
+        loss(module(x)[0], x).backward()
+        optimizer.step()
+
+
+def squares(y: Tensor, x: Tensor) -> Tensor:
+    return (y - x[..., : y.shape[-1]].sin()).square().sum(-1).mean()
+
+
+def assert_same(module: nn.Module, wanted: dict[str, Tensor], tolerance: float = 1e-12) -> None:
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, wanted[name], rtol=tolerance, atol=tolerance)
