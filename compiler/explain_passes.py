@@ -141,18 +141,17 @@ def _reuse(plan: UnitPlan) -> Told:
 
 
 def _rows(plan: UnitPlan) -> Told:
-    wholes: dict[int, tuple[str, int]] = {}
+    counts: dict[int, dict[str, list[str]]] = {}
     for level in plan.levels:
         for nodes in (level.before, level.after):
-            for part in stacked(plan, nodes).parts.values():
-                if part.whole.op == "linear":
-                    state = part.whole.args[1]
-                    wholes[part.whole.id] = (f"{state.attr('memory')}.{state.attr('tensor')}", part.count)
-    if wholes:
-        counts: dict[int, list[str]] = {}
-        for name, count in wholes.values():
-            counts.setdefault(count, []).append(name)
-        return True, "; ".join(f"{', '.join(dict.fromkeys(names))}: {n} reads at once" for n, names in counts.items())
+            products = {p.whole.id: p for p in stacked(plan, nodes).parts.values() if p.whole.op == "linear"}
+            for part in products.values():
+                state = part.whole.args[1]
+                tensors = counts.setdefault(part.count, {}).setdefault(str(state.attr("memory")), [])
+                tensors.append(str(state.attr("tensor")))
+    if counts:
+        lists = {n: [x for m, t in read.items() for x in _listed(plan.fast(m), t)] for n, read in counts.items()}
+        return True, "; ".join(f"{', '.join(names)}: {count} inputs at once" for count, names in lists.items())
     return False, "no memory is read at several inputs that are known at the same time"
 
 

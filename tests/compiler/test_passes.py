@@ -111,6 +111,7 @@ def test_the_explanation_says_what_each_pass_did() -> None:
     assert said["reuse"] == "layer outputs at the key, in the updates of k, v, eta, alpha, mem"
     ahead = "for each block of 64: 2 operations (1 decay and 1 triangle of each chunk)"
     assert said["hoist"] == f"for all tokens: 9 operations (reads of taps_q, q, taps_k, taps_v); {ahead}"
+    assert said["rows"] == "k, v: 2 inputs at once; eta, alpha, mem: 3 inputs at once"
     assert said["sink"] == "for all tokens: 3 operations (reads of o)"
     assert said["segment"] == "nothing: one call covers 64 tokens already"
     assert said["inverse"] == "5 triangles of 64 × 64, from blocks of 16; 2 triangles of 16 × 16, by powers"

@@ -221,6 +221,15 @@ def test_reuse_off() -> None:
     assert "forward=" not in source("titans", "reuse")
 
 
+def test_rows_off() -> None:
+    found = source("titans")
+    assert found.count("rt.rows(") == 3  # of mem; of k and v; of eta and alpha, which read the input as well
+    assert found.count("@ mem_w1.mT") == 1
+    plain = source("titans", "rows")
+    assert "rt.rows(" not in plain
+    assert plain.count("@ mem_w1.mT") == 3
+
+
 def test_hoist_off() -> None:
     project = "F.linear(x, k_weight)"
     assert project in source("apart").split("def apart_before", 1)[1]

@@ -177,12 +177,30 @@ def test_autocast_is_near_float32(shipped: Shipped, system: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
+@pytest.mark.parametrize("wrapper", [False, True])
+def test_the_wrapper_of_compiled_code_is_a_choice(
+    wrapper: bool, unit_of: UnitOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def compile_nothing(function: Callable[..., Any], *, options: object, **settings: object) -> Callable[..., Any]:
+        asked.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    unit = unit_of(f"{LEARN} {{ learn k(x) -> v(x); minimize l2; by gd(lr = 0.1); every 32 tokens }}\noutput m(x)")
+    build(unit, cpp_wrapper=wrapper)(torch.randn(1, 64, 4))
+    assert asked
+    assert all(options == ({"cpp_wrapper": True} if wrapper else None) for options in asked)
+
+
 # --- through inductor ----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
-def test_inductor_equals_eager(unit_of: UnitOf) -> None:
+@pytest.mark.parametrize("wrapper", [False, True], ids=["Python wrapper", "C++ wrapper"])
+def test_inductor_equals_eager(unit_of: UnitOf, wrapper: bool) -> None:
     """Two layers, several blocks, values and gradients: compiled blocks against the same code uncompiled."""
     learn = "learn normalize(k(h)) -> self(normalize(n(h))); minimize pseudo_huber(1)"
     learn += "; by safe_dgd(lr = rate, retain = 0.99)"
@@ -193,7 +211,7 @@ def test_inductor_equals_eager(unit_of: UnitOf) -> None:
         "h = h + m(n(h))\n}\noutput h"
     )
     torch.manual_seed(0)
-    fast, plain = build(unit, compiled=True).double(), build(unit, compiled=False).double()
+    fast, plain = build(unit, cpp_wrapper=wrapper).double(), build(unit, compiled=False).double()
     plain.load_state_dict(fast.state_dict())
     x = torch.randn(2, 150, 4).double()
     found, _ = fast(x)
