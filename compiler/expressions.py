@@ -17,9 +17,11 @@ memory or the clock: `conv attention rope position child`. The rest is named whe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
+
+from nsam.compiler.scalars import BINARY, UNARY
 
 Layout: TypeAlias = Literal["number", "constant", "weight", "sequence", "flat", "heads", "state", "fold"]
 Attr: TypeAlias = "int | float | str | bool | tuple[Attr, ...] | None"
@@ -117,15 +119,18 @@ class Builder:
         if len(args) == 1:
             if op == "neg" and args[0].op == "neg":
                 return args[0].args[0]
-            if values[0] is not None and op in _UNARY:
-                return self.number(_UNARY[op](values[0]))
+            if values[0] is not None and op in UNARY:
+                return self.number(UNARY[op](values[0]))
             return None
+        if op == "clip" and all(value is not None for value in values):
+            x, low, high = (a.value for a in args)
+            return self.number(min(max(x, low), high))
         if len(args) != 2:
             return None
         left, right = args
         a, b = values
-        if a is not None and b is not None and op in _BINARY:
-            return self.number(_BINARY[op](a, b))
+        if a is not None and b is not None and op in BINARY:
+            return self.number(BINARY[op](a, b))
         return self._unit(op, left, right, a, b) or self._associate(op, left, right, a)
 
     def _unit(self, op: str, left: Node, right: Node, a: float | None, b: float | None) -> Node | None:
@@ -265,18 +270,6 @@ class Builder:
         if x.layout == "number":
             return x
         return self.make("gate", (x,), (1,), "heads", heads=heads)
-
-
-_UNARY: dict[str, Callable[[float], float]] = {"neg": lambda a: -a, "exp": math.exp, "abs": abs}
-_BINARY: dict[str, Callable[[float, float], float]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b if b else (math.inf if a > 0 else -math.inf if a < 0 else math.nan),
-    "pow": lambda a, b: a**b,
-    "max": max,
-    "min": min,
-}
 
 
 def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:

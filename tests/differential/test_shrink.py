@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from comparison import Case, compare
 from generator import program
 from program_text import program_text
@@ -12,6 +13,7 @@ from shrink import FailsAlike, shrink
 from torch import Tensor
 
 from nsam.backends.torch import build as torch_backend
+from nsam.backends.torch.runtime.ahead import decay_rows
 from nsam.backends.torch.runtime.triangular import Decay, Decays, decay
 from nsam.dsl import syntax
 from nsam.dsl.checked import Unit
@@ -103,9 +105,15 @@ def remembers(keep: Tensor | float, time: int, like: Tensor, **named: Any) -> De
     return decay(1.0, time, like, **named)
 
 
+def remembers_ahead(keep: Tensor, at: Any, chunk: int, **named: Any) -> Tensor:
+    """The same of chunks whose decays are computed ahead of the loop."""
+    return decay_rows(torch.ones_like(keep), at, chunk, **named)
+
+
 @pytest.mark.slow
 def test_a_dropped_decay_is_shrunk_to_one_memory_that_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nsam.backends.torch.runtime.decay", remembers)
+    monkeypatch.setattr("nsam.backends.torch.runtime.decay_rows", remembers_ahead)
     small, found, before = shrunk(CASE)
     assert "values" in found & before
     assert len(small.text.splitlines()) <= 16

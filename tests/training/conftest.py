@@ -97,6 +97,7 @@ class FakeApi:
         unit: Unit,
         *,
         compiled: bool = True,
+        cpp_wrapper: bool = False,
         observe: bool = False,
         without: Sequence[str] = (),
         keys: bool = False,

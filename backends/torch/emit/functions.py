@@ -185,7 +185,7 @@ class UnitSource:
         opening = [*state_bindings(printer, printer.weights, "w"), *state_bindings(printer, printer.states, "s")]
         opening += clocks(lines)
         opening.append("new: dict[str, Tensor] = {}")
-        used = {a.id for n in both for a in n.args}
+        used = {a.id for n in both if n.id not in self.folds.ahead for a in n.args}
         opening += [self.folds.unpacked(n, self.names.of(n)) for n in inputs if n.layout == "fold" and n.id in used]
         what = self.describe(loop.level)
         if self.needs_clock and position == len(self.loops) - 1:
