@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--seconds", type=float, default=30.0, help="time for the rounds of a case (default 30)")
     found.add_argument("--no-compile", action="store_true", help="without torch.compile")
     found.add_argument("--no-memory", action="store_true", help="leave memory and cold starts out: half the time")
+    found.add_argument("--only", default="", metavar="TEXT", help="cases whose name has this in it")
     found.add_argument(
         "--out", type=Path, help="folder for the results (default benchmarks/results/<date>-<host kind>)"
     )
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds=options.seconds,
         compiled=not options.no_compile,
         memory=not options.no_memory,
+        only=options.only,
     )
     if settings.device.startswith("cuda"):
         import torch
@@ -128,7 +130,10 @@ def _benchmark(name: str, settings: Settings, console: Console) -> Outcome:
     chosen = registry.module(name)
     console.print(f"\n[bold]{name}: {chosen.TITLE}[/]")
     outcome = report.Outcome(name, chosen.TITLE)
-    for i, case in enumerate(registry.cases(name, settings)):
+    cases = [case for case in registry.cases(name, settings) if settings.only in case.label]
+    if not cases:
+        console.print(f"no case of {name} has {settings.only!r} in its name", style="yellow")
+    for i, case in enumerate(cases):
         apart = None
         if settings.quick:  # targets say nothing at these sizes, and one process is enough to show that it works
             case = dataclasses.replace(case, targets=(), roofline=None)
@@ -137,7 +142,7 @@ def _benchmark(name: str, settings: Settings, console: Console) -> Outcome:
             apart = functools.partial(_apart, name, case.label, names, settings)
         outcome.cases.append(run_case(case, settings, apart))
         report.show_case(console, name, outcome.cases[-1])
-    if hasattr(chosen, "readings"):
+    if hasattr(chosen, "readings") and not settings.only:
         for reading in chosen.readings(settings):
             outcome.readings.append(reading)
             report.show_reading(console, reading)

@@ -98,6 +98,9 @@ def case(batch: int, time: int, *, train: bool = True, graph: bool = False, seri
     def ours(build: Build) -> Workload:
         return start(nsam_module(HOPE, "hope", build, **size), build)
 
+    def wrapped(build: Build) -> Workload:
+        return start(nsam_module(HOPE, "hope", build, cpp_wrapper=True, **size), build)
+
     def graphed(build: Build) -> Workload:
         made = ours(build)
         assert isinstance(made, Training)
@@ -112,6 +115,11 @@ def case(batch: int, time: int, *, train: bool = True, graph: bool = False, seri
         f"{'training' if train else 'inference'}, {batch} x {time} tokens",
         (
             Candidate("nsam", ours),
+            *(
+                [Candidate("nsam, C++ wrapper", wrapped, note="compiled code calls its kernels from C++")]
+                if train
+                else []
+            ),
             *([Candidate("nsam, one CUDA graph", graphed)] if graph and train else []),
             Candidate("by hand", by_hand, note="stacked products, compiled segments of 64"),
         ),

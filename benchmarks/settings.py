@@ -15,7 +15,8 @@ class Settings:
     """Options of a run. `dtype` is the precision of matrix products; weights, states and gates stay in float32.
 
     `quick` shrinks every case until it only shows that everything runs. Timing of a case goes on for `rounds` rounds
-    of every candidate in turn, or until `seconds` have passed and three rounds are in.
+    of every candidate in turn, or until `seconds` have passed and three rounds are in. `only` leaves out the cases
+    that do not have it in their name.
     """
 
     device: str = "cpu"
@@ -27,6 +28,7 @@ class Settings:
     shortest: float = 0.05
     compiled: bool = True
     memory: bool = True
+    only: str = ""
 
     def text(self) -> str:
         """Return these settings as JSON, for the subprocess that measures a candidate's memory."""

@@ -41,6 +41,10 @@ def bench(
     no_memory: Annotated[
         bool, typer.Option("--no-memory", help="Leave memory and cold starts out: about half the time.")
     ] = False,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="TEXT", help="Cases whose name has this in it.", show_default=False),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -55,6 +59,7 @@ def bench(
     [dim]nsam bench
     nsam bench B1 B3 --threads 2
     nsam bench --device cuda --dtype bfloat16
+    nsam bench B3 --only "8 x 512"
     nsam bench profile[/]
     """
     folder = Path.cwd()
@@ -68,6 +73,7 @@ def bench(
     arguments = [*(names or []), "--device", device, "--dtype", dtype.value]
     arguments += ["--rounds", str(rounds), "--seconds", str(seconds)]
     arguments += ["--threads", str(threads)] if threads is not None else []
+    arguments += ["--only", only] if only is not None else []
     arguments += ["--out", str(out)] if out is not None else []
     flags = {"--quick": quick, "--no-compile": no_compile, "--no-memory": no_memory}
     arguments += [flag for flag, wanted in flags.items() if wanted]
