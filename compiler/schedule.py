@@ -272,6 +272,8 @@ class _Scheduler:
         """
         if not tables(node) or "hoist" not in self.lowered.passes or len(self._groups[home]) > 1:
             return None
+        if len({f.memory.reset.kind == "never" for f in self.fast.values()}) > 1:  # blocks end at marks of two clocks
+            return None
         if node.op == "decay" and node.args[0].op == "number":
             return None
         found = max((places[a.id] for a in node.args), key=lambda p: p.rank(len(self._groups)))

@@ -371,7 +371,8 @@ class UnitSource:
         opening = [*state_bindings(printer, printer.weights, "w"), *state_bindings(printer, printer.states, "s")]
         body = [*opening, "new: dict[str, Tensor] = {}", *printer.lines, *self.results(outputs)]
         chunks = {int(str(n.attr("block"))) for n in stage.nodes if n.id in self.folds.ahead}
-        kind = f"aligned({math.lcm(*chunks)})" if chunks else "stage"
+        never = any(n.attr("never") for n in stage.nodes if n.id in self.folds.ahead)
+        kind = f"aligned({math.lcm(*chunks)}{', never=True' if never else ''})" if chunks else "stage"
         return self.function(self.stage_name(index), inputs, self.stage_title(index), body, None, stage=kind)
 
     def stage_name(self, index: int) -> str:

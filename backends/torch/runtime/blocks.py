@@ -123,10 +123,11 @@ def stage(function: Function) -> Function:
     return run
 
 
-def aligned(period: int) -> Callable[[Function], Function]:
+def aligned(period: int, *, never: bool = False) -> Callable[[Function], Function]:
     """Like `stage`, for work on chunks whose boundaries repeat after `period` tokens: the block's start counts.
 
-    Compiled where the sequence goes on at a boundary; after a partial chunk it runs as plain PyTorch.
+    With `never` on the clock of memories that are never reset. Compiled where the sequence goes on at a boundary; after
+    a partial chunk it runs as plain PyTorch.
     """
 
     def decorate(function: Function) -> Function:
@@ -134,8 +135,9 @@ def aligned(period: int) -> Callable[[Function], Function]:
 
         @functools.wraps(function)
         def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
-            here = at._replace(offset=at.offset % period, never=at.never % period, replay=None)
-            whole = at.compiled and at.length >= SHORTEST_COMPILED and here.offset == 0 and here.never == 0
+            start = (at.never if never else at.offset) % period
+            here = at._replace(offset=0 if never else start, never=start if never else 0, replay=None)
+            whole = at.compiled and at.length >= SHORTEST_COMPILED and start == 0
             return (compiled if whole else function)(w, s, here, *values)
 
         return run

@@ -1,0 +1,77 @@
+"""Decays and triangles ahead of the loop: on each clock, with resets, and where blocks are not whole chunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import nsam
+from nsam.backends.torch import runtime as rt
+
+PROGRAM = """nsam 1
+use std.rules (dgd)
+system s(dim: int = 4) {
+  input x : [dim]
+  memory k, v, g : linear(dim -> dim)
+  memory r : linear(dim -> 1)
+  memory a : linear(dim -> dim) {
+    learn normalize(k(x)) -> v(x); minimize l2; by dgd(lr = 0.2, retain = sigmoid(4 + r(x))); every 4 tokens; FIRST
+  }
+  memory b : linear(dim -> dim) {
+    learn normalize(g(x)) -> v(x); minimize l2; by dgd(lr = 0.3, retain = sigmoid(3 + r(x))); every PERIOD tokens
+    SECOND
+  }
+  output a(normalize(k(x))) + b(normalize(g(x)))
+}
+"""
+SEQUENCE, NEVER, EVERY = "reset per sequence", "reset never", "reset every 8 tokens"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "period", "decorator"),
+    [
+        (SEQUENCE, SEQUENCE, 4, "@rt.aligned(4)"),
+        (SEQUENCE, SEQUENCE, 8, "@rt.aligned(8)"),
+        (EVERY, SEQUENCE, 8, "@rt.aligned(8)"),
+        (NEVER, NEVER, 8, "@rt.aligned(8, never=True)"),
+        (SEQUENCE, SEQUENCE, 6, None),  # blocks end at both memories' boundaries
+        (SEQUENCE, NEVER, 4, None),  # and here at marks of two clocks
+        (EVERY, NEVER, 4, None),
+    ],
+)
+def test_tables_of_whole_chunks(first: str, second: str, period: int, decorator: str | None) -> None:
+    text = PROGRAM.replace("FIRST", first).replace("SECOND", second).replace("PERIOD", str(period))
+    program = nsam.loads(text)
+    source = nsam.source(program, "s")
+    assert ("rt.decay_rows(" in source) is (decorator is not None)
+    assert decorator is None or f"\n{decorator}\n" in source
+    report = nsam.verify(program, "s")
+    assert report.ok, report.text
+
+
+@pytest.mark.parametrize("piece", [None, 3])
+@pytest.mark.parametrize(("offset", "length"), [(0, 16), (0, 21), (5, 3), (5, 14)])
+@pytest.mark.parametrize("retain", ["gates", "number"])
+def test_rows_are_those_of_each_chunk(retain: str, offset: int, length: int, piece: int | None) -> None:
+    """Against decay and triangle of one chunk at a time."""
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randn(2, 3, length, 4, dtype=torch.float64, generator=generator)
+    keep = torch.rand(2, 3, length, 1, dtype=torch.float64, generator=generator)
+    erase = 0.3 * torch.rand(2, 3, length, 1, dtype=torch.float64, generator=generator)
+    at = rt.At(offset, 0, length, 2)
+    rows = rt.decay_rows(keep, at, 8, piece=piece, positive=True)
+    inverse = rt.triangle_rows(key, erase, rows if retain == "gates" else 0.9, at, 8, piece=piece)
+    assert rows.shape[-1] == 1 + (piece or 8)
+    pieces = rt.pieces(at, 8, ((8, False),), key, keep, erase, rows, inverse)
+    assert len(pieces) > 1 or length == 3
+    for inner, (k, a, e, some, rest) in pieces:
+        gates = rt.decay(a if retain == "gates" else 0.9, inner.length, k, positive=True, piece=piece)
+        wanted = rt.triangle(k, e, gates)
+        found = rt.triangle_of(rest, piece=piece)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
+        if retain == "gates":
+            mine = rt.decay_of(some, piece=piece)
+            parts = zip(getattr(mine, "parts", (mine,)), getattr(gates, "parts", (gates,)), strict=True)
+            for one, other in parts:
+                for name in ("gamma", "between", "before_gamma", "before"):
+                    torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-13)
