@@ -285,6 +285,16 @@ def join(*layouts: Layout) -> Layout:
     return "constant" if found == "weight" else found
 
 
+def valued(nodes: Iterable[Node]) -> list[Node]:
+    """The nodes whose values these are: `given` and `shown` have none of their own."""
+    found = []
+    for node in nodes:
+        while node.op in ("given", "shown"):
+            node = node.args[0]
+        found.append(node)
+    return found
+
+
 def postorder(roots: Iterable[Node]) -> Iterator[Node]:
     """Yield every node below `roots`, arguments first, each once, without recursion."""
     seen: set[int] = set()

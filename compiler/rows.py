@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from nsam.compiler.expressions import ELEMENTWISE, Builder, Node
+from nsam.compiler.expressions import ELEMENTWISE, Builder, Node, valued
 from nsam.compiler.schedule import UnitPlan
 
 
@@ -59,7 +59,7 @@ class _Stacking:
     def run(self) -> Stacked:
         here = {n.id for n in self.nodes}
         for node in self.nodes:
-            self.before[node.id] = {a.id for a in _looked_through(node.args) if a.id in here}
+            self.before[node.id] = {a.id for a in valued(node.args) if a.id in here}
         for members in self.groups():
             self.stack(members)
         return Stacked(tuple(self.ordered()), self.parts)
@@ -124,7 +124,7 @@ class _Stacking:
         state = members[0].args[1]
         whole = self.b.linear(rows, state)
         self.b.name(whole, f"{state.attr('memory')}_rows_{state.attr('tensor')}")
-        self.insert(rows, {a.id for n in members for a in _looked_through(n.args[:1])})
+        self.insert(rows, {a.id for n in members for a in valued(n.args[:1])})
         self.insert(whole, {rows.id})
         self.share(members, whole)
 
@@ -174,16 +174,6 @@ class _Stacking:
                     done.add(node.id)
                     found.append(node)
         return found
-
-
-def _looked_through(nodes: Iterable[Node]) -> list[Node]:
-    """The nodes that have a value of their own."""
-    found = []
-    for node in nodes:
-        while node.op in ("given", "shown"):
-            node = node.args[0]
-        found.append(node)
-    return found
 
 
 def _by_token(x: Node) -> bool:

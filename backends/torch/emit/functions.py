@@ -14,7 +14,7 @@ from nsam.backends.torch.emit.precision import wide_products
 from nsam.backends.torch.emit.printer import Printer, each_token, state_bindings
 from nsam.backends.torch.emit.starts import starting_order, starts_from
 from nsam.compiler import loops as planned
-from nsam.compiler.expressions import Node, postorder
+from nsam.compiler.expressions import Node, postorder, valued
 from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.rows import stacked
 from nsam.compiler.schedule import Level, UnitPlan
@@ -80,7 +80,7 @@ class UnitSource:
         here = {n.id for n in inside}
         found: dict[int, Node] = {}
         for node in inside:
-            for a in self.given(node.args):
+            for a in valued(node.args):
                 if a.id not in here and self.passed(a):
                     found.setdefault(a.id, a)
         for fast in self.folds.memories.values():
@@ -110,15 +110,6 @@ class UnitSource:
                     stack += [(a, False) for a in reversed(node.args)]
         return local, list(outside.values())
 
-    def given(self, nodes: Iterable[Node]) -> list[Node]:
-        """Look through nodes that have no value of their own."""
-        found = []
-        for node in nodes:
-            while node.op in ("given", "shown"):
-                node = node.args[0]
-            found.append(node)
-        return found
-
     def passed(self, node: Node) -> bool:
         """Whether a value is handed to functions as an argument."""
         if node.layout == "fold":
@@ -132,7 +123,7 @@ class UnitSource:
         outside = [n for lv in self.plan.levels if lv.index < level for n in (*lv.before, *lv.after)]
         outside += [n for stage in self.plan.stages for n in (*stage.nodes, *([stage.event] if stage.event else []))]
         roots = [n for _, n in self.plan.lowered.outputs]
-        for node in [*(a for o in outside for a in self.given(o.args)), *self.given(roots)]:
+        for node in [*(a for o in outside for a in valued(o.args)), *valued(roots)]:
             if node.id in here:
                 wanted.setdefault(node.id, node)
         return list(wanted.values())
@@ -171,7 +162,7 @@ class UnitSource:
         keep = [*outputs, *inner_inputs, *self.folds.forwards(both, self.names)]
         before, after = (stacked(self.plan, nodes) for nodes in (loop.level.before, loop.level.after))
         printer.parts = before.parts | after.parts
-        printer.statements(before.nodes, [*keep, *self.given(a for n in loop.level.after for a in n.args)])
+        printer.statements(before.nodes, [*keep, *valued(a for n in loop.level.after for a in n.args)])
         lines = list(printer.lines)
         printer.lines = []
         if deeper:
@@ -348,7 +339,7 @@ class UnitSource:
         here = {n.id for n in stage.nodes}
         inputs: dict[int, Node] = {}
         for node in stage.nodes:
-            for a in self.given(node.args):
+            for a in valued(node.args):
                 if a.id not in here and self.passed(a):
                     inputs.setdefault(a.id, a)
         users: list[Node] = [n for _, n in self.plan.lowered.outputs]
@@ -357,7 +348,7 @@ class UnitSource:
         users += [a for st in self.plan.stages[index:] if st.event for a in st.event.args]
         users += self.inputs(0) if self.loops else []
         outputs: dict[int, Node] = {}
-        for node in self.given(users):
+        for node in valued(users):
             if node.id in here:
                 outputs.setdefault(node.id, node)
         return list(inputs.values()), list(outputs.values())
