@@ -41,11 +41,10 @@ class FoldSource:
             return self.rows(node, printer)
         if node.op == "decay":
             like = printer.of(self.like[node.id])
-            piece = "" if node.attr("piece") is None else f", piece={node.attr('piece')}"
+            piece = piece_argument(node)
             return f"rt.decay({printer.of(node.args[0])}, at.length, {like}{gate_sign([node.args[0]])}{piece})"
         if node.op == "triangle":
-            number = node.args[2].op == "number" and node.attr("piece") is not None
-            piece = f", piece={node.attr('piece')}" if number else ""
+            piece = piece_argument(node) if node.args[2].op == "number" else ""
             return f"rt.triangle({', '.join(printer.of(a) for a in node.args)}{piece}{self.substitute})"
         fast = self.memories[str(node.attr("memory"))]
         return {
@@ -57,16 +56,14 @@ class FoldSource:
 
     def rows(self, node: Node, p: Printer) -> str:
         """Decays or a triangle of many chunks, ahead of the loop that folds them."""
-        piece = "" if node.attr("piece") is None else f", piece={node.attr('piece')}"
-        chunks = f"at, {node.attr('block')}{', never=True' if node.attr('never') else ''}{piece}"
+        chunks = f"at, {node.attr('block')}{', never=True' if node.attr('never') else ''}{piece_argument(node)}"
         if node.op == "decay":
             return f"rt.decay_rows({p.of(node.args[0])}, {chunks}{gate_sign([node.args[0]])})"
         return f"rt.triangle_rows({', '.join(p.of(a) for a in node.args)}, {chunks}{self.substitute})"
 
     def unpacked(self, node: Node, name: str) -> str:
         """The statement that takes decays or a triangle of one chunk from their rows."""
-        piece = "" if node.attr("piece") is None else f", piece={node.attr('piece')}"
-        return f"{name} = rt.{node.op}_of({name}{piece})"
+        return f"{name} = rt.{node.op}_of({name}{piece_argument(node)})"
 
     def head(self, node: Node) -> str:
         """The fold's first arguments: the states and the tensor's path."""
@@ -165,6 +162,11 @@ class FoldSource:
                     function = self.step_name(fast).replace("_step", "_initial")
                     found.append(emit_initial(before_first_token(fast.plan, fast.memory), function=function))
         return found
+
+
+def piece_argument(node: Node) -> str:
+    """The argument that tells how many tokens of a long chunk are folded at once, where a chunk is not folded whole."""
+    return "" if node.attr("piece") is None else f", piece={node.attr('piece')}"
 
 
 def vector_flag(memory: Memory, tensor: str) -> str:
