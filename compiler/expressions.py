@@ -8,6 +8,7 @@ axes precede `shape`, the trailing axes of one token:
     constant  [*shape], slow weights only           flat       [B, T, *shape], scalars keep one axis of size 1
     weight    a slow weight, [*shape]               heads      [B, H, T, *shape]
     state     a fast weight, [B, H, out, in]        fold       an update of one fast weight over a chunk
+    stacked   [B, H, M, T, *shape], of M memories that move as one (`stacks.py`)
 
 Operations: `input number weight state given detach`, the elementwise functions, `sum dot mean norm` over the last axis,
 `linear(x, w)` = x wᵀ and `linear_t(x, w)` = x w, `split merge gate` between flat and heads, and the ones with
@@ -23,7 +24,7 @@ from typing import Literal, TypeAlias
 
 from nsam.compiler.scalars import BINARY, UNARY
 
-Layout: TypeAlias = Literal["number", "constant", "weight", "sequence", "flat", "heads", "state", "fold"]
+Layout: TypeAlias = Literal["number", "constant", "weight", "sequence", "flat", "heads", "stacked", "state", "fold"]
 Attr: TypeAlias = "int | float | str | bool | tuple[Attr, ...] | None"
 
 

@@ -45,6 +45,11 @@ PASSES = (
         "the update computes it again",
     ),
     Pass(
+        "stack",
+        "move memories of equal structure that share keys, gates and period as one, their products stacked",
+        "each memory on its own",
+    ),
+    Pass(
         "rows",
         "read a memory at several inputs (key, value, query) by one product over all their rows",
         "a product for each input",

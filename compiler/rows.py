@@ -8,20 +8,21 @@ is the input of the next layer's product as it stands.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from nsam.compiler.expressions import ELEMENTWISE, Builder, Node, valued
 from nsam.compiler.schedule import UnitPlan
 
-
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The rows that a node has in a stack: number `index` of `count` equal parts of `whole`."""
+    """What a node has in a stack: number `index` of `count` equal parts of `whole`, along its rows or its memories."""
 
     whole: Node
     index: int
     count: int
+    axis: Literal["rows", "memories"] = "rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +33,44 @@ class Stacked:
     parts: dict[int, Part]
 
 
-def stacked(plan: UnitPlan, nodes: Sequence[Node]) -> Stacked:
-    """The work of one function as it is computed: with reads stacked, unless the pass `rows` is off."""
+def stacked(plan: UnitPlan, nodes: Sequence[Node], known: Mapping[int, Part]) -> Stacked:
+    """The work of one function as it is computed: with reads stacked, unless the pass `rows` is off.
+
+    `known` are nodes that are parts of something already.
+    """
     if "rows" not in plan.passes:
         return Stacked(tuple(nodes), {})
     longer = frozenset(f.memory.name for f in plan.lowered.fast if f.window > 1)
-    return stack_rows(plan.lowered.builder, nodes, longer)
+    return stack_rows(plan.lowered.builder, nodes, longer, known)
 
 
-def stack_rows(b: Builder, nodes: Sequence[Node], longer: frozenset[str]) -> Stacked:
+def stack_rows(
+    b: Builder, nodes: Sequence[Node], longer: frozenset[str], known: Mapping[int, Part] | None = None
+) -> Stacked:
     """Stack the reads in `nodes`, arguments first, wherever that makes no read wait for itself.
 
     `longer` are memories whose keys have more rows than there are tokens (those of a window): they are left alone.
     """
-    return _Stacking(b, list(nodes), longer).run()
+    return _Stacking(b, list(nodes), longer, known or {}).run()
+
+
+def in_order(nodes: Sequence[Node], before: Mapping[int, Iterable[int]]) -> list[Node]:
+    """`nodes` as they were, but each after those that it needs: of the ids in `before`, those that are among them."""
+    by_id = {n.id: n for n in nodes}
+    done: set[int] = set()
+    found: list[Node] = []
+    for root in nodes:
+        stack = [root.id]
+        while stack:
+            waiting = [i for i in sorted(before[stack[-1]]) if i not in done and i in by_id]
+            if waiting:
+                stack += waiting[:1]
+                continue
+            node = by_id[stack.pop()]
+            if node.id not in done:
+                done.add(node.id)
+                found.append(node)
+    return found
 
 
 @dataclass
@@ -53,16 +78,19 @@ class _Stacking:
     b: Builder
     nodes: list[Node]
     longer: frozenset[str]
+    known: Mapping[int, Part]
     parts: dict[int, Part] = field(default_factory=dict)
     before: dict[int, set[int]] = field(default_factory=dict)
 
     def run(self) -> Stacked:
         here = {n.id for n in self.nodes}
         for node in self.nodes:
-            self.before[node.id] = {a.id for a in valued(node.args) if a.id in here}
+            part = self.known.get(node.id)
+            needed = valued(node.args) if part is None else [part.whole]
+            self.before[node.id] = {a.id for a in needed if a.id in here}
         for members in self.groups():
             self.stack(members)
-        return Stacked(tuple(self.ordered()), self.parts)
+        return Stacked(tuple(in_order(self.nodes, self.before)), self.parts)
 
     # --- groups ------------------------------------------------------------------------------------
 
@@ -87,7 +115,9 @@ class _Stacking:
 
     def stackable(self, node: Node) -> bool:
         """Whether a node reads a state with one row for each token."""
-        if node.op != "linear" or node.args[1].op != "state" or not _by_token(node.args[0]):
+        if node.op != "linear" or node.args[1].op != "state" or node.id in self.known:
+            return False
+        if not _by_token(node.args[0]):
             return False
         return str(node.args[1].attr("memory")) not in self.longer
 
@@ -121,8 +151,8 @@ class _Stacking:
         if any(ids & self.needs(n) for n in members):
             return
         members, rows = self.rows(members)
-        state = members[0].args[1]
-        whole = self.b.linear(rows, state)
+        read, state = members[0], members[0].args[1]
+        whole = self.b.make(read.op, (rows, state), read.shape, read.layout, **dict(read.attrs))
         self.b.name(whole, f"{state.attr('memory')}_rows_{state.attr('tensor')}")
         self.insert(rows, {a.id for n in members for a in valued(n.args[:1])})
         self.insert(whole, {rows.id})
@@ -142,7 +172,7 @@ class _Stacking:
                 self.insert(applied, {whole.id})
                 self.share(inputs, applied)
                 return members, applied
-        return members, self.b.make("rows", inputs, first.shape, "heads")
+        return members, self.b.make("rows", inputs, first.shape, first.layout, **_members(first))
 
     def insert(self, node: Node, needed: set[int]) -> None:
         """Add a node of a stack."""
@@ -157,24 +187,6 @@ class _Stacking:
             self.parts[node.id] = Part(whole, index, len(members))
             self.before[node.id] = {whole.id}
 
-    def ordered(self) -> list[Node]:
-        """All nodes, arguments first, otherwise as they were; a stack comes before its first part is used."""
-        by_id = {n.id: n for n in self.nodes}
-        done: set[int] = set()
-        found: list[Node] = []
-        for root in self.nodes:
-            stack = [root.id]
-            while stack:
-                waiting = [i for i in sorted(self.before[stack[-1]]) if i not in done]
-                if waiting:
-                    stack += waiting[:1]
-                    continue
-                node = by_id[stack.pop()]
-                if node.id not in done:
-                    done.add(node.id)
-                    found.append(node)
-        return found
-
 
 def _by_token(x: Node) -> bool:
     """Whether a value certainly has one row for each token: it was made of values that do."""
@@ -187,5 +199,11 @@ def _by_token(x: Node) -> bool:
         seen.add(node.id)
         if node.op in ("input", "expand_tokens", "output") or (node.op in ("embedding", "conv", "attention")):
             return node.layout in ("flat", "heads")
-        queue += [a for a in node.args if a.layout in ("flat", "heads")]
+        queue += [a for a in node.args if a.layout in ("flat", "heads", "stacked")]
     return False
+
+
+def _members(node: Node) -> dict[str, int]:
+    """The attribute of a value that has an axis for the memory."""
+    members = node.attr("members")
+    return {} if members is None else {"members": int(str(members))}

@@ -149,7 +149,7 @@ class ClassSource:
         for index, stage in enumerate(self.source.plan.stages):
             body += self.stage(index)
             if stage.loop:
-                body += self.source.run_loop(0, self.source.inputs(0))
+                body += self.source.run_loops()
             elif stage.event is not None:
                 body += self.event(stage.event)
         pairs = zip(lowered.outputs, self.unit.outputs, strict=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from nsam.backends.torch.emit.names import Names, identifier
 from nsam.backends.torch.emit.printer import Printer, gate_sign
@@ -29,6 +29,8 @@ class FoldSource:
     like: dict[int, Node]
     passes: Passes = ALL
     ahead: frozenset[int] = frozenset()
+    stacked: Mapping[int, Node] = field(default_factory=dict)
+    """Layer outputs that the folds of memories that move as one take over from the forward pass, by the fold's id."""
 
     @property
     def substitute(self) -> str:
@@ -46,13 +48,9 @@ class FoldSource:
         if node.op == "triangle":
             piece = piece_argument(node) if node.args[2].op == "number" else ""
             return f"rt.triangle({', '.join(printer.of(a) for a in node.args)}{piece}{self.substitute})"
-        fast = self.memories[str(node.attr("memory"))]
-        return {
-            "rank_one": self.rank_one,
-            "momentum": self.momentum,
-            "summed": self.applied,
-            "generic": self.applied,
-        }[node.op](node, fast, printer)
+        if node.op in ("summed", "generic"):
+            return self.applied(node, self.memories[str(node.attr("memory"))], printer)
+        return (self.rank_one if node.op.startswith("rank_one") else self.momentum)(node, printer)
 
     def rows(self, node: Node, p: Printer) -> str:
         """Decays or a triangle of many chunks, ahead of the loop that folds them."""
@@ -76,7 +74,7 @@ class FoldSource:
         text = ", ".join(f"({printer.of(u)}, {printer.of(g)})" for u, g in zip(flat[::2], flat[1::2], strict=True))
         return f"[{text}]", list(node.args[1 + 2 * count :])
 
-    def rank_one(self, node: Node, fast: FastMemory, p: Printer) -> str:
+    def rank_one(self, node: Node, p: Printer) -> str:
         """An affine recurrence along keys."""
         pairs, (decay, write, *erasing) = self.pairs(node, p)
         text = f"{self.head(node)}, {pairs}, {p.of(decay)}, {p.of(write)}"
@@ -84,24 +82,28 @@ class FoldSource:
             text += "".join(f", {p.of(a)}" for a in erasing)
             forward = self.forward(node, p)
             text += f", forward={forward}" if forward else ""
-        return f"rt.rank_one({text})"
+        return f"rt.{node.op}({text})"
 
     def forwards(self, nodes: Iterable[Node], known: Names) -> list[Node]:
         """Layer outputs that folds take over from the memory's own forward pass; they need a name."""
         if "reuse" not in self.passes:
             return []
-        return [forward for n in nodes if (forward := reusable(known.builder, n)) is not None]
+        return [forward for n in nodes if (forward := self.reused(n, known)) is not None]
+
+    def reused(self, node: Node, known: Names) -> Node | None:
+        """The layer output that a fold takes over where it has been computed."""
+        return self.stacked.get(node.id) if node.attr("members") is not None else reusable(known.builder, node)
 
     def forward(self, node: Node, p: Printer) -> str | None:
         """The layer's output at its key if this function has already computed it."""
-        made = reusable(p.names.builder, node) if "reuse" in self.passes else None
+        made = self.reused(node, p.names) if "reuse" in self.passes else None
         return p.of(made) if made is not None and made.id in p.text else None
 
-    def momentum(self, node: Node, fast: FastMemory, p: Printer) -> str:
+    def momentum(self, node: Node, p: Printer) -> str:
         """Linear momentum with scalar kernels."""
         pairs, gates = self.pairs(node, p)
         text = f'{self.head(node)}, "{node.attr("trace")}", {pairs}, {", ".join(p.of(g) for g in gates)}'
-        return f"rt.momentum({text}{self.substitute if len(gates) > MOMENTUM_GATES else ''})"
+        return f"rt.{node.op}({text}{self.substitute if len(gates) > MOMENTUM_GATES else ''})"
 
     def applied(self, node: Node, fast: FastMemory, p: Printer) -> str:
         """Folds that apply the rule as it stands."""

@@ -14,9 +14,9 @@ from nsam.backends.torch.emit.precision import wide_products
 from nsam.backends.torch.emit.printer import Printer, each_token, state_bindings
 from nsam.backends.torch.emit.starts import starting_order, starts_from
 from nsam.compiler import loops as planned
+from nsam.compiler.arrange import Arranged, arrange
 from nsam.compiler.expressions import Node, postorder, valued
 from nsam.compiler.fast_memory import FastMemory
-from nsam.compiler.rows import stacked
 from nsam.compiler.schedule import Level, UnitPlan
 
 INDENT = "    "
@@ -44,6 +44,7 @@ class UnitSource:
     prefix: str
     recorded: frozenset[str] = frozenset()
     names: Names = field(init=False)
+    arranged: Arranged = field(init=False)
     folds: FoldSource = field(init=False)
     loops: list[Loop] = field(init=False)
 
@@ -56,7 +57,9 @@ class UnitSource:
                 child, name = str(node.args[0].attr("name")), str(node.attr("name"))
                 self.plan.lowered.builder.name(node, f"{child}_y" if name == "output" else name)
         fast = {f.memory.name: f for f in self.plan.lowered.fast}
-        self.folds = FoldSource(self.prefix, fast, self.plan.lowered.like, self.plan.passes, self.plan.ahead)
+        self.arranged = arrange(self.plan)
+        forward = self.arranged.stacks.forward
+        self.folds = FoldSource(self.prefix, fast, self.plan.lowered.like, self.plan.passes, self.plan.ahead, forward)
         self.names.wide, self.names.sites = wide_products(self.plan.lowered.fast), sites(self.plan, self.recorded)
         self.loops = [Loop(self.loop_name(loop), loop) for loop in planned.plan_loops(self.plan)]
 
@@ -159,16 +162,17 @@ class UnitSource:
         if deeper:
             inner_outputs, inner_inputs = self.outputs(level + 1), self.inputs(level + 1)
         both = (*loop.level.before, *loop.level.after)
-        keep = [*outputs, *inner_inputs, *self.folds.forwards(both, self.names)]
-        before, after = (stacked(self.plan, nodes) for nodes in (loop.level.before, loop.level.after))
-        printer.parts = before.parts | after.parts
-        printer.statements(before.nodes, [*keep, *valued(a for n in loop.level.after for a in n.args)])
+        before, after = self.arranged.nodes[level]
+        folded = [n for n in (*before, *after) if n.id not in self.arranged.parts]
+        keep = [*outputs, *inner_inputs, *self.folds.forwards(folded, self.names)]
+        printer.parts = self.arranged.parts
+        printer.statements(before, [*keep, *self.needed(after)])
         lines = list(printer.lines)
         printer.lines = []
         if deeper:
             lines += self.run_loop(position + 1, inner_inputs)
             printer.text |= {n.id: (self.names.of(n), 9) for n in inner_outputs}
-        printer.statements(after.nodes, keep)
+        printer.statements(after, keep)
         lines += printer.lines
         lines += self.surprises(loop.level, printer)
         lines += self.losses(loop.level, printer)
@@ -184,6 +188,11 @@ class UnitSource:
         return self.function(
             loop.function, inputs, what, [*opening, *lines, *self.results(outputs)], loop.plan.compiled
         )
+
+    def needed(self, nodes: Iterable[Node]) -> list[Node]:
+        """What nodes are computed from: of a part of something, that."""
+        parts = self.arranged.parts
+        return valued(a for n in nodes for a in ((parts[n.id].whole,) if n.id in parts else n.args))
 
     @property
     def needs_clock(self) -> bool:
@@ -243,6 +252,16 @@ class UnitSource:
         listed = ", ".join(each_token(n, self.names.of(n)) for n in outputs)
         return [f"return new, ({listed}{',' if len(outputs) == 1 else ''})"]
 
+    def run_loops(self) -> list[str]:
+        """Statements that run all loops over the sequence; memories that move as one are one state meanwhile."""
+        found = self.arranged.stacks.found
+        said = [(stack.name, quoted(stack.memories), quoted(stack.tensors)) for stack in found]
+        return [
+            *(f's = rt.together(s, "{name}", {memories}, {tensors})' for name, memories, tensors in said),
+            *self.run_loop(0, self.inputs(0)),
+            *(f's = rt.apart(s, "{name}", {memories})' for name, memories, _ in said),
+        ]
+
     def run_loop(self, position: int, inputs: Sequence[Node]) -> list[str]:
         """Statements that run loop `position` over the current block, block by block."""
         loop = self.loops[position]
@@ -285,34 +304,58 @@ class UnitSource:
         for name in level.memories:
             fast = self.folds.memories[name]
             inside = Printer(self.names, self.folds.fold, clock="clock")
-            inside.text = dict(printer.text)
+            inside.text, inside.parts = dict(printer.text), printer.parts
             inside.weights, inside.states, inside.sites = printer.weights, printer.states, NOWHERE
-            inside.statements(self.loss_nodes(fast, level.index)[0], [fast.loss])
+            live = self.live(fast.loss, inside)
+            inside.statements([n for n in self.loss_nodes(fast, level.index)[0] if n.id in live], [fast.loss])
             lines += [INDENT + line for line in inside.lines]
             rows = f"{inside.of(fast.loss, 9)}[:, :, -at.length :]"
             lines.append(f'{INDENT}new["{name}.loss"] = s["{name}.loss"] + {rows}.detach().sum(2).mean()')
         return ["if at.observe:", *lines] if lines else []
 
+    def live(self, root: Node, printed: Printer) -> set[int]:
+        """What `root` is still to be computed from: parts come out of what has been printed."""
+        found: set[int] = set()
+        todo = [root]
+        while todo:
+            node = todo.pop()
+            if node.id not in found and node.id not in printed.text:
+                found.add(node.id)
+                todo += [] if node.id in printed.parts else node.args
+        return found
+
     def advances(self, level: Level, printer: Printer) -> list[str]:
         """Move the states: folds become the new state, slow memories before fast, then resets."""
         lines = []
+        together = {m: stack for stack in self.arranged.stacks.of(level) for m in stack.memories}
         for name in sorted(level.memories, key=lambda m: -self.folds.memories[m].period):
             fast = self.folds.memories[name]
+            stack = together.get(name)
+            if stack is not None:
+                if name == stack.memories[0]:
+                    lines.append(self.advance(stack.name, fast, stack.folds, printer))
+                continue
             never = fast.memory.reset.kind == "never"
-            folds = ", ".join(f'"{f.tensor}": {printer.of(f.node)}' for f in fast.folds)
             period = 1 if fast.exact else fast.period
             if fast.slowest is not None:
+                folds = ", ".join(f'"{f.tensor}": {printer.of(f.node)}' for f in fast.folds)
                 clock = ", never=True" if never else ""
                 by = f"({period}, {fast.slowest}), {number(fast.threshold)}, {printer.of(fast.loss)}"
                 lines.append(f'new = rt.update(new, rt.decide(at, s, "{name}", {by}, {{{folds}}}{clock}))')
                 continue
-            lines.append(f'new = rt.update(new, rt.advance(at, "{name}", {period}, {never}, {{{folds}}}))')
+            lines.append(self.advance(name, fast, [(f.tensor, f.node) for f in fast.folds], printer))
         for name in self.due_resets(level):
             period = int(self.folds.memories[name].memory.reset.period or 0)
             lines.append(f"if at.closes({period}):")
             reset = identifier(f"{self.prefix}_reset_{name}")
             lines.append(f"{INDENT}new = rt.update(new, {reset}(w, rt.update(s, new), at))")
         return lines
+
+    def advance(self, name: str, fast: FastMemory, folds: Iterable[tuple[str, Node]], printer: Printer) -> str:
+        """The statement that moves a memory, or several that move as one."""
+        listed = ", ".join(f'"{tensor}": {printer.of(node)}' for tensor, node in folds)
+        period, never = 1 if fast.exact else fast.period, fast.memory.reset.kind == "never"
+        return f'new = rt.update(new, rt.advance(at, "{name}", {period}, {never}, {{{listed}}}))'
 
     def due_resets(self, level: Level) -> list[str]:
         """Memories to reset at the end of the level's blocks, sources of initial states first.
@@ -382,6 +425,11 @@ class UnitSource:
         if index <= loop_at:
             return "All tokens at once: what depends on no fast memory, hoisted out of the loop."
         return "All tokens at once: what no memory's update needs, after the loop."
+
+
+def quoted(names: Iterable[str]) -> str:
+    """A tuple of strings in generated source."""
+    return "(" + "".join(f'"{name}", ' for name in names).rstrip() + ")"
 
 
 def is_matrix(node: Node) -> bool:

@@ -12,10 +12,10 @@ RESERVED = frozenset(
     "torch F nn rt math Tensor w s at new part inner self state children clock clock_never sum max min abs".split()
 )
 
+FOLDS = frozenset({"rank_one", "rank_one_wide", "momentum", "momentum_wide", "summed", "generic"})
 _OPS = {
     "linear": "y", "linear_t": "y", "sub": "error", "dot": "dot", "normalize": "unit", "silu": "act", "gelu": "act",
-    "relu": "act", "tanh": "act", "rank_one": "fold", "momentum": "fold", "summed": "fold", "generic": "fold",
-    "fold_read": "y", "rows": "rows", "decay": "decay", "triangle": "inverse",
+    "relu": "act", "tanh": "act", "fold_read": "y", "gather": "own", "rows": "rows", "decay": "decay", "triangle": "inverse",
     "conv": "y", "rmsnorm": "normed", "layernorm": "normed", "embedding": "x", "attention": "mixed",
     "position": "position", "gelu_tanh": "act",
     "split": "heads", "merge": "flat", "add": "total", "mul": "product", "div": "ratio", "sqrt": "root",
@@ -64,7 +64,7 @@ class Names:
             return self.builder.names[node.id]
         if node.op in ("weight", "state"):
             return f"{node.attr('memory')}_{node.attr('tensor')}"
-        if node.op in ("rank_one", "momentum", "summed", "generic"):
+        if node.op in FOLDS:
             return f"{node.attr('memory')}_{node.attr('tensor')}_fold"
         if node.op in ("linear", "linear_t", "fold_read") and len(node.args) == 2:
             weight = node.args[1] if node.op != "fold_read" else node.args[0].args[0]
@@ -74,6 +74,8 @@ class Names:
             return f"{weight.attr('memory')}_{kind}{layer}"
         if node.op in ("conv", "attention"):
             return f"{node.attr('memory')}_y"
+        if node.op == "across":
+            return f"{self.suggest(node.args[0])}_all"
         if node.op in (
             "silu",
             "gelu",

@@ -22,13 +22,13 @@ _CALLS = {
     "step_at": "rt.step_at", "inside": "rt.inside", "norm": "rt.norm", "dot": "rt.dot", "outer": "rt.outer",
     "normalize": "rt.normalize",
     "normalize_pullback": "rt.normalize_pullback", "root_mean_square": "rt.root_mean_square", "merge": "rt.merge",
-    "rows": "rt.rows", "gate": "rt.gate", "embedding": "F.embedding", "carry": "rt.carry",
+    "rows": "rt.rows", "across": "rt.across", "gather": "rt.gather", "gate": "rt.gate", "embedding": "F.embedding", "carry": "rt.carry",
 }  # fmt: skip
 INLINE = frozenset(
     {*_INFIX, *_CALLS, "neg", "pow", "sum", "mean", "linear", "linear_t", "split", "row", "lp", "huber", "pseudo_huber",
      "length", "softmax", "clip", "index", "slice", "flatten", "lift",
      "expand_like", "ones", "rmsnorm", "layernorm", "detach", "concat"}
-) - {"carry", "rows"}  # fmt: skip
+) - {"carry", "rows", "across", "gather"}  # fmt: skip
 ATOM = 9
 _BY_TOKEN = frozenset({"expand_like", "expand_tokens", "carry", "conv", "attention"})
 
@@ -63,17 +63,20 @@ class Printer:
     def statements(self, nodes: Iterable[Node], keep: Iterable[Node]) -> None:
         """Print `nodes` in order; those in `keep` get a variable of their own."""
         todo = [n for n in nodes if n.id not in self.text]
-        uses: dict[int, int] = {}
-        for node in todo:
-            for argument in (self.parts[node.id].whole,) if node.id in self.parts else node.args:
-                uses[argument.id] = uses.get(argument.id, 0) + 1
         self.sums = sums(todo, self.sites)
         kept = {n.id for n in (*keep, *(x for x, _ in self.sums.values()))}
+        uses: dict[int, int] = {}
+        for node in reversed(todo):
+            part = self.parts.get(node.id)
+            if (part is not None or node.op == "given") and node.id not in kept and not uses.get(node.id):
+                continue  # only used whole
+            for argument in node.args if part is None else (part.whole,):
+                uses[argument.id] = uses.get(argument.id, 0) + 1
         for node in todo:
             if node.op in ("number", "weight", "state", "given", "shown", "child", "input"):
                 continue
             if node.id in self.parts and node.id not in kept and not uses.get(node.id):
-                continue  # part of a stack that is only used whole
+                continue
             self.statement(node, uses.get(node.id, 0) <= 1 and node.id not in kept)
 
     def statement(self, node: Node, inline: bool) -> None:
@@ -86,7 +89,9 @@ class Printer:
             self.stateful(node)
             return
         text, level = self.expression(node)
-        if inline and name is None and node.op in INLINE and len(text) < 72 and node.id not in self.parts:
+        part = self.parts.get(node.id)
+        simple = node.op in INLINE if part is None else part.axis == "memories"
+        if inline and name is None and simple and len(text) < 72:
             self.text[node.id] = (text, level)
             return
         self.assign(node, text)
@@ -99,7 +104,9 @@ class Printer:
 
     def shape_comment(self, node: Node, used: int) -> str:
         """The shape, where there is room for it."""
-        lead = {"flat": "B, T", "heads": "B, H, T", "sequence": "B, 1", "constant": ""}.get(node.layout)
+        memories = node.attr("members")
+        leads = {"flat": "B, T", "heads": "B, H, T", "stacked": f"B, H, {memories}, T", "sequence": "B, 1", "constant": ""}
+        lead = leads.get(node.layout)
         if lead is None or used > WIDTH - 24:
             return ""
         inside = ", ".join([*([lead] if lead else []), *(str(n) for n in node.shape)])
@@ -114,6 +121,8 @@ class Printer:
 
     def leaf(self, node: Node) -> tuple[str, int]:
         """A node that nothing has printed yet: a number, a weight, a state."""
+        if node.id in self.parts:
+            return self.expression(node)
         if node.op == "number":
             text = number(node.value)
             return text, ATOM if node.value >= 0 else 6
@@ -136,6 +145,8 @@ class Printer:
         """The same, in the precision of its arguments."""
         if node.id in self.parts:
             part = self.parts[node.id]
+            if part.axis == "memories":
+                return f"{self.of(part.whole, ATOM)}[:, :, {part.index}]", ATOM
             return f"rt.part({self.of(part.whole)}, {part.index}, {part.count})", ATOM
         op, args = node.op, node.args
         if op in _INFIX:

@@ -46,6 +46,14 @@ from nsam.backends.torch.runtime.functions import (
     wide,
 )
 from nsam.backends.torch.runtime.keys import inputs_seen
+from nsam.backends.torch.runtime.stacks import (
+    across,
+    apart,
+    gather,
+    momentum_wide,
+    rank_one_wide,
+    together,
+)
 from nsam.backends.torch.runtime.system import (
     Memory,
     State,
@@ -79,8 +87,10 @@ __all__ = [
     "Summed",
     "System",
     "Task",
+    "across",
     "advance",
     "aligned",
+    "apart",
     "attention",
     "blank",
     "block",
@@ -98,6 +108,7 @@ __all__ = [
     "empty_memory",
     "expect",
     "gate",
+    "gather",
     "gelu_slope",
     "gelu_tanh",
     "gelu_tanh_slope",
@@ -113,6 +124,7 @@ __all__ = [
     "merge",
     "minimum",
     "momentum",
+    "momentum_wide",
     "new_sequence",
     "norm",
     "normal",
@@ -126,6 +138,7 @@ __all__ = [
     "position",
     "pseudo_huber",
     "rank_one",
+    "rank_one_wide",
     "require_places",
     "rms_norm",
     "root_mean_square",
@@ -138,6 +151,7 @@ __all__ = [
     "sqrt_slope",
     "stage",
     "step_at",
+    "together",
     "triangle",
     "triangle_of",
     "triangle_rows",

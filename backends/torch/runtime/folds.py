@@ -76,7 +76,7 @@ class RankOne(Fold):
         self.start = running(s, name)
         self.decay = decay
         lead = key if key is not None else pairs[0][0]
-        self.batch = lead.shape[:3]
+        self.batch = lead.shape[:-1]
         self.written = [(u, write * g) for u, g in pairs]
         if inverse is not None and key is not None:
             known = None if f"{name}.run" in s else forward
@@ -156,7 +156,7 @@ class Momentum(Fold):
         self.substitute = substitute
         self.start, self.trace, self.suffix = running(s, name), running(s, f"{name}.{trace}"), f".{trace}"
         lead = key if key is not None else pairs[0][0]
-        self.batch, time = lead.shape[:3], lead.shape[2]
+        self.batch, time = lead.shape[:-1], lead.shape[-2]
         one = self.start.new_ones(time, 1)
         self.gamma, self.theta, self.surprise = one * decay.gamma, one * surprise.gamma, surprise.between
         self.between = decay.between
