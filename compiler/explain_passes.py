@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 
+from nsam.compiler.arrange import arrange
 from nsam.compiler.exact import exact_candidates
 from nsam.compiler.explain_model import Line, Part
 from nsam.compiler.explain_schedule import describe
@@ -13,8 +14,8 @@ from nsam.compiler.fast_memory import FastMemory, Fold, piece_of, reusable
 from nsam.compiler.loops import plan_loops, uncompiled
 from nsam.compiler.passes import PASSES
 from nsam.compiler.places import SEQUENCE, Place
-from nsam.compiler.rows import stacked
 from nsam.compiler.schedule import UnitPlan
+from nsam.compiler.stacks import why_none
 
 TRIANGLE_BLOCK = 16
 """Rows of a triangle that the runtime inverts by powers; larger ones are joined from blocks of that size."""
@@ -140,17 +141,27 @@ def _reuse(plan: UnitPlan) -> Told:
     return False, "no update erases along keys that its own forward pass went through"
 
 
+def _stack(plan: UnitPlan) -> Told:
+    found = arrange(plan).stacks.found
+    if found:
+        return True, "; ".join(f"{', '.join(stack.memories)} move as one" for stack in found)
+    return False, why_none(plan)
+
+
 def _rows(plan: UnitPlan) -> Told:
+    arranged = arrange(plan)
     counts: dict[int, dict[str, list[str]]] = {}
-    for level in plan.levels:
-        for nodes in (level.before, level.after):
-            products = {p.whole.id: p for p in stacked(plan, nodes).parts.values() if p.whole.op == "linear"}
-            for part in products.values():
-                state = part.whole.args[1]
-                tensors = counts.setdefault(part.count, {}).setdefault(str(state.attr("memory")), [])
-                tensors.append(str(state.attr("tensor")))
+    products = {p.whole.id: p for p in arranged.parts.values() if p.axis == "rows" and p.whole.op == "linear"}
+    for part in products.values():
+        state = part.whole.args[1]
+        tensors = counts.setdefault(part.count, {}).setdefault(str(state.attr("memory")), [])
+        tensors.append(str(state.attr("tensor")))
+    together = {stack.name: stack.memories for stack in arranged.stacks.found}
     if counts:
-        lists = {n: [x for m, t in read.items() for x in _listed(plan.fast(m), t)] for n, read in counts.items()}
+        read = {
+            n: [(m, t) for name, t in each.items() for m in together.get(name, (name,))] for n, each in counts.items()
+        }
+        lists = {n: [x for m, t in each for x in _listed(plan.fast(m), t)] for n, each in read.items()}
         return True, "; ".join(f"{', '.join(names)}: {count} inputs at once" for count, names in lists.items())
     return False, "no memory is read at several inputs that are known at the same time"
 
@@ -231,6 +242,7 @@ _TOLD: dict[str, Callable[[UnitPlan], Told]] = {
     "exact": _exact,
     "share": _share,
     "reuse": _reuse,
+    "stack": _stack,
     "rows": _rows,
     "hoist": _hoist,
     "sink": _sink,

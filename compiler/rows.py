@@ -15,6 +15,7 @@ from typing import Literal
 from nsam.compiler.expressions import ELEMENTWISE, Builder, Node, valued
 from nsam.compiler.schedule import UnitPlan
 
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """What a node has in a stack: number `index` of `count` equal parts of `whole`, along its rows or its memories."""

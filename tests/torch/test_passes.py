@@ -66,9 +66,34 @@ system long(dim: int) {
   output c(normalize(a(q(x)) + b(q(x))))
 }
 """
+TOGETHER = """nsam 1
+use std.rules (gd, dgd, momentum)
+system together(dim: int) {
+  input x: [dim]
+  memory q, k, u, v : linear(dim -> dim)
+  memory rate, keep : linear(dim -> 2)
+  memory a : linear(dim -> dim, heads = 2) {
+    learn normalize(k(x), 2) -> u(x); minimize l2; by dgd(lr = sigmoid(rate(x)) / 4, retain = sigmoid(4 + keep(x)))
+    every 4 tokens
+  }
+  memory b : linear(dim -> dim, heads = 2) {
+    learn normalize(k(x), 2) -> v(x); minimize l2; by dgd(lr = sigmoid(rate(x)) / 4, retain = sigmoid(4 + keep(x)))
+    every 4 tokens
+  }
+  memory c, d : mlp(dim -> dim -> dim, act = gelu, bias, residual, heads = 2) {
+    learn normalize(k(x), 2) -> self(v(x)); minimize l2; by momentum(lr = 0.01, beta = sigmoid(rate(x)), retain = 0.9)
+    every 4 tokens; reset never
+  }
+  memory e, f, g : mlp(dim -> dim -> dim, act = silu, heads = 2) {
+    learn normalize(k(x), 2) -> v(x); minimize l2; by gd(lr = 0.1, retain = 0.9); every 4 tokens; reset never
+  }
+  output a(q(x)) + b(x) + d(c(q(x))) * e(x) + f(q(x)) - g(u(x))
+}
+"""
 PROGRAMS: dict[str, tuple[Path | str, str, int, dict[str, object]]] = {
     "omega": (OMEGA, "omega", 11, {"dim": 4}),
     "apart": (APART, "apart", 13, {"dim": 4}),
+    "together": (TOGETHER, "together", 11, {"dim": 4}),
     "long": (LONG, "long", 150, {"dim": 4}),
     "deltanet": (EXAMPLES / "linear_memories" / "linear_memories.nsam", "deltanet", 37, {"dim": 4}),
     "cms": (EXAMPLES / "continuum" / "continuum.nsam", "sequential_tokens", 11, {"dim": 4}),
@@ -149,7 +174,7 @@ def test_values_and_gradients_do_not_depend_on_passes(name: str) -> None:
             assert gap <= TOLERANCE, f"{name} without {off}: {key} differs by {gap:.1e}"
 
 
-@pytest.mark.parametrize("name", ["momentum", "deltanet", "apart"])
+@pytest.mark.parametrize("name", ["momentum", "deltanet", "apart", "together"])
 def test_a_state_goes_from_one_choice_of_passes_to_another(name: str) -> None:
     given = case(name)
     modules = [compile_unit(given.unit, compiled=False, without=off).double() for off in CHOICES]
@@ -184,7 +209,7 @@ def made(text: str) -> tuple[int, int]:
 
 
 def test_share_off() -> None:
-    assert made(source("titans")) == (7, 2)
+    assert made(source("titans", "stack")) == (7, 2)
     plain = source("titans", "share")
     assert made(plain) == (10, 10)
     assert plain.count("rt.rank_one(") == 10
@@ -217,13 +242,23 @@ def test_exact_off() -> None:
 
 
 def test_reuse_off() -> None:
-    assert source("titans").count("forward=") == 10
+    assert source("titans", "stack").count("forward=") == 10
+    assert source("titans").count("forward=") == 4
     assert "forward=" not in source("titans", "reuse")
+
+
+def test_stack_off() -> None:
+    found = source("together")
+    assert re.findall(r'rt.together\(s, "([^"]*)"', found) == ["a+b", "c+d", "e+f+g"]
+    assert len(re.findall(r"rt.rank_one_wide\(|rt.momentum_wide\(", found)) == 3
+    assert re.search(r"rt\.(together|gather|across|\w+_wide)\(", source("together", "stack")) is None
+    assert set(re.findall(r'"(k[+][^".]*)', source("titans"))) == {"k+v+eta+alpha"}
 
 
 def test_rows_off() -> None:
     found = source("titans")
-    assert found.count("rt.rows(") == 3  # of mem; of k and v; of eta and alpha, which read the input as well
+    assert found.count("rt.rows(") == 2  # of mem; of the memories that move as one
+    assert source("titans", "stack").count("rt.rows(") == 3  # of mem; of k and v; of eta and alpha, read at x as well
     assert found.count("@ mem_w1.mT") == 1
     plain = source("titans", "rows")
     assert "rt.rows(" not in plain
@@ -253,7 +288,7 @@ def test_segment_off() -> None:
 
 def test_inverse_off() -> None:
     assert "substitute=True" not in source("titans") + source("momentum")
-    assert source("titans", "inverse").count("substitute=True") == 7
+    assert source("titans", "inverse").count("substitute=True") == 4
     assert "rt.momentum(" in source("momentum", "inverse")
     assert source("momentum", "inverse").count("substitute=True") == 1
 

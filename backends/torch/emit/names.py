@@ -15,7 +15,8 @@ RESERVED = frozenset(
 FOLDS = frozenset({"rank_one", "rank_one_wide", "momentum", "momentum_wide", "summed", "generic"})
 _OPS = {
     "linear": "y", "linear_t": "y", "sub": "error", "dot": "dot", "normalize": "unit", "silu": "act", "gelu": "act",
-    "relu": "act", "tanh": "act", "fold_read": "y", "gather": "own", "rows": "rows", "decay": "decay", "triangle": "inverse",
+    "relu": "act", "tanh": "act", "fold_read": "y", "gather": "own", "rows": "rows", "decay": "decay",
+    "triangle": "inverse",
     "conv": "y", "rmsnorm": "normed", "layernorm": "normed", "embedding": "x", "attention": "mixed",
     "position": "position", "gelu_tanh": "act",
     "split": "heads", "merge": "flat", "add": "total", "mul": "product", "div": "ratio", "sqrt": "root",

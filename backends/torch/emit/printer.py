@@ -22,7 +22,8 @@ _CALLS = {
     "step_at": "rt.step_at", "inside": "rt.inside", "norm": "rt.norm", "dot": "rt.dot", "outer": "rt.outer",
     "normalize": "rt.normalize",
     "normalize_pullback": "rt.normalize_pullback", "root_mean_square": "rt.root_mean_square", "merge": "rt.merge",
-    "rows": "rt.rows", "across": "rt.across", "gather": "rt.gather", "gate": "rt.gate", "embedding": "F.embedding", "carry": "rt.carry",
+    "rows": "rt.rows", "across": "rt.across", "gather": "rt.gather", "gate": "rt.gate",
+    "embedding": "F.embedding", "carry": "rt.carry",
 }  # fmt: skip
 INLINE = frozenset(
     {*_INFIX, *_CALLS, "neg", "pow", "sum", "mean", "linear", "linear_t", "split", "row", "lp", "huber", "pseudo_huber",
@@ -105,7 +106,13 @@ class Printer:
     def shape_comment(self, node: Node, used: int) -> str:
         """The shape, where there is room for it."""
         memories = node.attr("members")
-        leads = {"flat": "B, T", "heads": "B, H, T", "stacked": f"B, H, {memories}, T", "sequence": "B, 1", "constant": ""}
+        leads = {
+            "flat": "B, T",
+            "heads": "B, H, T",
+            "stacked": f"B, H, {memories}, T",
+            "sequence": "B, 1",
+            "constant": "",
+        }
         lead = leads.get(node.layout)
         if lead is None or used > WIDTH - 24:
             return ""

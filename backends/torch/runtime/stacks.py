@@ -7,8 +7,7 @@ other, [B, H, M out, in], and so do the errors that they write along the same ke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from nsam.backends.torch.runtime.chained import momentum, rank_one
 from nsam.backends.torch.runtime.folds import Fold, Pair, State
 from nsam.backends.torch.runtime.triangular import Decay, Decays
 
-Shared = TypeVar("Shared", Tensor, Decay, Decays)
 AXIS = 2
 
 
@@ -40,14 +38,25 @@ def apart(s: State, name: str, memories: Sequence[str]) -> dict[str, Tensor]:
     return found
 
 
-def across(x: Shared) -> Shared:
+@overload
+def across(x: Tensor) -> Tensor: ...
+
+
+@overload
+def across(x: Decay) -> Decay: ...
+
+
+@overload
+def across(x: Decays) -> Decays: ...
+
+
+def across(x: Tensor | Decay | Decays) -> Tensor | Decay | Decays:
     """What all memories share, with an axis of size 1 for the memory: values [B, H, 1, T, n], decays likewise."""
     if isinstance(x, Tensor):
         return x.unsqueeze(AXIS)
-    if isinstance(x, Decays):
-        parts, stacks = (tuple(map(across, each)) for each in (x.parts, x.stacks))
-        return replace(x, parts=parts, stacks=stacks)
-    return Decay(x.plain, *(_across(each) for each in (x.gamma, x.between, x.before_gamma, x.before)))
+    if isinstance(x, Decay):
+        return Decay(x.plain, *(_across(each) for each in (x.gamma, x.between, x.before_gamma, x.before)))
+    return Decays(x.time, x.piece, tuple(map(across, x.parts)), tuple(map(across, x.stacks)))
 
 
 def _across(x: Any) -> Any:
@@ -69,12 +78,12 @@ class Apart(Fold):
 
     def final(self) -> dict[str, Tensor]:
         """The new tensors, [B, H, M, out, in]."""
-        return {name: x.unflatten(AXIS, (self.members, -1)) for name, x in self.fold.final().items()}
+        return {
+            name: x.reshape(*x.shape[:AXIS], self.members, -1, x.shape[-1]) for name, x in self.fold.final().items()
+        }
 
 
-def rank_one_wide(
-    s: State, name: str, pairs: Sequence[Pair], *gates: Any, forward: Tensor | None = None
-) -> Fold:
+def rank_one_wide(s: State, name: str, pairs: Sequence[Pair], *gates: Any, forward: Tensor | None = None) -> Fold:
     """The fold of `RankOne` for memories that share inputs and gates: one solve with stacked right-hand sides.
 
     In `pairs` (u, g) and `forward` the errors and the reads have an axis for the memory; `gates` as there.
@@ -83,12 +92,16 @@ def rank_one_wide(
     return _wide(lambda low, each: rank_one(low, name, each, *gates, forward=below), s, name, pairs)
 
 
-def momentum_wide(s: State, name: str, trace: str, pairs: Sequence[Pair], *gates: Any, substitute: bool = False) -> Fold:
+def momentum_wide(
+    s: State, name: str, trace: str, pairs: Sequence[Pair], *gates: Any, substitute: bool = False
+) -> Fold:
     """The fold of `Momentum` for memories that share inputs and gates; see `rank_one_wide`."""
     return _wide(lambda low, each: momentum(low, name, trace, each, *gates, substitute=substitute), s, name, pairs)
 
 
-def _wide(fold: Callable[[State, Sequence[Pair]], Fold], s: Mapping[str, Tensor], name: str, pairs: Sequence[Pair]) -> Fold:
+def _wide(
+    fold: Callable[[State, Sequence[Pair]], Fold], s: Mapping[str, Tensor], name: str, pairs: Sequence[Pair]
+) -> Fold:
     """A fold of matrices below each other."""
     own = {key: x for key, x in s.items() if key == name or key.startswith(f"{name}.")}
     low = {key: x.flatten(AXIS, AXIS + 1) for key, x in own.items()}
