@@ -23,7 +23,7 @@ def case(dim: int, layers: int, heads: int, batch: int, time: int) -> Case:
     tokens = {"tokens": random_tokens(batch, time)}
 
     def ours(build: Build) -> Training:
-        module = nsam_module(TRANSFORMER, "transformer", build, **size)
+        module = nsam_module(TRANSFORMER, "transformer", build, truncated=True, **size)
         return training(module, lambda t: module(t)[0], build, tokens)
 
     def by_hand(build: Build) -> Training:

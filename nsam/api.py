@@ -52,6 +52,7 @@ def compile(
     backend: Backend = "torch",
     compiled: bool = True,
     cpp_wrapper: bool = False,
+    truncated: bool = False,
     without: str | Iterable[str] = (),
     memory: str | int | None = None,
     keys: bool = False,
@@ -61,14 +62,17 @@ def compile(
 
     `backend="reference"` gives the token-by-token reference in float64 with the same parameters. `compiled=False` runs
     the generated code without torch.compile, `cpp_wrapper=True` with one that calls its kernels from C++ (it compiles
-    longer, and a step on a CPU is shorter). `without=("share", "hoist")` switches passes of the compiler off
-    (`nsam explain` lists them; values stay the same). `memory="8GB"` trains within a budget for weights, gradients and
-    activations; what does not fit is computed again in the backward pass (values stay the same, bit for bit).
+    longer, and a step on a CPU is shorter). `truncated=True`: gradients end where a call begins, its state has none (a
+    little faster; models whose own loss moves memories leave it out). `without=("share", "hoist")` switches passes of
+    the compiler off (`nsam explain` lists them; values stay the same). `memory="8GB"` trains within a budget for
+    weights, gradients and activations; what does not fit is computed again in the backward pass (values stay the same,
+    bit for bit).
     `keys=True` lets the backward pass bring the inputs of layers too, for an optimizer whose rule uses `key` (dgd).
     Raises `ProgramError`; N0520 at the first call with gradients where the budget is too small.
     """
     unit = _checked(program, system, parameters)
-    module = compile_unit(unit, backend=backend, compiled=compiled, cpp_wrapper=cpp_wrapper, without=without, keys=keys)
+    how = {"compiled": compiled, "cpp_wrapper": cpp_wrapper, "truncated": truncated}
+    module = compile_unit(unit, backend=backend, without=without, keys=keys, **how)
     if memory is not None and backend == "torch":
         set_memory(module, memory)
     return module
@@ -88,6 +92,7 @@ def compile_unit(
     backend: Backend = "torch",
     compiled: bool = True,
     cpp_wrapper: bool = False,
+    truncated: bool = False,
     observe: bool = False,
     without: str | Iterable[str] = (),
     keys: bool = False,
@@ -107,7 +112,8 @@ def compile_unit(
         raise fail("N0402", f"there is no backend `{backend}`", help="torch or reference")
     from nsam.backends.torch.build import build
 
-    module = build(unit, compiled=compiled, cpp_wrapper=cpp_wrapper, passes=passes, keys=keys)
+    how = {"compiled": compiled, "cpp_wrapper": cpp_wrapper, "truncated": truncated}
+    module = build(unit, passes=passes, keys=keys, **how)
     if observe:
         for part in module.modules():
             part.observe = True  # type: ignore[assignment]

@@ -39,11 +39,18 @@ def load_source(text: str) -> ModuleType:
 
 
 def build(
-    unit: c.Unit, *, compiled: bool = True, cpp_wrapper: bool = False, passes: Passes = ALL, keys: bool = False
+    unit: c.Unit,
+    *,
+    compiled: bool = True,
+    cpp_wrapper: bool = False,
+    truncated: bool = False,
+    passes: Passes = ALL,
+    keys: bool = False,
 ) -> System:
     """Compile `unit` to a module. With `compiled` False its functions run as plain PyTorch.
 
     With `cpp_wrapper` compiled functions call their kernels from C++: more to compile, less to do in each call.
+    With `truncated` gradients end where a call begins (not where memories move by the model's own loss).
     With `keys` it sums up the inputs of its layers, for rules that use `key` on the step clock; without, only where a
     memory on that clock has such a rule of its own.
 
@@ -52,7 +59,7 @@ def build(
     text, name = write_source(unit, passes, keys=keys)
     kind: Any = getattr(load_source(text), name)
     module: System = kind()
-    set_compiled(module, compiled, cpp_wrapper)
+    set_compiled(module, compiled, cpp_wrapper, truncated)
     module.__dict__["nsam_unit"] = unit
     module.__dict__["nsam_source"] = text
     module.__dict__["nsam_passes"] = passes
@@ -60,15 +67,16 @@ def build(
     return module
 
 
-def set_compiled(module: System, compiled: bool, cpp_wrapper: bool = False) -> None:
-    """Switch torch.compile, and its C++ wrapper, on or off for a module and all that it calls.
+def set_compiled(module: System, compiled: bool, cpp_wrapper: bool = False, truncated: bool = False) -> None:
+    """Switch torch.compile, its C++ wrapper and truncation on or off for a module and all that it calls.
 
-    It stays off where memories move by the model's own loss: torch.compile has no second derivative.
+    They stay off where memories move by the model's own loss: torch.compile has no second derivative, and one call of
+    the model is several of its parts, with gradients from one to the next.
     """
-    compiled = compiled and not isinstance(module, EndToEnd)
+    whole = not isinstance(module, EndToEnd)
     for part in module.modules():
         if isinstance(part, System):
-            part.compiled, part.cpp_wrapper = compiled, cpp_wrapper
+            part.compiled, part.cpp_wrapper, part.truncated = compiled and whole, cpp_wrapper, truncated and whole
 
 
 def step_rules(unit: c.Unit, path: str = "") -> dict[str, c.RuleUse]:

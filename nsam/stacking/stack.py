@@ -39,6 +39,7 @@ class Stacked:
         backend: api.Backend = "torch",
         compiled: bool = True,
         cpp_wrapper: bool = False,
+        truncated: bool = False,
         without: str | Iterable[str] = (),
         memory: str | int | None = None,
         keys: bool = False,
@@ -47,7 +48,8 @@ class Stacked:
         """The compiled system with the weights in it: `logits, state = module(tokens, state=None)`, tokens
         [batch, time] to logits [batch, time, vocab], in the precision and on the device of the pretrained model.
 
-        `rate=0` gives back the pretrained model. `cpp_wrapper`, `without`, `memory` and `keys` as in `nsam.compile`.
+        `rate=0` gives back the pretrained model. `cpp_wrapper`, `truncated`, `without`, `memory` and `keys` as in
+        `nsam.compile`.
         """
         module = api.compile(
             self.program(),
@@ -55,6 +57,7 @@ class Stacked:
             backend=backend,
             compiled=compiled,
             cpp_wrapper=cpp_wrapper,
+            truncated=truncated,
             without=without,
             memory=memory,
             keys=keys,

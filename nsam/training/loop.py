@@ -60,6 +60,7 @@ class Trainer:
             train.model,
             compiled=settings.compiled,
             cpp_wrapper=settings.cpp_wrapper,
+            truncated=True,
             observe=True,
             without=settings.without,
             keys=train_needs_keys(train),

@@ -194,6 +194,32 @@ def test_the_wrapper_of_compiled_code_is_a_choice(
     assert all(options == ({"cpp_wrapper": True} if wrapper else None) for options in asked)
 
 
+@pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_gradients_may_end_where_a_call_begins(unit_of: UnitOf, compiled: bool) -> None:
+    """The state of a truncated call has no gradient; the call's own gradients, and what follows, stay the same."""
+    unit = unit_of(
+        f"memory taps : conv(4, 3)\nmemory q : linear(4 -> 4)\n{LEARN} "
+        "{ learn k(x) -> v(x); minimize l2; by gd(lr = 0.1); every 32 tokens; init learned }\n"
+        "memory h : attention(heads = 2, window = 40) { learn k(taps(x)) -> m(x) }\noutput h(q(x))"
+    )
+    whole, short = build(unit, compiled=False).double(), build(unit, compiled=compiled, truncated=True).double()
+    short.load_state_dict(whole.state_dict())
+    x = torch.randn(2, 100, 4).double()
+    (wanted, old), (found, state) = whole(x), short(x)
+    torch.testing.assert_close(found, wanted)
+    kept = state["sequence"]
+    assert kept.keys() == old["sequence"].keys()
+    assert not any(tensor.requires_grad for tensor in kept.values())
+    assert any(tensor.requires_grad for tensor in old["sequence"].values())
+    torch.testing.assert_close(kept, old["sequence"])
+    gradients = [
+        torch.autograd.grad(y.square().sum(), list(m.parameters())) for y, m in ((wanted, whole), (found, short))
+    ]
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(short(x, state)[0], whole(x, old)[0])
+
+
 # --- through inductor ----------------------------------------------------------------------------
 
 

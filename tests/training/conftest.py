@@ -98,6 +98,7 @@ class FakeApi:
         *,
         compiled: bool = True,
         cpp_wrapper: bool = False,
+        truncated: bool = False,
         observe: bool = False,
         without: Sequence[str] = (),
         keys: bool = False,

@@ -20,6 +20,7 @@ class At(NamedTuple):
     `offset` is the number of tokens since the last boundary of the block's own loop (on the clock of memories
     that are reset for each sequence), `never` the same on the clock of memories that are never reset. `replay` takes
     the blocks that are computed again in the backward pass. `cpp_wrapper`: compiled code calls its kernels from C++.
+    `truncated`: gradients end where the call begins.
     """
 
     offset: int
@@ -30,6 +31,7 @@ class At(NamedTuple):
     observe: bool = False
     replay: Recorder | None = None
     cpp_wrapper: bool = False
+    truncated: bool = False
 
     def closes(self, period: int, never: bool = False) -> bool:
         """Whether a boundary of this period lies at the block's end."""
@@ -113,6 +115,7 @@ def block(period: int) -> Callable[[Function], Function]:
 
 def stage(function: Function) -> Function:
     """Compile a function over the whole sequence; short pieces (streaming) run as plain PyTorch."""
+    function = _ending(function)
     compiled = _compile(function)
 
     @functools.wraps(function)
@@ -131,6 +134,7 @@ def aligned(period: int, *, never: bool = False) -> Callable[[Function], Functio
     """
 
     def decorate(function: Function) -> Function:
+        function = _ending(function)
         compiled = _compile(function)
 
         @functools.wraps(function)
@@ -143,6 +147,20 @@ def aligned(period: int, *, never: bool = False) -> Callable[[Function], Functio
         return run
 
     return decorate
+
+
+def _ending(function: Function) -> Function:
+    """Where gradients end with the call, what a function over the whole sequence stores has none.
+
+    Said inside of the compiled function: what it returns with a gradient costs an addition of zeros in its backward.
+    """
+
+    @functools.wraps(function)
+    def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
+        new, results = function(w, s, at, *values)
+        return {name: x.detach() for name, x in new.items()} if at.truncated else new, results
+
+    return run
 
 
 SHORTEST_COMPILED = 32

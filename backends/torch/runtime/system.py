@@ -60,6 +60,8 @@ class System(nn.Module):
     """Whether blocks and stages run through torch.compile."""
     cpp_wrapper = False
     """Whether what torch.compile makes of them calls its kernels from C++ instead of Python."""
+    truncated = False
+    """Whether gradients end where a call begins: the state that it returns has none."""
     observe = False
     """Whether the mean inner loss of each fast memory is recorded, under `losses` of the state."""
 
@@ -173,7 +175,7 @@ class System(nn.Module):
             break
         s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
         time, batch = like.shape[1], like.shape[0]
-        how = (self.compiled, self.observe, recorder(time), self.cpp_wrapper)
+        how = (self.compiled, self.observe, recorder(time), self.cpp_wrapper, self.truncated)
         at = At(old["position"], old["steps"], time, batch, *how)
         if initial is not None:
             s = {**initial(w, s, at), **s}
@@ -191,6 +193,8 @@ class System(nn.Module):
         """Close a call: the state to carry on."""
         passing = {*CLOCKS, *(name for _, name in sums(self.layer_reads))}
         lasting = {k: v for k, v in s.items() if not k.endswith(".loss") and k not in passing}
+        if at.truncated:
+            lasting = {k: v.detach() for k, v in lasting.items()}
         kept = {k: v for k, v in lasting.items() if self.is_kept(k)}
         rest = {k: v for k, v in lasting.items() if k not in kept}
         losses = {k.removesuffix(".loss"): v / at.length for k, v in s.items() if k.endswith(".loss")}
