@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nsam.backends.torch.emit.folds import FoldSource
-from nsam.backends.torch.emit.keys import NOWHERE, sites
+from nsam.backends.torch.emit.keys import NO_SLOTS, NOWHERE, sites, slots, slots_of
 from nsam.backends.torch.emit.names import Names, identifier
 from nsam.backends.torch.emit.precision import wide_products
-from nsam.backends.torch.emit.printer import Printer, each_token, state_bindings
+from nsam.backends.torch.emit.printer import Printer, clocks, each_token, state_bindings
 from nsam.backends.torch.emit.starts import starting_order, starts_from
 from nsam.compiler import loops as planned
 from nsam.compiler.expressions import Node, postorder, valued
@@ -38,11 +37,12 @@ class Loop:
 
 @dataclass
 class UnitSource:
-    """Everything that is written for one unit; the inputs of the weights `recorded` are summed up, see `keys.py`."""
+    """Everything written for one unit; inputs of `recorded` are summed up, of `by_token` kept, see `keys.py`."""
 
     plan: UnitPlan
     prefix: str
     recorded: frozenset[str] = frozenset()
+    by_token: frozenset[str] = frozenset()
     names: Names = field(init=False)
     folds: FoldSource = field(init=False)
     loops: list[Loop] = field(init=False)
@@ -58,6 +58,9 @@ class UnitSource:
         fast = {f.memory.name: f for f in self.plan.lowered.fast}
         self.folds = FoldSource(self.prefix, fast, self.plan.lowered.like, self.plan.passes, self.plan.ahead)
         self.names.wide, self.names.sites = wide_products(self.plan.lowered.fast), sites(self.plan, self.recorded)
+        self.names.slots = slots(self.plan, self.by_token)
+        for slot in self.names.slots.values():
+            self.names.of(slot)
         self.loops = [Loop(self.loop_name(loop), loop) for loop in planned.plan_loops(self.plan)]
 
     # --- loops ---------------------------------------------------------------------------------------
@@ -83,6 +86,7 @@ class UnitSource:
             for a in valued(node.args):
                 if a.id not in here and self.passed(a):
                     found.setdefault(a.id, a)
+        found |= slots_of(inside, self.names.slots)
         for fast in self.folds.memories.values():
             if self.level_of(fast) >= level:
                 for a in self.loss_nodes(fast, level)[1]:
@@ -273,7 +277,7 @@ class UnitSource:
 
     def surprises(self, level: Level, printer: Printer) -> list[str]:
         """The objectives that adaptive memories decide by."""
-        printer.lines, printer.sites = [], NOWHERE
+        printer.lines, printer.sites, printer.slots = [], NOWHERE, NO_SLOTS
         for fast in (self.folds.memories[name] for name in level.memories):
             if fast.slowest is not None:
                 printer.statements(self.loss_nodes(fast, level.index)[0], [fast.loss])
@@ -286,7 +290,8 @@ class UnitSource:
             fast = self.folds.memories[name]
             inside = Printer(self.names, self.folds.fold, clock="clock")
             inside.text = dict(printer.text)
-            inside.weights, inside.states, inside.sites = printer.weights, printer.states, NOWHERE
+            inside.weights, inside.states = printer.weights, printer.states
+            inside.sites, inside.slots = NOWHERE, NO_SLOTS
             inside.statements(self.loss_nodes(fast, level.index)[0], [fast.loss])
             lines += [INDENT + line for line in inside.lines]
             rows = f"{inside.of(fast.loss, 9)}[:, :, -at.length :]"
@@ -342,6 +347,7 @@ class UnitSource:
             for a in valued(node.args):
                 if a.id not in here and self.passed(a):
                     inputs.setdefault(a.id, a)
+        inputs |= slots_of(stage.nodes, self.names.slots)
         users: list[Node] = [n for _, n in self.plan.lowered.outputs]
         for later in self.plan.stages[index + 1 :]:
             users += [a for n in later.nodes for a in n.args]
@@ -392,9 +398,3 @@ def is_matrix(node: Node) -> bool:
 def number(value: float) -> str:
     """A float as generated source spells it."""
     return repr(value) if math.isfinite(value) else f"{'-' if value < 0 else ''}math.inf"
-
-
-def clocks(lines: Iterable[str]) -> list[str]:
-    """Bind the token's number at the block's start where `lines` use it: an inner loop moves the clock on."""
-    used = {name for line in lines for name in re.findall(r"\bclock(?:_never)?\b(?!\")", line)}
-    return [f'{name} = s["{name.replace("_", ".")}"]' for name in sorted(used)]

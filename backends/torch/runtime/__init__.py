@@ -46,6 +46,8 @@ from nsam.backends.torch.runtime.functions import (
     wide,
 )
 from nsam.backends.torch.runtime.keys import inputs_seen
+from nsam.backends.torch.runtime.rows import told
+from nsam.backends.torch.runtime.starts import copied, empty_memory, learned, nothing, rule_states
 from nsam.backends.torch.runtime.system import (
     Memory,
     State,
@@ -53,17 +55,12 @@ from nsam.backends.torch.runtime.system import (
     advance,
     blank,
     column,
-    copied,
     cut,
-    empty_memory,
     expect,
-    learned,
     new_sequence,
     normal,
-    nothing,
     ones,
     require_places,
-    rule_states,
     update,
     zeros,
 )
@@ -138,6 +135,7 @@ __all__ = [
     "sqrt_slope",
     "stage",
     "step_at",
+    "told",
     "triangle",
     "triangle_of",
     "triangle_rows",
