@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -90,9 +91,10 @@ class ClassSource:
         reads = reads_of(self.source.names.sites, self.source.recorded)
         if reads:
             lines.append("layer_reads = {" + ", ".join(f'"{path}": {count}' for path, count in reads.items()) + "}")
+        told = Counter(path_of(slot) for slot in self.source.names.slots.values())
         if self.source.by_token:
-            listed = ", ".join(f'"{path}"' for path in sorted(self.source.by_token))
-            lines.append(f"token_rows = frozenset({{{listed}}})")
+            listed = ", ".join(f'"{path}": {told[path]}' for path in sorted(self.source.by_token))
+            lines.append(f"token_reads = {{{listed}}}")
         return [*lines, ""] if lines else []
 
     def init(self) -> list[str]:

@@ -93,6 +93,12 @@ def new_slot(weight: Tensor, at: At, rows: Rows) -> Tensor:
     return leaf
 
 
+def row_size(weight: Tensor) -> int:
+    """Bytes that one token leaves in each read of a weight [.., out, in]."""
+    width = weight.shape[-1] + 1 + weight.shape[-2]
+    return weight.shape[:-2].numel() * width * weight.element_size()
+
+
 def taking(rows: Rows, width: int) -> Callable[[Tensor], None]:
     """A hook that moves a leaf's gradient to its rows."""
 

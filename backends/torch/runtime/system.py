@@ -13,7 +13,7 @@ from nsam.backends.torch.runtime.blocks import At
 from nsam.backends.torch.runtime.functions import wide
 from nsam.backends.torch.runtime.keys import hand_over, nothing_seen, square, sums
 from nsam.backends.torch.runtime.replay import recorder, run_pass
-from nsam.backends.torch.runtime.rows import Rows, new_slot, reached
+from nsam.backends.torch.runtime.rows import Rows, new_slot, reached, row_size
 from nsam.backends.torch.runtime.tasks import Tasks, separate
 
 State = dict[str, Any]
@@ -74,8 +74,8 @@ class System(nn.Module):
     """This unit's parameters that move every so many steps of the training level (default 1)."""
     layer_reads: Mapping[str, int] = {}
     """This unit's weights whose inputs are summed up for rules of the step clock, and how many places read each."""
-    token_rows: frozenset[str] = frozenset()
-    """This unit's weights for which input and error of each token are kept (`rows.py`)."""
+    token_reads: Mapping[str, int] = {}
+    """This unit's weights for which each token's input and error are kept (`rows.py`), and the reads of each."""
 
     @property
     def nsam_matrices(self) -> set[str]:
@@ -102,8 +102,17 @@ class System(nn.Module):
 
     def rows(self) -> dict[str, Rows]:
         """The same for this unit's own weights."""
-        kept: dict[str, Rows] = self.__dict__.setdefault("_rows", {name: Rows() for name in sorted(self.token_rows)})
+        kept: dict[str, Rows] = self.__dict__.setdefault("_rows", {name: Rows() for name in self.token_reads})
         return kept
+
+    def row_bytes(self) -> int:
+        """Bytes of rows that one token of a step leaves, here and below."""
+        return sum(
+            reads * row_size(weight)
+            for _, unit in self._units()
+            for name, weight in (unit.weights().items() if unit.token_reads else ())
+            if weight.requires_grad and (reads := unit.token_reads.get(name, 0))
+        )
 
     def slot(self, w: Mapping[str, Tensor], at: At, name: str) -> Tensor:
         """What one read of a weight tells its tokens to in this call."""
@@ -226,7 +235,7 @@ class System(nn.Module):
         trained = {name for name, weight in self.weights().items() if weight.requires_grad}
         leaves = {name: leaf for name, leaf in self.grams().items() if name in trained}
         own = {part: state[part] for part in ("sequence", "kept")}
-        if self.token_rows:
+        if self.token_reads:
             outputs, own = reached((outputs, own))
         outputs, own = hand_over(leaves, self.layer_reads, s, at, (outputs, own))
         return outputs, {**state, **own}
