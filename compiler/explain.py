@@ -30,7 +30,7 @@ WIDTH = 100
 OF_LAYERS: dict[Needs, str] = {
     "": "",
     "sums": " along the sum of E[x xᵀ], x the inputs of its layer",
-    "tokens": ", the mean over tokens of what each adds by its input and its error",
+    "tokens": ", a mean over tokens",
 }
 """What a rule of the step clock needs of its layer."""
 

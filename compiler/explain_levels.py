@@ -14,9 +14,9 @@ from nsam.dsl.rule_keys import step_needs
 STEPS = Symbols(state="W")
 LAYER = "x: the inputs of the layer; E: the mean over the tokens of a step, added up as gradients are"
 TOKENS = (
-    "x, g: a token's input of the layer and, for the loss of that token, the gradient at its output",
-    "W and the rule's states move by the mean over the tokens of a step; means add up as gradients do",
-    "kept of each token until then: in + 1 + out numbers for each place that reads W [out, in]",
+    "x, g: the input of the layer at a token, and the gradient of its own loss at the output",
+    "W and states take the mean over the tokens of a step; means add up as gradients do",
+    "kept of each token until the step, for each read of W [out, in]: in + 1 + out numbers",
 )
 """What a rule that needs each token's input and error says, and what it costs."""
 

@@ -14,7 +14,7 @@ from functools import reduce
 
 from nsam.compiler.rule_algebra import Algebra, call, constant, names, ref
 from nsam.compiler.rule_plan import WEIGHT, Assign, RulePlan
-from nsam.compiler.token_values import WHOLE, Each, Once, Pair, Row, Scalar, Square, Value
+from nsam.compiler.token_values import AVERAGE, WHOLE, Each, Once, Pair, Row, Scalar, Square, Value
 from nsam.dsl.checked import Apply, Expr, Ref
 
 ROWWISE = frozenset(
@@ -109,9 +109,17 @@ class _Rows:
         if isinstance(a, Scalar | Once) and isinstance(b, Scalar | Once) and self.numbers(a, b):
             once, each = (self.sum(getattr(a, part), getattr(b, part)) for part in ("once", "each"))
             return Scalar(origin, once, each)
-        if isinstance(a, Square | Once) and isinstance(b, Square | Once):
-            return Square(origin, self.sum(a.once, b.once), (*a.terms, *b.terms))
+        one, other = self.matrix(a), self.matrix(b)
+        if one is not None and other is not None:
+            return Square(origin, self.sum(one.once, other.once), (*one.terms, *other.terms))
         return self.rowwise("add", origin, [a, b])
+
+    def matrix(self, a: Value) -> Once | Square | None:
+        """A value in a sum of matrices; a number is added to every entry."""
+        if isinstance(a, Scalar):
+            each = None if a.each is None else Each(call(AVERAGE, ref(WEIGHT), a.each))
+            return Square(a.origin, a.once, () if each is None else (each,))
+        return None if isinstance(a, Row) else a
 
     def _sub(self, origin: Expr, a: Value, b: Value) -> Value | None:
         minus = self._neg(call("neg", b.origin), b)
@@ -247,9 +255,3 @@ class _Rows:
         if isinstance(a, Row) and isinstance(b, Row) and a.column == b.column:
             return Scalar(origin, None, call("row_dot", a.row, b.row))
         return None
-
-    def _rows(self, origin: Expr, a: Value) -> Value | None:
-        return Once(constant(1)) if isinstance(a, Row) else None
-
-    def _cols(self, origin: Expr, a: Value) -> Value | None:
-        return Once(call("cols", a.row)) if isinstance(a, Row) else None

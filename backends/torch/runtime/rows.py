@@ -54,7 +54,7 @@ class Slot:
     def take(self, gradient: Tensor) -> None:
         """Add the rows of one backward pass, given as the leaf's gradient [B, T, …] or [B, H, T, …]."""
         tokens = gradient.shape[0] * gradient.shape[-2]
-        key, one, err = gradient.tensor_split((self.width, self.width + 1), -1)
+        key, one, err = gradient.detach().tensor_split((self.width, self.width + 1), -1)
         rows = torch.cat((key, one / tokens, err * tokens), -1)
         self.rows.parts.append(rows.transpose(0, 1).flatten(1, 2) if rows.dim() == 4 else rows.flatten(0, 1))
 
@@ -146,7 +146,10 @@ def told(y: Tensor, x: Tensor, slot: Tensor) -> Tensor:
 
 
 class Reached(torch.autograd.Function):
-    """Lets tensors pass. Where a gradient comes to one of them, the others have zeros for theirs."""
+    """Lets tensors pass. Where a gradient comes to one of them, the others have zeros for theirs.
+
+    So the tokens count of a read that only the state depends on which a call leaves, as in sums of outer products.
+    """
 
     @staticmethod
     def forward(ctx: Any, *given: Tensor) -> tuple[Tensor, ...]:
