@@ -24,9 +24,15 @@ from nsam.compiler.explain_schedule import schedule_lines
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
-from nsam.dsl.rule_keys import needs_keys
+from nsam.dsl.rule_keys import Needs, step_needs
 
 WIDTH = 100
+OF_LAYERS: dict[Needs, str] = {
+    "": "",
+    "sums": " along the sum of E[x xᵀ], x the inputs of its layer",
+    "tokens": ", a mean over tokens",
+}
+"""What a rule of the step clock needs of its layer."""
 
 
 def explain(unit: c.Unit, passes: Passes = ALL, train: c.Train | None = None) -> str:
@@ -175,8 +181,8 @@ def _mover(memory: c.Memory) -> tuple[str, str]:
         return "never moves (frequency 0)", ""
     every = f"every {frequency.period} steps" if frequency.period != 1 else "every step"
     by = "" if memory.rule is None else f", by {memory.rule.rule.name}"
-    if memory.rule is not None and needs_keys(memory.rule.rule):
-        by += " along the sum of E[x xᵀ], x the inputs of its layer"
+    if memory.rule is not None:
+        by += OF_LAYERS[step_needs(memory.rule.rule)]
     return f"moves {every} by the sum of the task's gradients{by}", eq.schedule_equation(frequency, "")
 
 

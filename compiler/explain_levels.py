@@ -9,10 +9,16 @@ from nsam.compiler.explain_rules import Symbols, arguments_of, plan_lines
 from nsam.compiler.rule_lowering import Lowering
 from nsam.compiler.rule_passes import clean
 from nsam.dsl import checked as c
-from nsam.dsl.rule_keys import needs_keys
+from nsam.dsl.rule_keys import step_needs
 
 STEPS = Symbols(state="W")
 LAYER = "x: the inputs of the layer; E: the mean over the tokens of a step, added up as gradients are"
+TOKENS = (
+    "x, g: the input of the layer at a token, and the gradient of its own loss at the output",
+    "W and states take the mean over the tokens of a step; means add up as gradients do",
+    "kept of each token until the step, for each read of W [out, in]: in + 1 + out numbers",
+)
+"""What a rule that needs each token's input and error says, and what it costs."""
 
 
 def explain_level(train: c.Train) -> LevelExplanation:
@@ -23,10 +29,13 @@ def explain_level(train: c.Train) -> LevelExplanation:
 
 
 def step_lines(use: c.RuleUse) -> Iterator[Line]:
-    """A rule between steps as straight-line code, numbers put in; W is one matrix, ∇ its gradient."""
+    """A rule between steps as straight-line code, numbers put in; W is one matrix, ∇ its gradient.
+
+    A rule that needs each token's input and error is shown for one token.
+    """
     fixed: dict[str, c.Expr] = {name: value for name, value in use.arguments if isinstance(value, c.Constant)}
-    plan = clean(Lowering(use.rule, steps=True).lower(fixed))
+    needs = step_needs(use.rule)
+    plan = clean(Lowering(use.rule, steps=needs != "tokens").lower(fixed))
     yield Line(f"by {use.rule.name}")
     yield from (Line(line) for line in plan_lines(plan, STEPS, arguments_of(use)))
-    if needs_keys(use.rule):
-        yield Line(LAYER)
+    yield from (Line(line) for line in {"": (), "sums": (LAYER,), "tokens": TOKENS}[needs])

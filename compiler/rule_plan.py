@@ -16,12 +16,15 @@ from dataclasses import dataclass, field, replace
 
 from nsam.compiler.rule_algebra import Algebra, Kind, ref
 from nsam.dsl.checked import Apply, Constant, Expr, Ref, Rule
+from nsam.dsl.rule_keys import step_needs
 
 INPUTS = ("grad", "key", "err")
 COUNT = "count."
 """The number of updates, as a name of a plan; the dot keeps it apart from a user's `count`."""
 GRAM = "gram."
-"""Σ over the rows of a step's key of their outer product, [columns, columns]: all that a step knows of its key."""
+"""Σ over the rows of a step's key of their outer product, [columns, columns]: what most rules need of it."""
+WEIGHT = "weight."
+"""The weights of a step's tokens, [tokens, 1], where a rule uses the `key` or `err` of each: see `rule_tokens.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class PlanState:
 class RulePlan:
     """A rule ready to be emitted.
 
-    Names: `self`, the inputs `grad`, `key`, `err` (on the step clock `GRAM` for `key`), `COUNT` (updates since the
+    Names: `self`, the inputs `grad`, `key`, `err` (on the step clock `GRAM` for `key`, or with `WEIGHT` the rows of its
+    tokens, as all names in `tokens` are), `COUNT` (updates since the
     reset, the current one included), the parameters, the states as they are before the update, and the targets of
     `body`. `results` gives the name that holds the new value of `self` and of every state, in order. `kinds` names the
     scalars (all else are matrices). `inputs` is the subset of the inputs that is used, `strides` the periods greater
@@ -70,6 +74,7 @@ class RulePlan:
     inputs: frozenset[str]
     kinds: Mapping[str, Kind] = field(hash=False)
     needs_count: bool = False
+    tokens: frozenset[str] = frozenset()
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -101,14 +106,18 @@ class RulePlan:
 def lower_rule(rule: Rule, fixed: Mapping[str, Expr] | None = None, *, steps: bool = False) -> RulePlan:
     """Lower `rule`. Parameters in `fixed` are replaced by the given expressions; the others stay names.
 
-    With `steps` for the step clock, where `outer(key, key)` is `GRAM` and `dot(key, key)` its trace.
+    With `steps` for the step clock, where `outer(key, key)` is `GRAM` and `dot(key, key)` its trace; a rule that needs
+    the `key` or `err` of each token has a plan over the rows of all of them.
     """
     from nsam.compiler.rule_lowering import Lowering
     from nsam.compiler.rule_passes import cache_slow, clean
     from nsam.compiler.rule_sharing import share
+    from nsam.compiler.rule_tokens import over_tokens
 
-    plan = Lowering(rule, steps).lower(dict(fixed or {}))
-    return clean(share(clean(cache_slow(clean(plan)))))
+    tokens = steps and step_needs(rule) == "tokens"
+    plan = Lowering(rule, steps and not tokens).lower(dict(fixed or {}))
+    plan = clean(share(clean(cache_slow(clean(plan)))))
+    return over_tokens(plan) if tokens else plan
 
 
 def number(expr: Expr) -> float | int:

@@ -1,20 +1,25 @@
 """Which parameters a rule that uses `key` can serve on the step clock, and why it cannot serve the others.
 
-Such a rule needs the mean outer product of a layer's inputs over the tokens of a step. A parameter has one where its
-gradient is a sum over the inputs of its own layer: the weight of a linear or mlp memory that is read at inputs only.
+Such a rule needs a layer's inputs at the tokens of a step: their mean outer product, or with the errors at its outputs
+those of each token. A parameter has them where its gradient is a sum over the inputs of its own layer: the weight of a
+linear or mlp memory that is read at inputs only.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from nsam.compiler.end_to_end import learns_end_to_end
 from nsam.dsl import checked as c
 from nsam.dsl.diagnostics import Report
-from nsam.dsl.rule_keys import needs_keys
+from nsam.dsl.rule_keys import Needs, needs_keys, step_needs, wanted
 from nsam.dsl.spans import Span
+
+Keys: TypeAlias = "bool | Literal['tokens']"
+"""What a module brings of the inputs of all its layers: nothing, the sums of outer products, or each token's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +31,10 @@ class Unserved:
     others: bool
 
 
-def train_needs_keys(train: c.Train) -> bool:
-    """Whether a rule of the training level uses `key`."""
-    return any(needs_keys(use.rule) for use, _ in train.rules)
+def train_needs_keys(train: c.Train) -> Keys:
+    """What the rules of the training level need of the inputs of layers."""
+    needs = {step_needs(use.rule) for use, _ in train.rules}
+    return "tokens" if "tokens" in needs else "sums" in needs
 
 
 def needs_own_keys(units: Iterable[c.Unit]) -> bool:
@@ -85,12 +91,24 @@ def unserved(unit: c.Unit, end_to_end: bool) -> dict[str, Unserved]:
     return found
 
 
-def recorded(unit: c.Unit, keys: bool, end_to_end: bool) -> frozenset[str]:
-    """The weights of one unit whose inputs a module keeps account of: of all with `keys`, else where a rule asks."""
+def recorded(unit: c.Unit, keys: Keys, end_to_end: bool) -> frozenset[str]:
+    """The weights of one unit whose inputs a module sums up: of all with `keys` True, else where a rule asks."""
+    return _served(unit, end_to_end, lambda own, need: need == "sums" or (keys is True and need != "tokens"))
+
+
+def kept_by_token(unit: c.Unit, keys: Keys, end_to_end: bool) -> frozenset[str]:
+    """The weights of one unit for which a module keeps input and error of each token: as for `recorded`."""
+    return _served(unit, end_to_end, lambda own, need: need == "tokens" or (keys == "tokens" and own is None))
+
+
+def _served(unit: c.Unit, end_to_end: bool, asks: Callable[[c.RuleUse | None, Needs], bool]) -> frozenset[str]:
     cannot = unserved(unit, end_to_end)
-    wanted = [m for m in unit.memories if owns(m) and (keys or _asks(own_step_rule(m)))]
-    paths = (f"{m.name}.{tensor}" for m in wanted for tensor in m.structure.tensors())
-    return frozenset(path for path in paths if path not in cannot)
+    found: set[str] = set()
+    for memory in filter(owns, unit.memories):
+        own = own_step_rule(memory)
+        if asks(own, "" if own is None else step_needs(own.rule)):
+            found.update(f"{memory.name}.{tensor}" for tensor in memory.structure.tensors())
+    return frozenset(found - cannot.keys())
 
 
 def whole_model(unit: c.Unit) -> dict[str, Unserved]:
@@ -152,7 +170,7 @@ def _starts(unit: c.Unit) -> dict[str, str]:
 
 
 def check_step_keys(unit: c.Unit, train: c.Train | None, report: Report) -> None:
-    """Reject rules with `key` on the step clock that cannot serve what they are to move (N0226)."""
+    """Reject rules with `key` or `err` on the step clock that cannot serve what they are to move (N0226)."""
     parts = list(_parts(unit))
     if not (train is not None and train_needs_keys(train)) and not needs_own_keys(parts):
         return
@@ -181,7 +199,7 @@ def _rule_of(memory: c.Memory, why: Unserved, train: c.Train | None) -> c.RuleUs
 
 def refusal(use: c.RuleUse, parameter: str, why: Unserved) -> tuple[str, str, Span, str]:
     """Code, message, place and label for a parameter that a rule cannot serve."""
-    message = f"rule `{use.rule.name}` needs `key`, the input of a layer, and `{parameter}` has none: {why.reason}"
+    message = f"rule `{use.rule.name}` needs {wanted(use.rule)}, and `{parameter}` has none: {why.reason}"
     return "N0226", message, why.span, "cannot follow this rule"
 
 

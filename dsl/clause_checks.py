@@ -21,7 +21,6 @@ from nsam.dsl.checked import (
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.findings import Findings, Skip
 from nsam.dsl.memories import Info
-from nsam.dsl.rule_keys import beyond_steps, step_problem
 from nsam.dsl.rule_uses import periods
 from nsam.dsl.sizes import Size, divides
 from nsam.dsl.spans import Span
@@ -86,9 +85,7 @@ class ClauseChecks:
         if "key" in needs and objective is not None and context is not None and context.key is not None:
             self._check_key_read(node, objective)
         self._check_rule_starts(rule)
-        if frequency is not None and frequency.unit == "step":
-            self._check_step_rule(node, rule)
-        elif frequency is not None and frequency.summed and needs:
+        if frequency is not None and frequency.unit != "step" and frequency.summed and needs:
             written = frequency.unit == "token" and not self._is_task()
             self.error(
                 "N0225",
@@ -102,14 +99,6 @@ class ClauseChecks:
             )
         for name, value in rule.arguments:
             self._check_argument(name, value, heads, frequency)
-
-    def _check_step_rule(self, node: syntax.By, use: RuleUse) -> None:
-        """Between steps a rule may know the mean outer product of a layer's inputs."""
-        beyond = beyond_steps(use.rule)
-        if beyond is not None:
-            message, help = step_problem(use.rule, beyond)
-            place = [Label(beyond.span, f"`{beyond.name}` here")]
-            self.error("N0226", message, node.rule_span, "on the step clock", place, help)
 
     def _check_key_read(self, node: syntax.By, objective: Objective) -> None:
         """What `key` is in a rule: the input of a layer when the memory is read at the context's key."""

@@ -16,7 +16,7 @@ from nsam.dsl.functions import names_in
 from nsam.dsl.instantiate import Checker, System, missing_parameters
 from nsam.dsl.names import Declared
 from nsam.dsl.periods import not_adaptive, period_of
-from nsam.dsl.rule_keys import beyond_steps, needs_keys, step_problem
+from nsam.dsl.rule_keys import needs_keys, wanted
 from nsam.dsl.rule_uses import ConstantExpressions, bind_rule, find_rule
 from nsam.dsl.sizes import at_least
 from nsam.dsl.types import SCALAR, shape_text
@@ -250,16 +250,11 @@ class TrainMaker:
         return use
 
     def _check_keys(self, node: syntax.By, use: RuleUse) -> None:
-        """A rule may know the step's mean outer product of a layer's inputs; others are no layers."""
-        beyond = beyond_steps(use.rule)
-        if beyond is not None:
-            message, help = step_problem(use.rule, beyond)
-            place = [Label(beyond.span, f"`{beyond.name}` here")]
-            raise self.findings.error("N0226", message, node.rule_span, "on the step clock", secondary=place, help=help)
+        """A rule may know a layer's inputs and errors; others are no layers."""
         if needs_keys(use.rule) and node.targets == "others":
             raise self.findings.error(
                 "N0226",
-                f"rule `{node.rule}` needs `key`, the input of a layer, and others have none",
+                f"rule `{node.rule}` needs {wanted(use.rule)}, and others have none",
                 node.rule_span,
                 "tables, taps, gains, vectors and biases",
                 help="give them a rule of the gradient alone, such as adamw",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from nsam.backends.torch.budget import Budget
+    from nsam.compiler.step_keys import Keys
     from nsam.verification import Report
 
 Backend: TypeAlias = Literal["torch", "reference"]
@@ -55,7 +56,7 @@ def compile(
     truncated: bool = False,
     without: str | Iterable[str] = (),
     memory: str | int | None = None,
-    keys: bool = False,
+    keys: Keys = False,
     **parameters: object,
 ) -> torch.nn.Module:
     """Compile a system to a `torch.nn.Module`: `y, state = module(x, state=None)`, x [batch, time, …].
@@ -67,7 +68,8 @@ def compile(
     the compiler off (`nsam explain` lists them; values stay the same). `memory="8GB"` trains within a budget for
     weights, gradients and activations; what does not fit is computed again in the backward pass (values stay the same,
     bit for bit).
-    `keys=True` lets the backward pass bring the inputs of layers too, for an optimizer whose rule uses `key` (dgd).
+    `keys=True` lets the backward pass bring the inputs of layers too, for an optimizer whose rule uses `key` (dgd);
+    `keys="tokens"` keeps input and error of each token, for one that needs those (generalized_huber).
     Raises `ProgramError`; N0520 at the first call with gradients where the budget is too small.
     """
     unit = _checked(program, system, parameters)
@@ -95,7 +97,7 @@ def compile_unit(
     truncated: bool = False,
     observe: bool = False,
     without: str | Iterable[str] = (),
-    keys: bool = False,
+    keys: Keys = False,
 ) -> torch.nn.Module:
     """Compile a checked unit. With `observe`, states carry the inner losses that `memory_report` reads.
 
@@ -126,7 +128,7 @@ def source(
     /,
     *,
     without: str | Iterable[str] = (),
-    keys: bool = False,
+    keys: Keys = False,
     **parameters: object,
 ) -> str:
     """The Python source of a system, readable and runnable without the compiler; options as in `compile`.
@@ -208,8 +210,8 @@ def optimizer(
     takes its time at the first step; the steps are the same to rounding. `sharded` spreads the states over the
     processes of torch.distributed's default group (a ZeroRedundancyOptimizer, see there for saving); each process then
     moves its part of the parameters and sends it to the others. A rule that uses `key` needs a module compiled with
-    `keys=True`. Raises `ProgramError` when there is no such rule, it cannot serve as an optimizer, or `sharded` is
-    asked for without a process group.
+    `keys=True`, one that uses it (or `err`) token by token one with `keys="tokens"`. Raises `ProgramError` when there
+    is no such rule, it cannot serve as an optimizer, or `sharded` is asked for without a process group.
     """
     from nsam.backends.torch.optim import optimizer as make
     from nsam.dsl.imports import standard_modules

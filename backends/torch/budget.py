@@ -76,9 +76,10 @@ class Choice:
 class Budget:
     """Runs a module's calls so that training stays within `limit` bytes.
 
-    Counted are weights, their gradients, `reserved` bytes (the optimizer's states) and what the backward pass needs;
-    Python and torch themselves take about half a gigabyte more. The first call computes as much again as possible and
-    is measured; calls with more tokens are measured again. Raises N0520 where the budget cannot be met.
+    Counted are weights, their gradients, the rows of tokens that an optimizer's rule needs (of one pass before a step),
+    `reserved` bytes (the optimizer's states) and what the backward pass needs; Python and torch themselves take about
+    half a gigabyte more. The first call computes as much again as possible and is measured; calls with more tokens are
+    measured again. Raises N0520 where the budget cannot be met.
     """
 
     def __init__(self, module: System, limit: int) -> None:
@@ -97,9 +98,10 @@ class Budget:
 
     @property
     def resident(self) -> int:
-        """Bytes of weights and gradients, and those reserved."""
+        """Bytes of weights and gradients, of what rules of the step clock keep of each token, and those reserved."""
         counted = [*self.module.parameters(), *self.module.nsam_grams.values()]
-        return 2 * sum(p.numel() * p.element_size() for p in counted) + self.reserved
+        rows = self.tokens * self.module.row_bytes()
+        return 2 * sum(p.numel() * p.element_size() for p in counted) + rows + self.reserved
 
     def run(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the module, measured or as was chosen."""

@@ -12,10 +12,11 @@ from nsam.backends.torch.emit.module import ModuleSource
 from nsam.backends.torch.runtime.end_to_end import EndToEnd
 from nsam.backends.torch.runtime.system import System
 from nsam.compiler.passes import ALL, Passes
+from nsam.compiler.step_keys import Keys
 from nsam.dsl import checked as c
 
 
-def write_source(unit: c.Unit, passes: Passes = ALL, *, keys: bool = False) -> tuple[str, str]:
+def write_source(unit: c.Unit, passes: Passes = ALL, *, keys: Keys = False) -> tuple[str, str]:
     """Return the Python source for `unit` and the name of its class; `keys` as in `build`.
 
     Raises `ProgramError` if it has no compiled form.
@@ -45,14 +46,14 @@ def build(
     cpp_wrapper: bool = False,
     truncated: bool = False,
     passes: Passes = ALL,
-    keys: bool = False,
+    keys: Keys = False,
 ) -> System:
     """Compile `unit` to a module. With `compiled` False its functions run as plain PyTorch.
 
     With `cpp_wrapper` compiled functions call their kernels from C++: more to compile, less to do in each call.
     With `truncated` gradients end where a call begins (not where memories move by the model's own loss).
-    With `keys` it sums up the inputs of its layers, for rules that use `key` on the step clock; without, only where a
-    memory on that clock has such a rule of its own.
+    With `keys` it sums up the inputs of its layers, for rules that use `key` on the step clock, with "tokens" it keeps
+    input and error of each token; without, only where a memory on that clock has such a rule of its own.
 
     The module takes the unit's inputs and `state=None`, and returns `(output, state)`.
     """

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from nsam.backends.torch.runtime.rows import Slot, listed
+
 WARM_UP = 3
 """Runs before recording: torch.compile, cuBLAS and the allocator do at first what a graph cannot hold."""
 
@@ -63,6 +65,7 @@ class _Recorded:
     loss: Tensor
     gradients: tuple[Tensor | None, ...]
     rest: Any
+    slots: tuple[tuple[Slot, Tensor], ...]
     replay: Callable[[], None]
 
 
@@ -96,17 +99,23 @@ class GraphedStep:
         for parameter, gradient in zip(self.parameters, step.gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        for slot, gradient in step.slots:
+            slot.take(gradient)
         return step.loss, step.rest
 
     def _record(self, inputs: Sequence[Tensor]) -> _Recorded:
         mine = tuple(x.detach().clone() for x in inputs)
-        found: list[tuple[Tensor, tuple[Tensor | None, ...], Any]] = []
+        found: list[tuple[Tensor, tuple[Tensor | None, ...], Any, tuple[tuple[Slot, Tensor], ...]]] = []
 
         def run() -> list[Tensor]:
-            loss, rest = self.function(*mine)
-            gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            with listed() as slots:
+                loss, rest = self.function(*mine)
+            wanted = [*self.parameters, *(slot.leaf for slot in slots)]
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
+            own, told = gradients[: len(self.parameters)], gradients[len(self.parameters) :]
             rest = pytree.tree_map_only(Tensor, Tensor.detach, rest)
-            found[:] = [(loss.detach(), gradients, rest)]
+            rows = tuple((slot, g) for slot, g in zip(slots, told, strict=True) if g is not None)
+            found[:] = [(loss.detach(), own, rest, rows)]
             tensors = [x for x in pytree.tree_leaves(rest) if isinstance(x, Tensor)]
             return [loss.detach(), *(g for g in gradients if g is not None), *tensors]
 

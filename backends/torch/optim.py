@@ -15,8 +15,7 @@ from nsam.backends.torch.optim_keys import StepKeys, require_served, without_mod
 from nsam.backends.torch.optim_rules import EVERY, RULE, OuterRule, Role, RuleOptimizer, rule_for
 from nsam.compiler.rule_plan import lower_rule, number
 from nsam.dsl.checked import RuleUse
-from nsam.dsl.diagnostics import Label, fail
-from nsam.dsl.rule_keys import beyond_steps, step_problem
+from nsam.dsl.diagnostics import fail
 
 Parameters: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]"
 _OWN_KEYS = frozenset({"params", "param_names", "initial_lr", "compiled", "sharded"})
@@ -31,8 +30,8 @@ def optimizer(
     tensors, named tensors, or torch's parameter groups. For a compiled module, `module.nsam_matrices` (names) says
     what the matrices are, `module.nsam_periods` (name to steps, inf for frozen) when each parameter moves, and
     `module.nsam_rules` (name to RuleUse) which have a rule of their own; elsewhere matrices are the tensors with two
-    axes or more, and all move at every step. A rule that uses `key` needs a module, compiled with `keys`. `compiled`
-    sends each rule's step through torch.compile. ProgramError when a rule cannot serve here.
+    axes or more, and all move at every step. A rule that uses `key` or `err` needs a module, compiled with `keys`.
+    `compiled` sends each rule's step through torch.compile. ProgramError when a rule cannot serve here.
     """
     pairs: Sequence[tuple[RuleUse, Role]] = [(rules, "all")] if isinstance(rules, RuleUse) else rules
     if isinstance(parameters, torch.nn.Module):
@@ -40,7 +39,7 @@ def optimizer(
     outer = _labelled([outer_rule(use, role) for use, role in pairs])
     for (use, _), rule in zip(pairs, outer, strict=True):
         if rule.keyed:
-            raise without_module(use)
+            raise without_module(rule, use)
     listed = list(parameters)
     if listed and isinstance(listed[0], dict):
         return RuleOptimizer([group for group in listed if isinstance(group, dict)], outer, compiled=compiled)
@@ -49,16 +48,7 @@ def optimizer(
 
 
 def outer_rule(use: RuleUse, role: Role = "all") -> OuterRule:
-    """Lower one `by` clause for a parameter group.
-
-    ProgramError when the rule needs more of a layer's inputs than a step knows (see `rule_keys.py`), or when one of its
-    arguments is not a number.
-    """
-    beyond = beyond_steps(use.rule)
-    if beyond is not None:
-        message, help = step_problem(use.rule, beyond)
-        place = [Label(beyond.span, f"`{beyond.name}` here")]
-        raise fail("N0226", message, use.span, "on the step clock", secondary=place, help=help)
+    """Lower one `by` clause for a parameter group; ProgramError when one of its arguments is not a number."""
     plan = lower_rule(use.rule, steps=True)
     taken = sorted(_OWN_KEYS & set(plan.parameters))
     if taken:
@@ -97,6 +87,7 @@ def _for_module(pairs: Sequence[tuple[RuleUse, Role]], module: torch.nn.Module, 
     uses = [*(use for use, _ in pairs), *special]
     outer = _labelled([*shared, *(outer_rule(use, "named") for use in special)])
     keyed: dict[Tensor, str] = {}
+    by_token: set[str] = set()
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         matrix = parameter.ndim >= 2 if matrices is None else name in matrices
@@ -106,4 +97,6 @@ def _for_module(pairs: Sequence[tuple[RuleUse, Role]], module: torch.nn.Module, 
         if rule.keyed and not math.isinf(key[1]):
             require_served(rule, uses[outer.index(rule)], module, name)
             keyed[parameter] = name
-    return RuleOptimizer(groups.values(), outer, compiled=compiled, keys=StepKeys(module, keyed) if keyed else None)
+            by_token |= {name} if rule.by_token else set()
+    keys = StepKeys(module, keyed, frozenset(by_token)) if keyed else None
+    return RuleOptimizer(groups.values(), outer, compiled=compiled, keys=keys)

@@ -1,4 +1,5 @@
-"""What rules that use `key` learn of a step: for each weight the mean outer product of its layer's inputs."""
+"""What rules that use `key` learn of a step: for each weight the mean outer product of its layer's inputs, or the rows
+of its tokens."""
 
 from __future__ import annotations
 
@@ -9,38 +10,52 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nsam.backends.torch.runtime.rows import Rows
+from nsam.backends.torch.token_rows import outer_products
 from nsam.compiler.step_keys import refusal, way_out, whole_model
 from nsam.dsl.checked import RuleUse, Unit
 from nsam.dsl.diagnostics import ProgramError, fail
+from nsam.dsl.rule_keys import wanted
 
 if TYPE_CHECKING:
     from nsam.backends.torch.optim_rules import OuterRule
 
 COMPILE = "compile the module so that it sums up what its layers read: `nsam.compile(…, keys=True)`"
+BY_TOKEN = 'compile the module so that it keeps what its layers read: `nsam.compile(…, keys="tokens")`'
 
 
 class StepKeys:
-    """The module whose backward passes bring E[x xᵀ] of the layers' inputs, and its parameters by name.
+    """The module whose backward passes bring what rules need of the layers' inputs, and its parameters by name.
 
-    Like gradients they add up over backward passes until the optimizer's step, or `zero_grad`, forgets them.
+    That is E[x xᵀ], or the rows of each token for the parameters in `by_token`. Like gradients they add up over
+    backward passes, rows one after the other, until the optimizer's step, or `zero_grad`, forgets them.
     """
 
-    def __init__(self, module: torch.nn.Module, names: Mapping[Tensor, str]) -> None:
-        self.module, self.names = module, dict(names)
+    def __init__(
+        self, module: torch.nn.Module, names: Mapping[Tensor, str], by_token: frozenset[str] = frozenset()
+    ) -> None:
+        self.module, self.names, self.by_token = module, dict(names), by_token
 
     def now(self) -> dict[Tensor, Tensor]:
-        """Return what has come since the last step, [.., in, in] for a parameter [.., out, in]."""
+        """Return what has come since the last step, [.., in, in] or [.., n, in + 1 + out] for [.., out, in]."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise _not_averaged()
-        leaves: Mapping[str, Tensor] = self.module.nsam_grams  # type: ignore[assignment]
-        found = {p: leaves[name].grad for p, name in self.names.items()}
-        return {p: gram for p, gram in found.items() if gram is not None}
+        known, found = self._known(), {}
+        for p, name in self.names.items():
+            seen = known[name].grad
+            if seen is not None:
+                sums = isinstance(known[name], Rows) and name not in self.by_token
+                found[p] = outer_products(seen, p.shape[-1]) if sums else seen
+        return found
+
+    def _known(self) -> Mapping[str, Tensor | Rows]:
+        return {**self.module.nsam_grams, **self.module.nsam_rows}  # type: ignore[dict-item]
 
     def clear(self) -> None:
         """Forget it."""
-        leaves: Mapping[str, Tensor] = self.module.nsam_grams  # type: ignore[assignment]
+        known = self._known()
         for name in self.names.values():
-            leaves[name].grad = None
+            known[name].grad = None
 
     def missing(self, parameter: Tensor) -> RuntimeError:
         """Return what to raise for a parameter that has a gradient and no inputs."""
@@ -51,26 +66,28 @@ class StepKeys:
 
 
 def require_served(rule: OuterRule, use: RuleUse, module: torch.nn.Module, name: str) -> None:
-    """Check that the module sums up the inputs of the layer of parameter `name`; N0226 otherwise."""
+    """Check that the module tells of the inputs of the layer of parameter `name`; N0226 otherwise."""
     unit: Unit | None = getattr(module, "nsam_unit", None)
     why = None if unit is None else whole_model(unit).get(name)
     if why is not None:
         raise fail(*refusal(use, name, why), help=way_out(rule.role == "named", why))
-    known = getattr(module, "nsam_grams", {})
-    if name not in known:
-        raise fail(
-            "N0226",
-            f"rule `{use.rule.name}` needs `key`, the input of a layer, and this module does not tell that of `{name}`",
-            help=COMPILE,
-        )
+    rows, sums = getattr(module, "nsam_rows", {}), getattr(module, "nsam_grams", {})
+    if name in rows or (name in sums and not rule.by_token):
+        return
+    each = " of each token" if rule.by_token else ""
+    raise fail(
+        "N0226",
+        f"rule `{use.rule.name}` needs {wanted(use.rule)}{each}, and this module does not tell that of `{name}`",
+        help=BY_TOKEN if rule.by_token else COMPILE,
+    )
 
 
-def without_module(use: RuleUse) -> ProgramError:
+def without_module(rule: OuterRule, use: RuleUse) -> ProgramError:
     """Return the refusal of tensors whose layers are not known."""
     return fail(
         "N0226",
-        f"rule `{use.rule.name}` needs `key`, the input of a layer, and tensors alone do not say what is read of them",
-        help=f"give the module itself, and {COMPILE}",
+        f"rule `{use.rule.name}` needs {wanted(use.rule)}, and tensors alone do not say what is read of them",
+        help=f"give the module itself, and {BY_TOKEN if rule.by_token else COMPILE}",
     )
 
 
@@ -83,6 +100,6 @@ def require_one_process(rules: tuple[OuterRule, ...]) -> None:
 def _not_averaged() -> ProgramError:
     return fail(
         "N0226",
-        "a rule that uses `key` serves one process: the inputs of layers are not averaged over several",
+        "a rule that uses `key` or `err` serves one process: the inputs of layers are not averaged over several",
         help="train in one process, or choose a rule of the gradient alone, such as gd, muon or adamw",
     )

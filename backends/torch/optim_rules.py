@@ -13,7 +13,7 @@ from torch import Tensor
 from nsam.backends.torch.optim_batches import Layout, Signature, signature
 from nsam.backends.torch.optim_keys import StepKeys
 from nsam.backends.torch.optim_steps import COUNT, Steps
-from nsam.compiler.rule_plan import GRAM, RulePlan
+from nsam.compiler.rule_plan import GRAM, WEIGHT, RulePlan
 from nsam.dsl.diagnostics import fail
 
 Role: TypeAlias = Literal["matrices", "others", "all", "named"]
@@ -24,7 +24,8 @@ rule's own parameters."""
 SUM = "nsam.gradient"
 """Key of a parameter's state: the gradients of the period so far, summed (eq. 71)."""
 KEYS = "nsam.keys"
-"""Key of a parameter's state: the same of E[x xᵀ], x the inputs of its layer, for rules that use `key`."""
+"""Key of a parameter's state: the same of E[x xᵀ], x the inputs of its layer, for rules that use `key`; the rows of all
+tokens of the period where a rule needs each token's."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,12 @@ class OuterRule:
     @property
     def keyed(self) -> bool:
         """Whether the rule needs the inputs of layers."""
-        return GRAM in self.plan.inputs
+        return GRAM in self.plan.inputs or self.by_token
+
+    @property
+    def by_token(self) -> bool:
+        """Whether the rule needs input and error of each token."""
+        return WEIGHT in self.plan.inputs
 
 
 @dataclass
@@ -157,13 +163,14 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _step_group(self, group: dict[str, Any], grams: Mapping[Tensor, Tensor]) -> None:
         found = self._gradients(group)
         steps = self.steps(group[RULE])
-        keys = self._due(group, self._grams(found, grams), KEYS) if steps.keyed else {}
+        keys = self._due(group, self._grams(found, grams), KEYS, rows=steps.by_token) if steps.keyed else {}
         gradients = self._due(group, found, SUM)
         scalars = steps.scalars(group)
         parts: dict[tuple[Signature, int], list[Tensor]] = {}
         for p in gradients:
             count = self.state[p].get(COUNT, 0) + 1
-            parts.setdefault((signature(p, steps.elementwise), count), []).append(p)
+            kind = signature(p, steps.elementwise)  # rows of tokens are too many to be copied into one batch
+            parts.setdefault(((*kind, id(p)) if steps.by_token else kind, count), []).append(p)
         for (kind, count), parameters in parts.items():
             key = (*kind, id(parameters[0]))
             batch = self._batch(key, tuple(parameters), steps, scalars, count)
@@ -184,13 +191,18 @@ class RuleOptimizer(torch.optim.Optimizer):
                 raise RuntimeError("no inputs of layers are known here") if self.keys is None else self.keys.missing(p)
         return {p: grams[p] for p in gradients}
 
-    def _due(self, group: dict[str, Any], found: dict[Tensor, Tensor], key: str) -> dict[Tensor, Tensor]:
-        """Return what to apply now; between boundaries, add it up under `key` and return nothing."""
+    def _due(
+        self, group: dict[str, Any], found: dict[Tensor, Tensor], key: str, *, rows: bool = False
+    ) -> dict[Tensor, Tensor]:
+        """Return what to apply now; between boundaries, add it up (`rows` one after the other) and return nothing."""
         if group[EVERY] == 1:
             return found
         for p, value in found.items():
             state = self.state[p]
-            state[key] = state[key] + value if key in state else value.clone()
+            if key not in state:
+                state[key] = value.clone()
+            else:
+                state[key] = torch.cat((state[key], value), -2) if rows else state[key] + value
         if group[CLOCK] % group[EVERY]:
             return {}
         return {p: self.state[p].pop(key) for p in group["params"] if key in self.state[p]}

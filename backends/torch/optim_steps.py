@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nsam.backends.torch.rule_source import elementwise, emit_initial, emit_step, load, scalar_keyword
-from nsam.compiler.rule_plan import GRAM, RulePlan
+from nsam.compiler.rule_plan import GRAM, WEIGHT, RulePlan
 
 COUNT = "nsam.count"
 """Key of a parameter's state: updates so far, an int."""
@@ -33,7 +33,12 @@ class Steps:
     @property
     def keyed(self) -> bool:
         """Whether the step needs the inputs of layers."""
-        return GRAM in self.plan.inputs
+        return GRAM in self.plan.inputs or self.by_token
+
+    @property
+    def by_token(self) -> bool:
+        """Whether the step needs input and error of each token."""
+        return WEIGHT in self.plan.inputs
 
     @cached_property
     def _initial(self) -> Callable[..., Any]:
@@ -51,17 +56,30 @@ class Steps:
         grad: Tensor,
         scalars: Mapping[str, Any],
         count: int,
-        gram: Tensor | None = None,
+        keys: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the batch and its states after update number `count`; `gram` [matrices, in, in] of layers' inputs."""
-        function = self._function(self.plan.due(count), batch)
+        """Return the batch and its states after update number `count`.
+
+        `keys` are the sums of outer products of layers' inputs, [matrices, in, in], or where the rule is `by_token`
+        the rows of tokens, [matrices, n, in + 1 + out]: input, weight and error.
+        """
+        function = self._function(self.plan.due(count), batch, keys.shape[-2] if keys is not None else 0)
         number = torch.tensor(float(count), dtype=torch.float64) if self.compiled else count
-        result: tuple[Tensor, tuple[Tensor, ...]] = function(batch, states, grad, gram, None, **scalars, count=number)
+        result: tuple[Tensor, tuple[Tensor, ...]] = function(
+            batch, states, grad, *self._of_layers(batch, keys), **scalars, count=number
+        )
         return result
 
-    def _function(self, due: frozenset[int], batch: Tensor) -> Callable[..., Any]:
+    def _of_layers(self, batch: Tensor, keys: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The step's arguments for what is known of layers."""
+        if keys is None or not self.by_token:
+            return keys, None
+        width = batch.shape[-1]
+        return keys[..., :width], keys[..., width + 1 :], keys[..., width : width + 1]
+
+    def _function(self, due: frozenset[int], batch: Tensor, tokens: int) -> Callable[..., Any]:
         """Return the straight-line step; compiled, one a shape, as torch gives up on a function of many shapes."""
-        key = (due, batch.shape, batch.dtype, batch.device) if self.compiled else (due,)
+        key = (due, batch.shape, tokens, batch.dtype, batch.device) if self.compiled else (due,)
         if key not in self._functions:
             function = load(emit_step(self.plan, due=due), "step")
             self._functions[key] = torch.compile(function, dynamic=False) if self.compiled else function

@@ -8,9 +8,10 @@ The emitted function is pure:
 
 Shapes: `self`, `grad` and every state [..., out, in] (leading axes are batches of matrices: batch, heads, stacked
 parameters; a vector is [..., 1, n]); `key` [..., in] and `err` [..., out], or [..., n, in] and [..., n, out] for the n
-rows of a window (on the step clock `gram` [..., in, in], the sum of a key's outer products, stands in its place);
-parameters are numbers or tensors that broadcast with [..., 1, 1]; `count` is the number of updates since the reset,
-this one included. `states` is a tuple in the order of `plan.states`. Inputs that the rule does not use may be None.
+rows of a window; parameters are numbers or tensors that broadcast with [..., 1, 1]; `count` is the number of updates
+since the reset, this one included. On the step clock `gram` [..., in, in], the sum of a key's outer products, stands in
+the place of `key`; or `key` and `err` have the rows of all tokens and `weight` [..., n, 1] follows (`token_rows.py`).
+`states` is a tuple in the order of `plan.states`. Inputs that the rule does not use may be None.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ from typing import Any
 import torch
 
 from nsam.backends.torch import orthogonalize as kernels
+from nsam.backends.torch.token_rows import TOKEN_KERNELS
 from nsam.compiler.rule_algebra import Algebra, call, functions, names, ref
 from nsam.compiler.rule_passes import batched
-from nsam.compiler.rule_plan import COUNT, GRAM, Assign, RulePlan
+from nsam.compiler.rule_plan import COUNT, GRAM, WEIGHT, Assign, RulePlan
+from nsam.compiler.token_values import WHOLE
 from nsam.dsl.checked import Apply, Constant, Expr, Ref
 from nsam.dsl.diagnostics import fail
 
@@ -62,7 +65,8 @@ KERNELS = (
     "root_mean_square",
     "sqrt",
 )
-_RESERVED = frozenset({"math", "torch", "states", "self", "grad", "key", "gram", "err", "count", *KERNELS})
+_RESERVED = frozenset({"math", "torch", "states", "self", "grad", "key", "gram", "err", "weight", "count", *KERNELS})
+_TOKENS = {kernel.__name__: kernel for kernel in TOKEN_KERNELS}
 _INFIX = {
     "add": ("+", 1),
     "sub": ("-", 1),
@@ -127,7 +131,8 @@ def load(source: str, function: str) -> Callable[..., Any]:
     """Compile emitted source and return one function of it; tracebacks show its lines."""
     name = f"<nsam rule {function} {abs(hash(source)):x}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
-    scope: dict[str, Any] = {kernel: getattr(kernels, kernel) for kernel in KERNELS} | {"math": math, "torch": torch}
+    scope: dict[str, Any] = {kernel: getattr(kernels, kernel) for kernel in KERNELS} | _TOKENS
+    scope |= {"math": math, "torch": torch}
     exec(compile(source, name, "exec"), scope)
     loaded: Callable[..., Any] = scope[function]
     return loaded
@@ -144,7 +149,7 @@ class _Source:
         self.plan = plan
         self.algebra: Algebra = plan.algebra
         self.identifiers: dict[str, str] = {name: name for name in ("self", "grad", "key", "err")}
-        self.identifiers |= {COUNT: "count", GRAM: "gram"}
+        self.identifiers |= {COUNT: "count", GRAM: "gram", WEIGHT: "weight"}
         self.identifiers |= {name: scalar_keyword(name) for name in plan.parameters}
         self.other_shapes = {state.name for state in plan.states if state.shape is not None}
         for state in plan.states:
@@ -166,7 +171,8 @@ class _Source:
     def step(self, function: str, due: frozenset[int] | None) -> str:
         plan = self.plan if due is None else self.plan.at(due)
         key = "gram" if GRAM in plan.inputs else "key"
-        lines = [f"def {function}({', '.join(['self', 'states', 'grad', key, 'err', *self.keywords(True)])}):"]
+        given = ["self", "states", "grad", key, "err", *(["weight"] if WEIGHT in plan.inputs else [])]
+        lines = [f"def {function}({', '.join([*given, *self.keywords(True)])}):"]
         lines += [f'    """One update of rule {plan.name}: the new `self` and states."""']
         lines += ["    " + line for line in self.opening()]
         steps: Iterable[Assign | tuple[Assign, ...]] = plan.body if due is None else batched(plan)
@@ -189,7 +195,7 @@ class _Source:
             listed = self.tuple_of(s.name for s in self.plan.states)
             lines.append(f"{listed if len(self.plan.states) == 1 else listed[1:-1]} = states")
         for name, shape in (("key", "in"), ("err", "out")):
-            if name in self.plan.inputs:
+            if name in self.plan.inputs and WEIGHT not in self.plan.inputs:
                 rows = f"{name}.unsqueeze(-2) if {name}.ndim < self.ndim else {name}"
                 lines.append(f"{name} = {rows}  # [..., 1, {shape}], or a window's rows")
         return lines
@@ -327,6 +333,10 @@ class _Source:
             return f"({inner}.shape[-2] * {inner}.shape[-1])"
         if name in ("max", "min"):
             return self.extreme(name, *arguments)
+        if name == WHOLE:
+            return self.each_token(*arguments)
+        if name in _TOKENS:
+            return f"{name}({', '.join(self.text(argument) for argument in arguments)})"
         if name in _NUMBERS and kind == "number":
             return f"{_NUMBERS[name]}({self.text(arguments[0])})"
         if name == "gelu_tanh":
@@ -356,6 +366,16 @@ class _Source:
         if name in KERNELS:
             return f"{name}({first}{rest})"
         raise fail("N0480", f"rules cannot apply `{name}` yet")
+
+    def each_token(self, weight: Expr, value: Expr) -> str:
+        """A value that is computed for tokens as a batch; parameters are numbers, and the same inside."""
+        used = dict.fromkeys(name for name in names(value) if name not in (*self.plan.parameters, COUNT))
+        rows = [self.identifier(name) for name in used if name in self.plan.tokens]
+        once = ["self", *(self.identifier(name) for name in used if name not in (*self.plan.tokens, "self"))]
+        given = ", ".join((*rows, *once))
+        listed = (f"[{', '.join(part)}]" for part in (rows, once))
+        inner = self.text(self.placed(value, ref("self")))
+        return f"tokens_whole(lambda {given}: {inner}, {self.text(weight)}, {', '.join(listed)})"
 
     def tensor(self, expr: Expr) -> str:
         """A scalar may be a Python number, which torch functions do not take."""

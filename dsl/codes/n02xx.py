@@ -255,12 +255,12 @@ TABLE: tuple[Code, ...] = (
         "N0226",
         "key-of-gradients",
         "error",
-        "A rule that uses `key` or `err` needs a context with keys; gradients have none. On the step clock a layer has "
-        "the mean outer product of its inputs: there a rule may use `outer(key, key)` and `dot(key, key)`, and serves "
-        "the weights of linear and mlp memories whose gradient is a sum over their layer's inputs.",
+        "A rule that uses `key` or `err` needs a context with keys; gradients have none. On the step clock such a rule "
+        "serves the weights of linear and mlp memories whose gradient is a sum over their layer's inputs, of a module "
+        "that was compiled to tell of them, in one process.",
         _rule(_TRACE.replace("by gd", "by dgd") + "\nself <- self - lr * trace"),
         _rule(f"{_TRACE}\nself <- self - lr * trace"),
-        "33-37, 57",
+        "33-37, 57, 59-60",
     ),
     Code(
         "N0227",

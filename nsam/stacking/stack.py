@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nsam import api
+from nsam.compiler.step_keys import Keys
 from nsam.dsl.diagnostics import fail
 from nsam.dsl.program import Program
 from nsam.stacking.program import Clock, Levels, program_text
@@ -42,7 +43,7 @@ class Stacked:
         truncated: bool = False,
         without: str | Iterable[str] = (),
         memory: str | int | None = None,
-        keys: bool = False,
+        keys: Keys = False,
         **parameters: object,
     ) -> nn.Module:
         """The compiled system with the weights in it: `logits, state = module(tokens, state=None)`, tokens

@@ -248,10 +248,12 @@ class Trainer:
         )
         watcher.saved(self.step, path)
 
-    def _summed(self) -> dict[str, torch.Tensor]:
-        """What gradients add up at until the level moves: parameters, and what stands beside them for `key`."""
-        beside: Mapping[str, torch.Tensor] = getattr(self.module, "nsam_grams", {})
-        return {**dict(self.module.named_parameters()), **{f"{name}.keys": leaf for name, leaf in beside.items()}}
+    def _summed(self) -> Mapping[str, Any]:
+        """What gradients add up at until the level moves: parameters, and what stands beside them for `key`, `err`."""
+        found: dict[str, Any] = dict(self.module.named_parameters())
+        for kind, beside in (("keys", "nsam_grams"), ("tokens", "nsam_rows")):
+            found |= {f"{name}.{kind}": kept for name, kept in getattr(self.module, beside, {}).items()}
+        return found
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         path = self.folder.checkpoints / f"step-{checkpoint.step:06d}"

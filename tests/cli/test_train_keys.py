@@ -1,4 +1,4 @@
-"""A rule that uses `key` as the optimizer of `nsam train`: it learns, resumes exactly, and is explained."""
+"""Rules that use `key` and `err` as the optimizer of `nsam train`: they learn, resume exactly, and are explained."""
 
 from __future__ import annotations
 
@@ -47,10 +47,16 @@ train keyed {
 """
 
 
-@pytest.fixture
-def keyed(tmp_path: Path) -> Path:
-    path = tmp_path / "keyed.nsam"
-    path.write_text(PROGRAM)
+BY_TOKEN = PROGRAM.replace("use std.rules", "use std.optimizers (generalized_huber, generalized_lp)\nuse std.rules")
+BY_TOKEN = BY_TOKEN.replace("safe_dgd(lr = 0.02)", "generalized_lp(lr = 0.001)")
+BY_TOKEN = BY_TOKEN.replace("dgd(lr = 0.05, erase = 0.01)", "generalized_huber(lr = 0.05, bound = 0.1)")
+PROGRAMS = {"keyed": PROGRAM, "by_token": BY_TOKEN}
+
+
+@pytest.fixture(params=PROGRAMS)
+def keyed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / f"{request.param}.nsam"
+    path.write_text(PROGRAMS[request.param])
     return path
 
 
@@ -79,23 +85,43 @@ def test_a_run_stopped_within_the_periods_goes_on_exactly(run: Run, keyed: Path,
         a, b = (load_file(tmp_path / r / "checkpoints" / "step-000011" / name) for r in ("whole", "parts"))
         assert a.keys() == b.keys()
         assert all(bool((a[key] == b[key]).all()) for key in a), name
-    assert any("repeat.0.block.q.weight.keys" in key for key in a)  # the sums of a period that is not closed
+    kind = "tokens" if keyed.stem == "by_token" else "keys"
+    assert any(f"repeat.0.block.q.weight.{kind}" in key for key in a)  # what belongs to a period that is not closed
     assert any("nsam.keys" in key for key in a)
 
 
 def test_a_budget_changes_nothing(run: Run, keyed: Path, text: Path, tmp_path: Path) -> None:
-    for folder, options in (("plain", ()), ("lean", ("--memory", "850kB"))):
+    for folder, options in (
+        ("plain", ()),
+        ("lean", ("--memory", {"keyed": "850kB", "by_token": "1072kB"}[keyed.stem])),
+    ):
         found = run("train", keyed, "--data", text, "--no-compile", "--out", folder, "--set", "steps=7", *options)
         assert found.returncode == 0, found.stdout + found.stderr
         assert ("computed again" in found.stdout) == (folder == "lean")
     assert losses(tmp_path / "plain") == losses(tmp_path / "lean")
 
 
+EXPLAINED = {
+    "keyed": (
+        "Wₜ = Wₜ₋₁ − 0.01 (Wₜ₋₁ E[x xᵀ]) − 0.05 ∇",
+        "moves every 2 steps by the sum of the task's gradients, by safe_dgd along the",
+    ),
+    "by_token": (
+        "miss = Wₜ₋₁ x + g",
+        "Wₜ = Wₜ₋₁ − 0.05 clip(miss, −0.1, 0.1) xᵀ",
+        "W and states take the mean over the tokens of a step",
+        "kept of each token until the step, for each read of W [out, in]: in + 1 + out numbers",
+        "moves every 2 steps by the sum of the task's gradients, by generalized_lp, a",
+    ),
+}
+
+
 def test_it_is_explained(run: Run, keyed: Path) -> None:
     found = run("explain", keyed, "keyed")
     assert found.returncode == 0, found.stderr
-    assert "Wₜ = Wₜ₋₁ − 0.01 (Wₜ₋₁ E[x xᵀ]) − 0.05 ∇" in found.stdout
-    assert "moves every 2 steps by the sum of the task's gradients, by safe_dgd along the" in found.stdout
+    shown = " ".join(found.stdout.split())
+    for line in EXPLAINED[keyed.stem]:
+        assert line in shown
     assert "moves every 3 steps" in found.stdout
     found = run("explain", keyed, "keyed", "--format", "json")
     level = json.loads(found.stdout)[-1]

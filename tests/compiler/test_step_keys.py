@@ -15,6 +15,9 @@ def program(body: str, by: str = LEVEL) -> Program:
     return Program.loads(
         f"""nsam 1
 use std.rules (gd, dgd, safe_dgd)
+use std.optimizers (generalized_huber)
+rule of_err(lr) {{ self <- self - lr * outer(clip(err, -1, 1), key) }}
+rule of_err_alone(lr) {{ self <- self - lr * outer(err, err) @ self }}
 rule learnt(lr) {{ memory t : like(self) {{ learn grad; minimize dot; by gd(lr = 1 / dot(key, key)); every 1 update }}
   self <- self - lr * t }}
 system net(dim: int = 4) {{
@@ -62,10 +65,14 @@ WRITES = f"""memory u : linear(dim -> dim*dim)
     ],
     ids=["transposed", "a start", "copied into a start", "writes a start"],
 )
-def test_a_matrix_whose_gradient_is_no_sum_over_inputs_is_refused(body: str, parameter: str, reason: str) -> None:
-    (found,) = findings(body)
+@pytest.mark.parametrize("rule", ["dgd", "generalized_huber", "of_err_alone"])
+def test_a_matrix_whose_gradient_is_no_sum_over_inputs_is_refused(
+    body: str, parameter: str, reason: str, rule: str
+) -> None:
+    (found,) = findings(body, LEVEL.replace("dgd", rule))
     assert found.code == "N0226"
-    assert f"`dgd` needs `key`, the input of a layer, and `{parameter}` has none" in found.message
+    needs = "`err`, the error at the output of a layer" if rule == "of_err_alone" else "`key`, the input of a layer"
+    assert f"`{rule}` needs {needs}, and `{parameter}` has none" in found.message
     assert reason in found.message
     assert found.primary is not None
     assert found.primary.span.text == parameter.split(".")[0]
@@ -80,7 +87,7 @@ def test_the_models_own_loss_reads_every_weight() -> None:
     assert "the gradients by which the model moves its memories read it too" in found[0].message
 
 
-@pytest.mark.parametrize("rule", ["dgd", "safe_dgd", "learnt"])
+@pytest.mark.parametrize("rule", ["dgd", "safe_dgd", "learnt", "generalized_huber", "of_err", "of_err_alone"])
 def test_one_rule_for_all_cannot_serve_others(rule: str) -> None:
     (found,) = findings("output e.T(w(x))", f"by {rule}(lr = 0.1)")
     assert found.code == "N0226"
@@ -108,6 +115,7 @@ def test_a_memory_of_the_step_clock_is_checked_with_its_own_rule(structure: str,
     assert [d.message for d in report.diagnostics] == [found.message]
 
 
+@pytest.mark.parametrize("rule", ["dgd", "generalized_huber", "of_err", "of_err_alone"])
 @pytest.mark.parametrize(
     "body",
     [
@@ -119,8 +127,9 @@ def test_a_memory_of_the_step_clock_is_checked_with_its_own_rule(structure: str,
         f"{FAST}; init zeros }}\noutput e.T(m(x))",
     ],
 )
-def test_weights_of_layers_are_served(body: str) -> None:
-    assert [d for d in findings(body) if d.severity == "error"] == []
+def test_weights_of_layers_are_served(body: str, rule: str) -> None:
+    body, level = (text.replace("safe_dgd", "dgd").replace("dgd", rule) for text in (body, LEVEL))
+    assert [d for d in findings(body, level) if d.severity == "error"] == []
 
 
 def test_a_repeat_is_checked_once() -> None:

@@ -37,15 +37,37 @@ def test_bare_tensors_and_modules_of_torch_are_refused() -> None:
         assert "keys=True" in (caught.value.diagnostics[0].help or "")
 
 
+OF_ERR = (
+    HEAD
+    + """
+rule of_err(lr) { self <- self - lr * grad - lr * outer(err, err) @ self }
+system net(dim: int = 4) { input x: [dim]; memory w : linear(dim -> dim); output w(x) }
+"""
+)
+
+
+@pytest.mark.parametrize("keys", [False, True])
 @pytest.mark.parametrize("rule", ["generalized_huber", "generalized_lp"])
-def test_more_of_the_key_than_its_outer_product_is_refused(rule: str) -> None:
-    module = compiled(MLP)
+def test_sums_are_not_enough_where_each_token_is_needed(rule: str, keys: bool) -> None:
+    module = compiled(MLP, keys=keys)
     with pytest.raises(nsam.ProgramError) as caught:
         nsam.optimizer("std.optimizers", rule, module, lr=0.1)
     (found,) = caught.value.diagnostics
     assert found.code == "N0226"
-    assert "`key` in more than `outer(key, key)` and `dot(key, key)`" in found.message
-    assert [label.span.text for label in found.secondary] == ["key"]
+    assert f"`{rule}` needs `key`, the input of a layer of each token" in found.message
+    assert '`nsam.compile(…, keys="tokens")`' in (found.help or "")
+
+
+def test_a_rule_of_errors_alone_needs_its_layers_too() -> None:
+    own = nsam.loads(OF_ERR)
+    for target, said in ((compiled(OF_ERR), "of each token"), ([nn.Parameter(torch.ones(2, 2))], "tensors alone")):
+        with pytest.raises(nsam.ProgramError) as caught:
+            nsam.optimizer(own, "of_err", target, lr=0.1)
+        (found,) = caught.value.diagnostics
+        assert found.code == "N0226"
+        assert "`err`, the error at the output of a layer" in found.message
+        assert said in found.message
+        assert 'keys="tokens"' in (found.help or "")
 
 
 def test_parameters_without_layer_inputs_are_named() -> None:
@@ -59,11 +81,15 @@ def test_parameters_without_layer_inputs_are_named() -> None:
     message, help = refused(norm)
     assert "`n` is a rmsnorm" in message
     assert "for others" in help
+    with pytest.raises(nsam.ProgramError, match=r"`m\.weight` has none: it is what `m`, which moves"):
+        nsam.optimizer("std.optimizers", "generalized_huber", compiled(fast, keys="tokens"), lr=0.1)
 
 
-def test_a_gradient_from_elsewhere_is_an_error() -> None:
-    module = compiled(LINEAR)
-    optimizer = nsam.optimizer("std.rules", "dgd", module, lr=0.1)
+@pytest.mark.parametrize("keys", [True, "tokens"])
+def test_a_gradient_from_elsewhere_is_an_error(keys: Any) -> None:
+    module = compiled(LINEAR, keys=keys)
+    library, rule = ("std.rules", "dgd") if keys is True else ("std.optimizers", "generalized_huber")
+    optimizer = nsam.optimizer(library, rule, module, lr=0.1)
     module.get_parameter("w.weight").grad = torch.ones(3, 4, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"`w\.weight` has a gradient, but its layer's inputs did not come"):
         optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from nsam.backends.torch.emit.end_to_end import (
     end_to_end_tasks,
 )
 from nsam.backends.torch.emit.functions import INDENT, UnitSource
-from nsam.backends.torch.emit.keys import reads_of
+from nsam.backends.torch.emit.keys import path_of, reads_of
 from nsam.backends.torch.emit.resets import Resets
 from nsam.backends.torch.emit.starts import starting_order
 from nsam.compiler.expressions import Node, postorder
@@ -90,6 +91,10 @@ class ClassSource:
         reads = reads_of(self.source.names.sites, self.source.recorded)
         if reads:
             lines.append("layer_reads = {" + ", ".join(f'"{path}": {count}' for path, count in reads.items()) + "}")
+        told = Counter(path_of(slot) for slot in self.source.names.slots.values())
+        if self.source.by_token:
+            listed = ", ".join(f'"{path}": {told[path]}' for path in sorted(self.source.by_token))
+            lines.append(f"token_reads = {{{listed}}}")
         return [*lines, ""] if lines else []
 
     def init(self) -> list[str]:
@@ -143,6 +148,8 @@ class ClassSource:
         body.append(f"w, s, at, children = self.begin(state, {names.of(first)}{initial}{clock}{kept})")
         if self.source.places is not None:
             body.append(f"rt.require_places(at, {self.source.places})")
+        slots = self.source.names.slots.values()
+        body += [f'{names.of(slot)} = self.slot(w, at, "{path_of(slot)}")' for slot in slots]
         uses_new = any(loop for loop in self.source.loops)
         if uses_new:
             body.append("new: dict[str, Tensor] = {}")
@@ -155,7 +162,8 @@ class ClassSource:
         pairs = zip(lowered.outputs, self.unit.outputs, strict=True)
         outputs = ", ".join(self.final(n) + ("" if e.type.shape else ".squeeze(-1)") for (_, n), (_, e) in pairs)
         returned = f"{f'({outputs})' if several else outputs}, self.end(s, at, children)"
-        body.append(f"return self.handed_over({returned}, s, at)" if self.source.names.sites else f"return {returned}")
+        told = self.source.names.sites or self.source.names.slots
+        body.append(f"return self.handed_over({returned}, s, at)" if told else f"return {returned}")
         return [*lines, *(INDENT + line for line in body)]
 
     def shapes(self) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nsam.backends.torch.emit.folds import FoldSource
-from nsam.backends.torch.emit.keys import NOWHERE, sites
+from nsam.backends.torch.emit.keys import NO_SLOTS, NOWHERE, sites, slots, slots_of
+from nsam.backends.torch.emit.moves import advances, quoted
 from nsam.backends.torch.emit.names import Names, identifier
 from nsam.backends.torch.emit.precision import wide_products
-from nsam.backends.torch.emit.printer import Printer, each_token, state_bindings
-from nsam.backends.torch.emit.starts import starting_order, starts_from
+from nsam.backends.torch.emit.printer import Printer, clocks, each_token, state_bindings
 from nsam.compiler import loops as planned
 from nsam.compiler.arrange import Arranged, arrange
 from nsam.compiler.expressions import Node, postorder, valued
@@ -38,11 +37,12 @@ class Loop:
 
 @dataclass
 class UnitSource:
-    """Everything that is written for one unit; the inputs of the weights `recorded` are summed up, see `keys.py`."""
+    """Everything written for one unit; inputs of `recorded` are summed up, of `by_token` kept, see `keys.py`."""
 
     plan: UnitPlan
     prefix: str
     recorded: frozenset[str] = frozenset()
+    by_token: frozenset[str] = frozenset()
     names: Names = field(init=False)
     arranged: Arranged = field(init=False)
     folds: FoldSource = field(init=False)
@@ -61,6 +61,9 @@ class UnitSource:
         forward = self.arranged.stacks.forward
         self.folds = FoldSource(self.prefix, fast, self.plan.lowered.like, self.plan.passes, self.plan.ahead, forward)
         self.names.wide, self.names.sites = wide_products(self.plan.lowered.fast), sites(self.plan, self.recorded)
+        self.names.slots = slots(self.plan, self.by_token)
+        for slot in self.names.slots.values():
+            self.names.of(slot)
         self.loops = [Loop(self.loop_name(loop), loop) for loop in planned.plan_loops(self.plan)]
 
     # --- loops ---------------------------------------------------------------------------------------
@@ -86,6 +89,7 @@ class UnitSource:
             for a in valued(node.args):
                 if a.id not in here and self.passed(a):
                     found.setdefault(a.id, a)
+        found |= slots_of(inside, self.names.slots)
         for fast in self.folds.memories.values():
             if self.level_of(fast) >= level:
                 for a in self.loss_nodes(fast, level)[1]:
@@ -176,7 +180,7 @@ class UnitSource:
         lines += printer.lines
         lines += self.surprises(loop.level, printer)
         lines += self.losses(loop.level, printer)
-        lines += self.advances(loop.level, printer)
+        lines += advances(self.plan, self.prefix, self.arranged.stacks.of(loop.level), loop.level, printer)
         opening = [*state_bindings(printer, printer.weights, "w"), *state_bindings(printer, printer.states, "s")]
         opening += clocks(lines)
         opening.append("new: dict[str, Tensor] = {}")
@@ -292,7 +296,7 @@ class UnitSource:
 
     def surprises(self, level: Level, printer: Printer) -> list[str]:
         """The objectives that adaptive memories decide by."""
-        printer.lines, printer.sites = [], NOWHERE
+        printer.lines, printer.sites, printer.slots = [], NOWHERE, NO_SLOTS
         for fast in (self.folds.memories[name] for name in level.memories):
             if fast.slowest is not None:
                 printer.statements(self.loss_nodes(fast, level.index)[0], [fast.loss])
@@ -305,7 +309,8 @@ class UnitSource:
             fast = self.folds.memories[name]
             inside = Printer(self.names, self.folds.fold, clock="clock")
             inside.text, inside.parts = dict(printer.text), printer.parts
-            inside.weights, inside.states, inside.sites = printer.weights, printer.states, NOWHERE
+            inside.weights, inside.states = printer.weights, printer.states
+            inside.sites, inside.slots = NOWHERE, NO_SLOTS
             live = self.live(fast.loss, inside)
             inside.statements([n for n in self.loss_nodes(fast, level.index)[0] if n.id in live], [fast.loss])
             lines += [INDENT + line for line in inside.lines]
@@ -324,56 +329,6 @@ class UnitSource:
                 todo += [] if node.id in printed.parts else node.args
         return found
 
-    def advances(self, level: Level, printer: Printer) -> list[str]:
-        """Move the states: folds become the new state, slow memories before fast, then resets."""
-        lines = []
-        together = {m: stack for stack in self.arranged.stacks.of(level) for m in stack.memories}
-        for name in sorted(level.memories, key=lambda m: -self.folds.memories[m].period):
-            fast = self.folds.memories[name]
-            stack = together.get(name)
-            if stack is not None:
-                if name == stack.memories[0]:
-                    lines.append(self.advance(stack.name, fast, stack.folds, printer))
-                continue
-            never = fast.memory.reset.kind == "never"
-            period = 1 if fast.exact else fast.period
-            if fast.slowest is not None:
-                folds = ", ".join(f'"{f.tensor}": {printer.of(f.node)}' for f in fast.folds)
-                clock = ", never=True" if never else ""
-                by = f"({period}, {fast.slowest}), {number(fast.threshold)}, {printer.of(fast.loss)}"
-                lines.append(f'new = rt.update(new, rt.decide(at, s, "{name}", {by}, {{{folds}}}{clock}))')
-                continue
-            lines.append(self.advance(name, fast, [(f.tensor, f.node) for f in fast.folds], printer))
-        for name in self.due_resets(level):
-            period = int(self.folds.memories[name].memory.reset.period or 0)
-            lines.append(f"if at.closes({period}):")
-            reset = identifier(f"{self.prefix}_reset_{name}")
-            lines.append(f"{INDENT}new = rt.update(new, {reset}(w, rt.update(s, new), at))")
-        return lines
-
-    def advance(self, name: str, fast: FastMemory, folds: Iterable[tuple[str, Node]], printer: Printer) -> str:
-        """The statement that moves a memory, or several that move as one."""
-        listed = ", ".join(f'"{tensor}": {printer.of(node)}' for tensor, node in folds)
-        period, never = 1 if fast.exact else fast.period, fast.memory.reset.kind == "never"
-        return f'new = rt.update(new, rt.advance(at, "{name}", {period}, {never}, {{{listed}}}))'
-
-    def due_resets(self, level: Level) -> list[str]:
-        """Memories to reset at the end of the level's blocks, sources of initial states first.
-
-        Where the boundaries of several levels fall together, an inner loop resets its memories before this level moves:
-        those that start from what moves here are reset again, from the new state.
-        """
-        touched = {*level.memories}
-        found = []
-        for memory in starting_order(self.plan.unit):
-            inner = memory.reset.kind == "every" and any(
-                memory.name in deeper.resets for deeper in self.plan.levels if deeper.index > level.index
-            )
-            if memory.name in level.resets or (inner and starts_from(memory) & touched):
-                touched.add(memory.name)
-                found.append(memory.name)
-        return found
-
     # --- stages ----------------------------------------------------------------------------------------
 
     def stage_border(self, index: int) -> tuple[list[Node], list[Node]]:
@@ -385,6 +340,7 @@ class UnitSource:
             for a in valued(node.args):
                 if a.id not in here and self.passed(a):
                     inputs.setdefault(a.id, a)
+        inputs |= slots_of(stage.nodes, self.names.slots)
         users: list[Node] = [n for _, n in self.plan.lowered.outputs]
         for later in self.plan.stages[index + 1 :]:
             users += [a for n in later.nodes for a in n.args]
@@ -427,22 +383,6 @@ class UnitSource:
         return "All tokens at once: what no memory's update needs, after the loop."
 
 
-def quoted(names: Iterable[str]) -> str:
-    """A tuple of strings in generated source."""
-    return "(" + "".join(f'"{name}", ' for name in names).rstrip() + ")"
-
-
 def is_matrix(node: Node) -> bool:
     """Whether a value is a matrix a token, [B, T, n, m], which looks like [B, heads, T, n]."""
     return node.layout == "flat" and len(node.shape) == 2
-
-
-def number(value: float) -> str:
-    """A float as generated source spells it."""
-    return repr(value) if math.isfinite(value) else f"{'-' if value < 0 else ''}math.inf"
-
-
-def clocks(lines: Iterable[str]) -> list[str]:
-    """Bind the token's number at the block's start where `lines` use it: an inner loop moves the clock on."""
-    used = {name for line in lines for name in re.findall(r"\bclock(?:_never)?\b(?!\")", line)}
-    return [f'{name} = s["{name.replace("_", ".")}"]' for name in sorted(used)]

@@ -1,4 +1,4 @@
-"""Where generated code sums up the inputs of layers, for rules that use `key` on the step clock."""
+"""Where generated code tells of the inputs of layers, for rules that use `key` or `err` on the step clock."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
-from nsam.compiler.expressions import Node
+from nsam.compiler.expressions import Layout, Node
 from nsam.compiler.schedule import UnitPlan
+
+Slots: TypeAlias = Mapping[int, Node]
+"""Reads of weights, by the number of their node, and the value that is told of their tokens (see `runtime/rows.py`)."""
 
 Sites: TypeAlias = Mapping[int, str]
 """Reads of weights, by the number of their node, and the state tensor that sums up their inputs."""
 NOWHERE: Sites = MappingProxyType({})
+NO_SLOTS: Slots = MappingProxyType({})
 
 
 def sites(plan: UnitPlan, recorded: frozenset[str]) -> Sites:
@@ -34,6 +38,29 @@ def sites(plan: UnitPlan, recorded: frozenset[str]) -> Sites:
                 found[node.id] = f"{path}.seen{count[path]}"
                 count[path] += 1
     return found
+
+
+def slots(plan: UnitPlan, kept: frozenset[str]) -> Slots:
+    """A slot for each read of the weights `kept`, a value with a row of in + 1 + out numbers for each token."""
+    found: dict[int, Node] = {}
+    make, reads = plan.lowered.builder.make, sites(plan, kept)
+    nodes = {n.id: n for n in with_gradient(plan) if n.id in reads}
+    for number in sorted(reads):
+        weight = nodes[number].args[1]
+        layout: Layout = "heads" if len(weight.shape) == 3 else "flat"
+        names = {"memory": weight.attr("memory"), "tensor": weight.attr("tensor"), "site": len(found)}
+        found[number] = make("slot", (), (weight.shape[-1] + 1 + weight.shape[-2],), layout, **names)
+    return found
+
+
+def slots_of(nodes: Iterable[Node], known: Slots) -> dict[int, Node]:
+    """The slots of the reads in `nodes`, by their own numbers."""
+    return {known[n.id].id: known[n.id] for n in nodes if n.id in known}
+
+
+def path_of(slot: Node) -> str:
+    """The weight whose read a slot is for: `k.weight`."""
+    return f"{slot.attr('memory')}.{slot.attr('tensor')}"
 
 
 def with_gradient(plan: UnitPlan) -> Iterator[Node]:

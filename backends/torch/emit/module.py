@@ -16,7 +16,7 @@ from nsam.backends.torch.rule_source import KERNELS
 from nsam.compiler.end_to_end import learns_end_to_end
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
-from nsam.compiler.step_keys import recorded
+from nsam.compiler.step_keys import Keys, kept_by_token, recorded
 from nsam.dsl import checked as c
 
 HEADER = '''"""{title}
@@ -40,8 +40,8 @@ class ModuleSource:
 
     version: str = "0.1.0"
     passes: Passes = ALL
-    keys: bool = False
-    """Whether the inputs of every layer are summed up, for rules of the step clock that use `key`."""
+    keys: Keys = False
+    """What is told of the inputs of every layer, for rules of the step clock that use `key`."""
     end_to_end: bool = False
     units: list[tuple[c.Unit, str]] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)
@@ -73,8 +73,8 @@ class ModuleSource:
         name = self.fresh_class(unit.name)
         self.units.append((unit, name))
         self.plans[name] = planned
-        of_layers = recorded(planned.unit, self.keys, self.end_to_end)
-        source = UnitSource(planned, identifier(name_to_prefix(name)), of_layers)
+        of_layers = [found(planned.unit, self.keys, self.end_to_end) for found in (recorded, kept_by_token)]
+        source = UnitSource(planned, identifier(name_to_prefix(name)), *of_layers)
         self.parts += [
             *self.functions(source),
             ClassSource(source, name, children, root and learns_end_to_end(unit)).write(),

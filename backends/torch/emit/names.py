@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 
-from nsam.backends.torch.emit.keys import NOWHERE, Sites
+from nsam.backends.torch.emit.keys import NO_SLOTS, NOWHERE, Sites, Slots
 from nsam.compiler.expressions import Builder, Node
 
 RESERVED = frozenset(
@@ -35,7 +35,7 @@ class Names:
     """Gives each node one Python name for the whole unit, so that functions agree on what they pass around.
 
     `wide` are the nodes whose values are widened to float32 (see `precision.py`), `sites` those whose inputs are summed
-    up (see `keys.py`).
+    up and `slots` those that tell of their tokens (see `keys.py`).
     """
 
     def __init__(self, builder: Builder) -> None:
@@ -44,6 +44,7 @@ class Names:
         self.taken: set[str] = set(RESERVED)
         self.wide: frozenset[int] = frozenset()
         self.sites: Sites = NOWHERE
+        self.slots: Slots = NO_SLOTS
 
     def of(self, node: Node) -> str:
         """The name of `node`."""
@@ -65,6 +66,8 @@ class Names:
             return self.builder.names[node.id]
         if node.op in ("weight", "state"):
             return f"{node.attr('memory')}_{node.attr('tensor')}"
+        if node.op == "slot":
+            return f"{node.attr('memory')}_{node.attr('tensor')}_tokens"
         if node.op in FOLDS:
             return f"{node.attr('memory')}_{node.attr('tensor')}_fold"
         if node.op in ("linear", "linear_t", "fold_read") and len(node.args) == 2:

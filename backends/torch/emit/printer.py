@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 
 from nsam.backends.torch.emit.keys import sums
@@ -50,7 +51,7 @@ class Printer:
         self, names: Names, fold: Callable[[Node, Printer], str], outside: Iterable[Node] = (), clock: str = "start"
     ) -> None:
         self.clock = clock
-        self.sites = names.sites
+        self.sites, self.slots = names.sites, names.slots
         self.names = names
         self.fold = fold
         self.text: dict[int, tuple[str, int]] = {n.id: (names.of(n), ATOM) for n in outside}
@@ -65,7 +66,8 @@ class Printer:
         """Print `nodes` in order; those in `keep` get a variable of their own."""
         todo = [n for n in nodes if n.id not in self.text]
         self.sums = sums(todo, self.sites)
-        kept = {n.id for n in (*keep, *(x for x, _ in self.sums.values()))}
+        told = (n.args[0] for n in todo if n.id in self.slots)
+        kept = {n.id for n in (*keep, *(x for x, _ in self.sums.values()), *told)}
         uses: dict[int, int] = {}
         for node in reversed(todo):
             part = self.parts.get(node.id)
@@ -146,6 +148,8 @@ class Printer:
     def expression(self, node: Node) -> tuple[str, int]:
         """A node's Python expression and how tightly it binds."""
         text, level = self.plain(node)
+        if node.id in self.slots:
+            text, level = f"rt.told({text}, {self.of(node.args[0])}, {self.names.of(self.slots[node.id])})", ATOM
         return (f"rt.wide({text})", ATOM) if node.id in self.names.wide else (text, level)
 
     def plain(self, node: Node) -> tuple[str, int]:
@@ -365,3 +369,9 @@ def state_bindings(printer: Printer, kind: Mapping[int, Node], source: str) -> l
         shape = ", ".join([*lead, *(str(n) for n in node.shape)])
         found.append(f'{printer.names.of(node)} = {source}["{node.attr("memory")}.{node.attr("tensor")}"]  # [{shape}]')
     return found
+
+
+def clocks(lines: Iterable[str]) -> list[str]:
+    """Bind the token's number at the block's start where `lines` use it: an inner loop moves the clock on."""
+    used = {name for line in lines for name in re.findall(r"\bclock(?:_never)?\b(?!\")", line)}
+    return [f'{name} = s["{name.replace("_", ".")}"]' for name in sorted(used)]

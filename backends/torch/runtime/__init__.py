@@ -46,6 +46,7 @@ from nsam.backends.torch.runtime.functions import (
     wide,
 )
 from nsam.backends.torch.runtime.keys import inputs_seen
+from nsam.backends.torch.runtime.rows import told
 from nsam.backends.torch.runtime.stacks import (
     across,
     apart,
@@ -54,6 +55,7 @@ from nsam.backends.torch.runtime.stacks import (
     rank_one_wide,
     together,
 )
+from nsam.backends.torch.runtime.starts import copied, empty_memory, learned, nothing, rule_states
 from nsam.backends.torch.runtime.system import (
     Memory,
     State,
@@ -61,17 +63,12 @@ from nsam.backends.torch.runtime.system import (
     advance,
     blank,
     column,
-    copied,
     cut,
-    empty_memory,
     expect,
-    learned,
     new_sequence,
     normal,
-    nothing,
     ones,
     require_places,
-    rule_states,
     update,
     zeros,
 )
@@ -152,6 +149,7 @@ __all__ = [
     "stage",
     "step_at",
     "together",
+    "told",
     "triangle",
     "triangle_of",
     "triangle_rows",

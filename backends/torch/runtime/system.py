@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from nsam.backends.torch.runtime.blocks import At
-from nsam.backends.torch.runtime.folds import as_row
 from nsam.backends.torch.runtime.functions import wide
 from nsam.backends.torch.runtime.keys import hand_over, nothing_seen, square, sums
 from nsam.backends.torch.runtime.replay import recorder, run_pass
+from nsam.backends.torch.runtime.rows import Rows, new_slot, reached, row_size
 from nsam.backends.torch.runtime.tasks import Tasks, separate
 
 State = dict[str, Any]
@@ -76,6 +76,8 @@ class System(nn.Module):
     """This unit's parameters that move every so many steps of the training level (default 1)."""
     layer_reads: Mapping[str, int] = {}
     """This unit's weights whose inputs are summed up for rules of the step clock, and how many places read each."""
+    token_reads: Mapping[str, int] = {}
+    """This unit's weights for which each token's input and error are kept (`rows.py`), and the reads of each."""
 
     @property
     def nsam_matrices(self) -> set[str]:
@@ -95,6 +97,29 @@ class System(nn.Module):
         """
         return {f"{path}{name}": leaf for path, unit in self._units() for name, leaf in unit.grams().items()}
 
+    @property
+    def nsam_rows(self) -> dict[str, Rows]:
+        """By parameter name, here and below: the input and error of each token of a step (`rows.py`)."""
+        return {f"{path}{name}": rows for path, unit in self._units() for name, rows in unit.rows().items()}
+
+    def rows(self) -> dict[str, Rows]:
+        """The same for this unit's own weights."""
+        kept: dict[str, Rows] = self.__dict__.setdefault("_rows", {name: Rows() for name in self.token_reads})
+        return kept
+
+    def row_bytes(self) -> int:
+        """Bytes of rows that one token of a step leaves, here and below."""
+        return sum(
+            reads * row_size(weight)
+            for _, unit in self._units()
+            for name, weight in (unit.weights().items() if unit.token_reads else ())
+            if weight.requires_grad and (reads := unit.token_reads.get(name, 0))
+        )
+
+    def slot(self, w: Mapping[str, Tensor], at: At, name: str) -> Tensor:
+        """What one read of a weight tells its tokens to in this call."""
+        return new_slot(w[name], at, self.rows()[name])
+
     def grams(self) -> dict[str, Tensor]:
         """The same for this unit's own weights, on the device where they are now."""
         kept: dict[str, Tensor] = self.__dict__.setdefault("_grams", {})
@@ -108,6 +133,8 @@ class System(nn.Module):
         super().zero_grad(set_to_none)
         for leaf in self.nsam_grams.values():
             leaf.grad = None
+        for rows in self.nsam_rows.values():
+            rows.grad = None
 
     def _units(self) -> list[tuple[str, System]]:
         return [(f"{path}." if path else "", m) for path, m in self.named_modules() if isinstance(m, System)]
@@ -208,10 +235,12 @@ class System(nn.Module):
         }
 
     def handed_over(self, outputs: Any, state: State, s: Mapping[str, Tensor], at: At) -> tuple[Any, State]:
-        """What a call returns, its backward pass bringing the means of the layers' inputs with it."""
+        """What a call returns, its backward pass bringing with it what rules need of the layers' inputs."""
         trained = {name for name, weight in self.weights().items() if weight.requires_grad}
         leaves = {name: leaf for name, leaf in self.grams().items() if name in trained}
         own = {part: state[part] for part in ("sequence", "kept")}
+        if self.token_reads:
+            outputs, own = reached((outputs, own))
         outputs, own = hand_over(leaves, self.layer_reads, s, at, (outputs, own))
         return outputs, {**state, **own}
 
@@ -235,57 +264,6 @@ class System(nn.Module):
     def is_kept(self, key: str) -> bool:
         """Whether a state tensor belongs to a memory with `reset never`."""
         return any(key.startswith(f"{memory}.") for memory in self.kept_memories)
-
-
-def learned(
-    w: Mapping[str, Tensor], batch: int, memory: str, tensors: Iterable[str], *, heads: bool, to: str | None = None
-) -> dict[str, Tensor]:
-    """Initial states from weights, one copy a sequence: [.., out, in] → [B, H, out, in], vectors [B, H, n, 1]."""
-    found: dict[str, Tensor] = {}
-    for name in tensors:
-        weight = w[f"{memory}.{name}"]
-        weight = weight if heads else weight.unsqueeze(0)
-        weight = weight.unsqueeze(-1) if weight.dim() == 2 else weight
-        copies = wide(weight).expand(batch, *weight.shape)
-        found[f"{to or memory}.{name}"] = copies.clone(memory_format=torch.contiguous_format)
-    return found
-
-
-def empty_memory(
-    w: Mapping[str, Tensor], batch: int, memory: str, heads: int, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
-    """A memory that starts from zeros."""
-    return {f"{memory}.{name}": nothing(wide(blank(w, batch, heads, *shape))) for name, shape in shapes.items()}
-
-
-def copied(
-    s: Mapping[str, Tensor], source: str, memory: str, tensors: Iterable[str], *, running: bool = False
-) -> dict[str, Tensor]:
-    """A memory that starts from another one's boundary state, or with `running` from its state after the last token."""
-    states = {name: s[f"{source}.{name}"] for name in tensors}
-    if running:
-        states = {name: s.get(f"{source}.{name}.run", state) for name, state in states.items()}
-    return {f"{memory}.{name}": state for name, state in states.items()}
-
-
-def nothing(like: Tensor) -> Tensor:
-    """Zeros shaped like a state. They ask for a gradient as later states do, so that blocks compile once."""
-    if torch.compiler.is_compiling():  # a reset inside a block, where a leaf cannot be made
-        return like * 0
-    return torch.zeros_like(like, requires_grad=torch.is_grad_enabled())
-
-
-def rule_states(
-    initial: Callable[[Tensor], tuple[Tensor, ...]],
-    weight: Tensor,
-    path: str,
-    names: Iterable[str],
-    *,
-    vector: bool = False,
-) -> dict[str, Tensor]:
-    """A rule's own states before the first update."""
-    row = as_row(vector)
-    return {f"{path}.{name}": row(state) for name, state in zip(names, initial(row(weight)), strict=True)}
 
 
 def expect(name: str, x: Tensor, shape: tuple[int, ...], *, vocab: int | None = None, per: str = "token") -> None:
