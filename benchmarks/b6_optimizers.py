@@ -80,6 +80,13 @@ def muon(what: str, shapes: Shapes) -> Case:
         (
             candidate("nsam", shapes, lambda p: nsam.optimizer("std.rules", "muon", p, lr=RATE)),
             candidate(
+                "nsam, bfloat16",
+                shapes,
+                lambda p: nsam.optimizer("std.rules", "muon", p, lr=RATE, products=torch.bfloat16),
+                note="products in bfloat16",
+                tolerance=COARSE,
+            ),
+            candidate(
                 "torch.optim.Muon",
                 shapes,
                 lambda p: torch.optim.Muon(p, lr=RATE, weight_decay=0),

@@ -201,17 +201,20 @@ def optimizer(
     *,
     compiled: bool = False,
     sharded: bool = False,
+    products: torch.dtype | None = None,
     **arguments: float,
 ) -> torch.optim.Optimizer:
     """A torch optimizer from a learning rule: `optimizer("std.rules", "m3", module, lr=0.004)`.
 
     `library` is a module of the standard library, or a program that declares the rule. `target`: a module, or tensors
     (then those with two axes or more are the matrices). `compiled` sends the rule's steps through torch.compile, which
-    takes its time at the first step; the steps are the same to rounding. `sharded` spreads the states over the
-    processes of torch.distributed's default group (a ZeroRedundancyOptimizer, see there for saving); each process then
-    moves its part of the parameters and sends it to the others. A rule that uses `key` needs a module compiled with
-    `keys=True`, one that uses it (or `err`) token by token one with `keys="tokens"`. Raises `ProgramError` when there
-    is no such rule, it cannot serve as an optimizer, or `sharded` is asked for without a process group.
+    takes its time at the first step; the steps are the same to rounding. `products=torch.bfloat16` orthogonalises
+    (muon, m3) in bfloat16, as torch.optim.Muon does, instead of in the precision of the weights. `sharded` spreads the
+    states over the processes of torch.distributed's default group (a ZeroRedundancyOptimizer, see there for saving);
+    each process then moves its part of the parameters and sends it to the others. A rule that uses `key` needs a module
+    compiled with `keys=True`, one that uses it (or `err`) token by token one with `keys="tokens"`. Raises
+    `ProgramError` when there is no such rule, it cannot serve as an optimizer, or `sharded` is asked for without a
+    process group.
     """
     from nsam.backends.torch.optim import optimizer as make
     from nsam.dsl.imports import standard_modules
@@ -227,7 +230,7 @@ def optimizer(
             f"there is no library `{library}`",
             help=f"{', '.join(standard_modules())}, or a program from nsam.load",
         )
-    made = make(use, target, compiled=compiled)
+    made = make(use, target, compiled=compiled, products=products)
     if not sharded:
         return made
     from nsam.backends.torch.optim_sharded import sharded as spread
@@ -235,11 +238,13 @@ def optimizer(
     return spread(made)
 
 
-def train_optimizer(train: Train, module: torch.nn.Module, *, compiled: bool = False) -> torch.optim.Optimizer:
-    """The optimizer that a `train` declaration asks for. Raises `ProgramError`."""
+def train_optimizer(
+    train: Train, module: torch.nn.Module, *, compiled: bool = False, products: torch.dtype | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer that a `train` declaration asks for; options as in `optimizer`. Raises `ProgramError`."""
     from nsam.backends.torch.optim import optimizer as make
 
-    return make(train.rules, module, compiled=compiled)
+    return make(train.rules, module, compiled=compiled, products=products)
 
 
 def verify(program: Program, system: str, /, *, without: str | Iterable[str] = (), **parameters: object) -> Report:

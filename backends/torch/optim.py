@@ -18,11 +18,15 @@ from nsam.dsl.checked import RuleUse
 from nsam.dsl.diagnostics import fail
 
 Parameters: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]"
-_OWN_KEYS = frozenset({"params", "param_names", "initial_lr", "compiled", "sharded"})
+_OWN_KEYS = frozenset({"params", "param_names", "initial_lr", "compiled", "sharded", "products"})
 
 
 def optimizer(
-    rules: RuleUse | Sequence[tuple[RuleUse, Role]], parameters: Parameters, *, compiled: bool = False
+    rules: RuleUse | Sequence[tuple[RuleUse, Role]],
+    parameters: Parameters,
+    *,
+    compiled: bool = False,
+    products: torch.dtype | None = None,
 ) -> RuleOptimizer:
     """Return the optimizer that `by …` declares, for the parameters of a model.
 
@@ -31,20 +35,22 @@ def optimizer(
     what the matrices are, `module.nsam_periods` (name to steps, inf for frozen) when each parameter moves, and
     `module.nsam_rules` (name to RuleUse) which have a rule of their own; elsewhere matrices are the tensors with two
     axes or more, and all move at every step. A rule that uses `key` or `err` needs a module, compiled with `keys`.
-    `compiled` sends each rule's step through torch.compile. ProgramError when a rule cannot serve here.
+    `compiled` sends each rule's step through torch.compile; `products` is the precision of the matrix products that
+    orthogonalise, that of the weights unless it is given. ProgramError when a rule cannot serve here.
     """
     pairs: Sequence[tuple[RuleUse, Role]] = [(rules, "all")] if isinstance(rules, RuleUse) else rules
     if isinstance(parameters, torch.nn.Module):
-        return _for_module(pairs, parameters, compiled)
+        return _for_module(pairs, parameters, compiled, products)
     outer = _labelled([outer_rule(use, role) for use, role in pairs])
     for (use, _), rule in zip(pairs, outer, strict=True):
         if rule.keyed:
             raise without_module(rule, use)
     listed = list(parameters)
     if listed and isinstance(listed[0], dict):
-        return RuleOptimizer([group for group in listed if isinstance(group, dict)], outer, compiled=compiled)
+        groups = [group for group in listed if isinstance(group, dict)]
+        return RuleOptimizer(groups, outer, compiled=compiled, products=products)
     tensors = [item[1] if isinstance(item, tuple) else item for item in listed]
-    return RuleOptimizer([{"params": tensors}], outer, compiled=compiled)
+    return RuleOptimizer([{"params": tensors}], outer, compiled=compiled, products=products)
 
 
 def outer_rule(use: RuleUse, role: Role = "all") -> OuterRule:
@@ -74,7 +80,9 @@ def _labelled(rules: Sequence[OuterRule]) -> list[OuterRule]:
     return found
 
 
-def _for_module(pairs: Sequence[tuple[RuleUse, Role]], module: torch.nn.Module, compiled: bool) -> RuleOptimizer:
+def _for_module(
+    pairs: Sequence[tuple[RuleUse, Role]], module: torch.nn.Module, compiled: bool, products: torch.dtype | None
+) -> RuleOptimizer:
     """Group a module's parameters by rule and period, in the order in which they first appear."""
     matrices: set[str] | None = getattr(module, "nsam_matrices", None)
     periods: Mapping[str, float] = getattr(module, "nsam_periods", {})
@@ -99,4 +107,4 @@ def _for_module(pairs: Sequence[tuple[RuleUse, Role]], module: torch.nn.Module, 
             keyed[parameter] = name
             by_token |= {name} if rule.by_token else set()
     keys = StepKeys(module, keyed, frozenset(by_token)) if keyed else None
-    return RuleOptimizer(groups.values(), outer, compiled=compiled, keys=keys)
+    return RuleOptimizer(groups.values(), outer, compiled=compiled, keys=keys, products=products)

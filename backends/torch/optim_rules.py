@@ -63,7 +63,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     Each parameter group has one rule; the rule's parameters are entries of the group (`group["lr"]`) and are read at
     every step. A group with a period p (`group["nsam.every"]`) sums its gradients and moves at every p-th step
     (eq. 71); with period inf it never moves. `state[p]` holds the rule's states and memories by their names, shaped
-    like p. `keys` tells of the inputs of layers, for rules that use them.
+    like p. `keys` tells of the inputs of layers, for rules that use them; `products` is the precision of the matrix
+    products that orthogonalise, where it is not that of the weights.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class RuleOptimizer(torch.optim.Optimizer):
         *,
         compiled: bool = False,
         keys: StepKeys | None = None,
+        products: torch.dtype | None = None,
     ) -> None:
         self.rules = tuple(rules)
         self.compiled = compiled
+        self.products = products
         self.keys = keys
         self._forget()
         super().__init__(list(groups), {})
@@ -86,7 +89,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._batches: dict[Signature, _Batch] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"rules": self.rules, "compiled": self.compiled, "keys": self.keys}
+        own = {"rules": self.rules, "compiled": self.compiled, "keys": self.keys, "products": self.products}
+        return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -129,7 +133,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def steps(self, label: str) -> Steps:
         """Return the functions of the rule called `label`."""
         if label not in self._steps:
-            self._steps[label] = Steps(self.rule(label).plan, self.compiled)
+            self._steps[label] = Steps(self.rule(label).plan, self.compiled, self.products)
         return self._steps[label]
 
     # --- steps -----------------------------------------------------------------------------------

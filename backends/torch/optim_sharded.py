@@ -29,5 +29,6 @@ def sharded(optimizer: RuleOptimizer) -> ZeroRedundancyOptimizer:
             "`sharded`",
         )
     require_one_process(optimizer.rules)
-    make = partial(RuleOptimizer, rules=optimizer.rules, compiled=optimizer.compiled)
+    rules, compiled, products = optimizer.rules, optimizer.compiled, optimizer.products
+    make = partial(RuleOptimizer, rules=rules, compiled=compiled, products=products)
     return ZeroRedundancyOptimizer([dict(group) for group in optimizer.param_groups], make)  # type: ignore[arg-type]

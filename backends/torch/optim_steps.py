@@ -17,11 +17,15 @@ COUNT = "nsam.count"
 
 
 class Steps:
-    """A rule's step on batches. With `compiled` the step goes through torch.compile, once a shape."""
+    """A rule's step on batches. With `compiled` the step goes through torch.compile, once a shape.
 
-    def __init__(self, plan: RulePlan, compiled: bool = False) -> None:
+    `products`: the precision of the matrix products that orthogonalise, where it is not that of the weights.
+    """
+
+    def __init__(self, plan: RulePlan, compiled: bool = False, products: torch.dtype | None = None) -> None:
         self.plan = plan
         self.compiled = compiled
+        self.products = products
         self.names = tuple(state.name for state in plan.states)
         self._functions: dict[tuple[object, ...], Callable[..., Any]] = {}
 
@@ -81,7 +85,7 @@ class Steps:
         """Return the straight-line step; compiled, one a shape, as torch gives up on a function of many shapes."""
         key = (due, batch.shape, tokens, batch.dtype, batch.device) if self.compiled else (due,)
         if key not in self._functions:
-            function = load(emit_step(self.plan, due=due), "step")
+            function = load(emit_step(self.plan, due=due), "step", self.products)
             self._functions[key] = torch.compile(function, dynamic=False) if self.compiled else function
         return self._functions[key]
 

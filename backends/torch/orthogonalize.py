@@ -6,7 +6,7 @@ Shapes: x [..., rows, columns], every leading axis a batch of matrices. A vector
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -23,36 +23,38 @@ NORMALIZE_FLOOR = 1e-6
 MATRIX = (-2, -1)
 
 
-def orthogonalize(x: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalize(x: Tensor, iterations: int = 5, *, products: torch.dtype | None = None) -> Tensor:
     """Push the singular values of each matrix towards 1 (Newton-Schulz, the σ of eq. 42).
 
     x [..., rows, columns] is divided by max(its Frobenius norm, 1e-7), then `iterations` times
-    x ← a x + (b A + c A²) x with A = x xᵀ, on the side where A is smaller; in the precision of x.
+    x ← a x + (b A + c A²) x with A = x xᵀ, on the side where A is smaller; in the precision of x, or of `products`.
     """
     tall = x.shape[-2] > x.shape[-1]
     y = x.mT if tall else x
-    y = (y / norm(y).clamp_min(ORTHOGONALIZE_FLOOR)).reshape(-1, *y.shape[-2:])
+    y = (y / norm(y).clamp_min(ORTHOGONALIZE_FLOOR)).reshape(-1, *y.shape[-2:]).to(products or x.dtype)
     apart = y.device.type == "cpu" and y.shape[-2] * y.shape[-1] >= LARGE
-    parts = [_newton_schulz(part, int(iterations)) for part in (torch.split(y, 1) if apart else (y,))]
-    y = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return (y.mT if tall else y).reshape(x.shape)
+    y = torch.stack([_newton_schulz(z, int(iterations)) for z in y]) if apart else _newton_schulz(y, int(iterations))
+    return (y.mT if tall else y).reshape(x.shape).to(x.dtype)
 
 
 def _newton_schulz(y: Tensor, iterations: int) -> Tensor:
-    """The iterations, for matrices [batch, rows, columns] with rows ≤ columns."""
+    """The iterations, for a matrix [rows, columns] or a batch of them, with rows ≤ columns."""
     a, b, c = COEFFICIENTS
+    add: Callable[..., Tensor] = torch.addmm if y.dim() == 2 else torch.baddbmm
     for _ in range(iterations):
         gram = y @ y.mT
-        square = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # sums inside the products: no passes of their own
-        y = torch.baddbmm(y, square, y, beta=a)
+        square = add(gram, gram, gram, beta=b, alpha=c)  # sums inside the products: no passes of their own
+        y = add(y, square, y, beta=a)
     return y
 
 
-def orthogonalize_each(xs: Sequence[Tensor], iterations: int = 5) -> tuple[Tensor, ...]:
+def orthogonalize_each(
+    xs: Sequence[Tensor], iterations: int = 5, *, products: torch.dtype | None = None
+) -> tuple[Tensor, ...]:
     """Orthogonalise several batches, in one call where they have one shape."""
     if len({x.shape for x in xs}) > 1:
-        return tuple(orthogonalize(x, iterations) for x in xs)
-    return orthogonalize(torch.stack(tuple(xs)), iterations).unbind(0)
+        return tuple(orthogonalize(x, iterations, products=products) for x in xs)
+    return orthogonalize(torch.stack(tuple(xs)), iterations, products=products).unbind(0)
 
 
 def sqrt(x: Scalar) -> Scalar:

@@ -21,6 +21,7 @@ import linecache
 import math
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -127,12 +128,17 @@ def elementwise(plan: RulePlan) -> bool:
     )
 
 
-def load(source: str, function: str) -> Callable[..., Any]:
-    """Compile emitted source and return one function of it; tracebacks show its lines."""
+def load(source: str, function: str, products: torch.dtype | None = None) -> Callable[..., Any]:
+    """Compile emitted source and return one function of it; tracebacks show its lines.
+
+    `products`: the precision of the matrix products that orthogonalise.
+    """
     name = f"<nsam rule {function} {abs(hash(source)):x}>"
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     scope: dict[str, Any] = {kernel: getattr(kernels, kernel) for kernel in KERNELS} | _TOKENS
     scope |= {"math": math, "torch": torch}
+    if products is not None:
+        scope |= {name: partial(scope[name], products=products) for name in ("orthogonalize", "orthogonalize_each")}
     exec(compile(source, name, "exec"), scope)
     loaded: Callable[..., Any] = scope[function]
     return loaded

@@ -65,7 +65,8 @@ class Trainer:
             without=settings.without,
             keys=train_needs_keys(train),
         ).to(self.device)
-        self.optimizer: torch.optim.Optimizer = api.train_optimizer(train, self.module)
+        products = torch.bfloat16 if settings.precision is torch.bfloat16 else None
+        self.optimizer: torch.optim.Optimizer = api.train_optimizer(train, self.module, products=products)
         self.sampler = Sampler(corpus.training, context, self.batch, settings.seed)
         self._held_out = held_out_rows(corpus.held_out, context, self.batch, settings.held_out_batches)
         self._speed = Speed(self.batch * context)

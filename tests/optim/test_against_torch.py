@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import nsam
 from nsam.backends.torch.optim import optimizer
 
 
@@ -43,3 +44,18 @@ def test_muon_is_near_torchs_bfloat16_one(problem_of: Any, distance: Any, std: A
     apart = distance(path, problem.run(theirs, reference))
     assert apart < 1e-2
     assert distance(path, [problem.start] * 50) > 0.1
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_products_in_bfloat16_stay_near_torchs_and_those_in_float32(problem_of: Any, distance: Any, compiled: bool) -> None:
+    """torch's Muon orthogonalises in bfloat16 too, but rounds before it divides by the norm."""
+    problem = problem_of([(24, 40), (40, 24), (16, 16), (16, 16)], torch.float32)
+    mine, plain, reference = problem.parameters(), problem.parameters(), problem.parameters()
+    how = {"lr": 0.02, "compiled": compiled}
+    coarse = problem.run(nsam.optimizer("std.rules", "muon", mine, products=torch.bfloat16, **how), mine)
+    fine = problem.run(nsam.optimizer("std.rules", "muon", plain, **how), plain)
+    theirs = problem.run(torch.optim.Muon(reference, lr=0.02, weight_decay=0.0), reference)
+    assert all(p.dtype == torch.float32 for p in mine)
+    assert 0 < distance(coarse, fine) < 1e-2
+    assert distance(coarse, theirs) < 1e-2

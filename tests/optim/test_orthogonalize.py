@@ -86,3 +86,4 @@ def test_dot_sums_over_each_matrix() -> None:
 def test_precision_is_the_parameters() -> None:
     assert orthogonalize(torch.ones(2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert orthogonalize(draw(2, 2)).dtype == torch.float64
+    assert orthogonalize(draw(2, 2), products=torch.bfloat16).dtype == torch.float64

@@ -171,10 +171,11 @@ def test_a_module_says_which_are_its_matrices(std: Any) -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: torch.load(_pickled(o), weights_only=False)])
-def test_copies_go_on_by_themselves(copied: Any, problem_of: Any, std: Any) -> None:
+@pytest.mark.parametrize("products", [None, torch.bfloat16])
+def test_copies_go_on_by_themselves(copied: Any, products: torch.dtype | None, problem_of: Any, std: Any) -> None:
     problem = problem_of([(3, 5)], torch.float64, 10)
     parameters = problem.parameters()
-    made = optimizer(std("m3", lr=0.02), parameters)
+    made = optimizer(std("m3", lr=0.02), parameters, products=products)
     problem.run(made, parameters, range(5))
     other = copied(made)
     path = problem.run(other, other.param_groups[0]["params"], range(5, 10))

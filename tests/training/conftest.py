@@ -109,7 +109,9 @@ class FakeApi:
             module.register_parameter(self.extra[0], nn.Parameter(torch.zeros(self.extra[1])))
         return module
 
-    def train_optimizer(self, train: Train, module: nn.Module, *, compiled: bool = False) -> torch.optim.Optimizer:
+    def train_optimizer(
+        self, train: Train, module: nn.Module, *, compiled: bool = False, products: torch.dtype | None = None
+    ) -> torch.optim.Optimizer:
         return torch.optim.AdamW(module.parameters(), lr=1e-2)
 
     def new_sequence(self, state: Any) -> Any:

@@ -60,7 +60,9 @@ class UnitSource:
         self.arranged = arrange(self.plan)
         forward = self.arranged.stacks.forward
         self.folds = FoldSource(self.prefix, fast, self.plan.lowered.like, self.plan.passes, self.plan.ahead, forward)
-        self.names.wide, self.names.sites = wide_products(self.plan.lowered.fast), sites(self.plan, self.recorded)
+        wide = wide_products(self.plan.lowered.fast)
+        self.names.wide = wide | {part.whole.id for i, part in self.arranged.parts.items() if i in wide}
+        self.names.sites = sites(self.plan, self.recorded)
         self.names.slots = slots(self.plan, self.by_token)
         for slot in self.names.slots.values():
             self.names.of(slot)
