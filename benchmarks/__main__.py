@@ -131,7 +131,7 @@ def _benchmark(name: str, settings: Settings, console: Console) -> Outcome:
     console.print(f"\n[bold]{name}: {chosen.TITLE}[/]")
     outcome = report.Outcome(name, chosen.TITLE)
     cases = [case for case in registry.cases(name, settings) if settings.only in case.label]
-    if not cases:
+    if not cases and settings.only:
         console.print(f"no case of {name} has {settings.only!r} in its name", style="yellow")
     for i, case in enumerate(cases):
         apart = None
