@@ -107,6 +107,14 @@ def m3(what: str, shapes: Shapes) -> Case:
         f"M3, {what}",
         (
             candidate("nsam", shapes, lambda p: nsam.optimizer("std.rules", "m3", p, lr=RATE)),
+            candidate("nsam, compiled", shapes, lambda p: nsam.optimizer("std.rules", "m3", p, lr=RATE, compiled=True)),
+            candidate(
+                "nsam, bfloat16",
+                shapes,
+                lambda p: nsam.optimizer("std.rules", "m3", p, lr=RATE, products=torch.bfloat16),
+                note="products in bfloat16",
+                tolerance=COARSE,
+            ),
             candidate("loop", shapes, lambda p: M3Loop(p, RATE)),
         ),
         flops=(STEPS + 1) * orthogonalization_flops(shapes),

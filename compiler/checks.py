@@ -11,6 +11,7 @@ from nsam.compiler.levels import find_cycles
 from nsam.compiler.problems import Edge, LevelGraph, Need, Problem
 from nsam.compiler.scopes import Scope, scopes
 from nsam.compiler.step_keys import check_step_keys
+from nsam.compiler.step_periods import check_step_periods
 from nsam.dsl.checked import Memory, Train, Transfer, Unit
 from nsam.dsl.diagnostics import Label, ProgramError, Report
 
@@ -30,6 +31,7 @@ def check_unit(unit: Unit, train: Train | None = None, *, report: Report) -> Non
     check_gradients(unit, graph, report)
     check_used(graph, report)
     check_step_keys(unit, train, report)
+    check_step_periods(memories, train, report)
 
 
 # --- same-time cycles ----------------------------------------------------------------------------

@@ -241,10 +241,13 @@ def optimizer(
 def train_optimizer(
     train: Train, module: torch.nn.Module, *, compiled: bool = False, products: torch.dtype | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer that a `train` declaration asks for; options as in `optimizer`. Raises `ProgramError`."""
+    """The optimizer that a `train` declaration asks for; options as in `optimizer`. Raises `ProgramError`.
+
+    It is stepped when the level moves: once in `train.every` steps.
+    """
     from nsam.backends.torch.optim import optimizer as make
 
-    return make(train.rules, module, compiled=compiled, products=products)
+    return make(train.rules, module, compiled=compiled, products=products, every=int(train.every))
 
 
 def verify(program: Program, system: str, /, *, without: str | Iterable[str] = (), **parameters: object) -> Report:

@@ -27,6 +27,7 @@ def optimizer(
     *,
     compiled: bool = False,
     products: torch.dtype | None = None,
+    every: int = 1,
 ) -> RuleOptimizer:
     """Return the optimizer that `by …` declares, for the parameters of a model.
 
@@ -36,11 +37,12 @@ def optimizer(
     `module.nsam_rules` (name to RuleUse) which have a rule of their own; elsewhere matrices are the tensors with two
     axes or more, and all move at every step. A rule that uses `key` or `err` needs a module, compiled with `keys`.
     `compiled` sends each rule's step through torch.compile; `products` is the precision of the matrix products that
-    orthogonalise, that of the weights unless it is given. ProgramError when a rule cannot serve here.
+    orthogonalise, that of the weights unless it is given. With `every` the optimizer is stepped once in so many of the
+    steps that `module.nsam_periods` counts. ProgramError when a rule cannot serve here.
     """
     pairs: Sequence[tuple[RuleUse, Role]] = [(rules, "all")] if isinstance(rules, RuleUse) else rules
     if isinstance(parameters, torch.nn.Module):
-        return _for_module(pairs, parameters, compiled, products)
+        return _for_module(pairs, parameters, compiled, products, every)
     outer = _labelled([outer_rule(use, role) for use, role in pairs])
     for (use, _), rule in zip(pairs, outer, strict=True):
         if rule.keyed:
@@ -81,7 +83,11 @@ def _labelled(rules: Sequence[OuterRule]) -> list[OuterRule]:
 
 
 def _for_module(
-    pairs: Sequence[tuple[RuleUse, Role]], module: torch.nn.Module, compiled: bool, products: torch.dtype | None
+    pairs: Sequence[tuple[RuleUse, Role]],
+    module: torch.nn.Module,
+    compiled: bool,
+    products: torch.dtype | None,
+    every: int,
 ) -> RuleOptimizer:
     """Group a module's parameters by rule and period, in the order in which they first appear."""
     matrices: set[str] | None = getattr(module, "nsam_matrices", None)
@@ -100,7 +106,8 @@ def _for_module(
     for name, parameter in module.named_parameters():
         matrix = parameter.ndim >= 2 if matrices is None else name in matrices
         rule = outer[len(shared) + special.index(own[name])] if name in own else rule_for(outer, matrix, name)
-        key = (rule.label, periods.get(name, 1))
+        period = periods.get(name, every)
+        key = (rule.label, period if math.isinf(period) else int(period) // every)
         groups.setdefault(key, {"params": [], RULE: key[0], EVERY: key[1]})["params"].append(parameter)
         if rule.keyed and not math.isinf(key[1]):
             require_served(rule, uses[outer.index(rule)], module, name)

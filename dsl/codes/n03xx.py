@@ -111,6 +111,27 @@ system idle(dim: int) {
 }
 """
 
+_STEPS = """nsam 1
+
+use std.rules (adamw)
+
+system sample(dim: int = 8) {
+  input tokens: token(256)
+  memory embed : table(256, dim)
+  memory slow : linear(dim -> dim) { minimize task; every %s steps }
+  output embed.T(slow(embed(tokens)))
+}
+
+train run {
+  model    sample()
+  data     text(context = 16, batch = 2)
+  minimize cross_entropy(model(tokens), next(tokens))
+  by       adamw(lr = 0.01)
+  every    2 steps
+  steps    10
+}
+"""
+
 TABLE: tuple[Code, ...] = (
     Code(
         "N0301",
@@ -207,6 +228,16 @@ TABLE: tuple[Code, ...] = (
         "its gates, its initial state. One that does neither costs time and learns nothing.",
         _IDLE % "m(x)",
         _IDLE % "m(x) + spare(x)",
+    ),
+    Code(
+        "N0311",
+        "steps-between-moves",
+        "error",
+        "A memory that moves every n steps moves together with the level that trains it: n is a multiple of that "
+        "level's own period. Both count the steps of the training loop.",
+        _STEPS % 5,
+        _STEPS % 4,
+        "71",
     ),
     Code(
         "N0391",

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+import nsam
+from nsam import api
 from nsam.backends.torch.optim import optimizer
 
 PERIODS = {"fast": 1, "middle": 3, "slow": 4, "frozen": float("inf")}
@@ -89,3 +91,46 @@ def test_a_memory_may_have_a_rule_of_its_own(std: Any) -> None:
     feed(made, module, range(1, 5), lambda t: torch.ones(2, 3))
     moved = {level: getattr(module, level).tolist()[0][0] for level in PERIODS}
     assert moved == {"fast": 1 - 4 * 0.25, "middle": 2 - 3 * 0.125, "slow": 3 - 4 * 0.5, "frozen": 4.0}
+
+
+STEPS = """nsam 1
+use std.rules (gd)
+system net(dim: int = 4) {
+  input tokens: token(8)
+  memory embed : table(8, dim)
+  memory slow : linear(dim -> dim) { minimize task; every 4 steps }
+  memory frozen : linear(dim -> dim) { minimize task; every inf steps }
+  output embed.T(slow(embed(tokens)) + frozen(embed(tokens)))
+}
+train run {
+  model    net()
+  data     text(context = 8, batch = 2)
+  minimize cross_entropy(model(tokens), next(tokens))
+  by       gd(lr = 0.1)
+  every    2 steps
+  steps    8
+}
+"""
+
+
+def test_memories_and_the_level_that_trains_them_count_the_same_steps() -> None:
+    """A level that moves every 2 steps and a memory in it every 4: the memory moves at every second of its moves."""
+    train = nsam.loads(STEPS).train("run", {})
+    module = api.compile_unit(train.model, compiled=False).double()
+    made = api.train_optimizer(train, module)
+    draw = torch.Generator().manual_seed(0)
+    total = torch.zeros(4, 4, dtype=torch.float64)
+    for step in range(1, 9):
+        before = {name: p.detach().clone() for name, p in module.named_parameters()}
+        loss = module(torch.randint(0, 8, (2, 8), generator=draw))[0].square().mean()
+        total += torch.autograd.grad(loss, module.get_parameter("slow.weight"), retain_graph=True)[0]
+        loss.backward()
+        if step % 2 == 0:
+            made.step()
+            made.zero_grad()
+        moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+        assert moved == ({"embed.weight"} if step % 2 == 0 else set()) | ({"slow.weight"} if step % 4 == 0 else set())
+        if step % 4 == 0:
+            wanted = before["slow.weight"] - 0.1 * total
+            torch.testing.assert_close(module.get_parameter("slow.weight").detach(), wanted)
+            total.zero_()
