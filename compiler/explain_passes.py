@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from nsam.compiler.arrange import arrange
 from nsam.compiler.exact import exact_candidates
@@ -208,10 +208,13 @@ def _segment(plan: UnitPlan) -> Told:
     reason = uncompiled(plan)
     if reason is not None:
         return False, f"the loop runs as plain PyTorch: {reason}"
-    for outer, inner in zip(plan_loops(plan), plan_loops(plan)[1:], strict=False):
-        if outer.level is None and outer.period > inner.period:
-            return True, f"{outer.period} tokens a call: {outer.period // inner.period} blocks of {inner.period}"
-    size = next(loop.compiled for loop in plan_loops(plan) if loop.compiled is not None)
+    loops = plan_loops(plan)
+    segments = [loop.period for loop in loops if loop.level is None]
+    block = next((inner.period for outer, inner in pairwise(loops) if outer.level is None and inner.level), None)
+    found = [f"{size} tokens a call: {size // block} blocks of {block}" for size in segments if block and size > block]
+    if found:
+        return True, "; ".join(found)
+    size = next(loop.compiled for loop in loops if loop.compiled is not None)
     return False, f"one call covers {size} tokens already"
 
 

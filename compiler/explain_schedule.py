@@ -54,7 +54,7 @@ def _compiled(plan: UnitPlan) -> Line:
     reason = uncompiled(plan)
     if reason is not None:
         return Line(f"the loop runs as plain PyTorch, not through torch.compile: {reason}")
-    tokens = next(loop.compiled for loop in plan_loops(plan) if loop.compiled is not None)
+    tokens = " or ".join(str(loop.compiled) for loop in plan_loops(plan) if loop.compiled is not None)
     return Line(f"compiled: {tokens} tokens a call; a shorter piece at the end of a sequence runs as plain PyTorch")
 
 

@@ -17,6 +17,10 @@ UNROLLED_CHUNKS = 8
 """The most inner chunks that a compiled segment of short blocks unrolls; one block may unroll twice as many."""
 SEGMENT_TOKENS = 64
 """Blocks shorter than this are compiled several at a time, so that a call does at least this many tokens."""
+LONG_TOKENS = 256
+"""The most tokens of a call where the work on a block is small. What is left of a sequence goes in shorter ones."""
+LARGEST_GRAPH = 128
+"""The most operations of a plan that such a call unrolls."""
 
 Cut = tuple[int, bool]
 """A period at whose multiples a block ends, and whether on the clock of memories that are never reset."""
@@ -47,6 +51,9 @@ def plan_loops(plan: UnitPlan) -> tuple[Loop, ...]:
         period = alignment(plan, level)
         if index == compiled:
             size = _segment(plan, period, outer) if "segment" in plan.passes else period
+            long = _long_segment(plan, size, outer) if "segment" in plan.passes else size
+            if long > size:
+                loops.append(Loop(long, ((long, cuts[0][1]),), long, None))
             if size > period or len(level.cuts) > 1:
                 loops.append(Loop(size, ((size, cuts[0][1]),), size, None))
                 loops.append(Loop(period, cuts, None, level))
@@ -112,3 +119,18 @@ def _segment(plan: UnitPlan, period: int, outer: int | None) -> int:
             break
         size *= 2
     return size
+
+
+def _long_segment(plan: UnitPlan, size: int, outer: int | None) -> int:
+    """Tokens of a longer call that is compiled beside that of `size` tokens, for sequences that have as many."""
+    long = size
+    while 2 * long <= LONG_TOKENS and _operations(plan, 2 * long) <= LARGEST_GRAPH:
+        if outer is not None and outer % (2 * long):
+            break
+        long *= 2
+    return long
+
+
+def _operations(plan: UnitPlan, tokens: int) -> int:
+    """Operations of the loops over so many tokens, each block's on its own."""
+    return sum((len(level.before) + len(level.after)) * pieces(level.cuts, tokens) for level in plan.levels)

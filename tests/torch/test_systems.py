@@ -12,6 +12,7 @@ from torch import Tensor
 from nsam.backends.reference.module import ReferenceModule
 from nsam.backends.reference.run import new_sequence as new_sequence_reference
 from nsam.backends.torch.build import build
+from nsam.backends.torch.runtime import blocks
 from nsam.backends.torch.runtime.system import System, new_sequence
 from nsam.dsl.checked import Unit
 from nsam.dsl.program import Program
@@ -248,6 +249,39 @@ def test_inductor_equals_eager(unit_of: UnitOf, wrapper: bool) -> None:
     (wanted * direction).sum().backward()
     for (name, p), q in zip(fast.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-7, atol=1e-9 * float(q.grad.abs().max()) + 1e-12, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
+def test_long_calls_short_ones_and_the_rest(unit_of: UnitOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """256 tokens are one call, of what is left 64 another; the last 20 run as they are, and so does one token alone."""
+    learn = "learn k(x) -> v(x); minimize l2; by dgd(lr = 0.1, retain = 0.9); every 32 tokens"
+    unit = unit_of(f"{LEARN} {{ {learn} }}\noutput m(x)")
+    called: list[str] = []
+    compiled = blocks._compile
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        ready = compiled(function)
+
+        def run(*arguments: Any) -> Any:
+            called.append(function.__name__)
+            return ready(*arguments)
+
+        return run
+
+    monkeypatch.setattr(blocks, "_compile", counting)
+    torch.manual_seed(0)
+    fast, plain = build(unit).double(), build(unit, compiled=False).double()
+    plain.load_state_dict(fast.state_dict())
+    x = torch.randn(2, 341, 4).double()
+    (found, state), (wanted, old) = fast(x[:, :340]), plain(x[:, :340])
+    assert [name for name in called if "segment" in name] == ["s_segment_256", "s_segment_64"]
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(fast(x[:, 340:], state)[0], plain(x[:, 340:], old)[0], rtol=1e-9, atol=1e-10)
+    for y in (found, wanted):
+        y.square().sum().backward()
+    for p, q in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize(

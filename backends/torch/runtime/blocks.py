@@ -103,7 +103,8 @@ def block(period: int) -> Callable[[Function], Function]:
         @functools.wraps(function)
         def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
             whole = at.compiled and at.length == period and at.offset == 0 and at.never == 0
-            chosen = compiled if whole else function
+            inside = torch.compiler.is_compiling()  # of a longer block that is compiled: a part of its graph
+            chosen = compiled if whole and not inside else function
             if at.replay is None:
                 return chosen(w, s, at, *values)
             return at.replay.run(chosen, w, s, at._replace(replay=None), values)
