@@ -107,7 +107,6 @@ def m3(what: str, shapes: Shapes) -> Case:
         f"M3, {what}",
         (
             candidate("nsam", shapes, lambda p: nsam.optimizer("std.rules", "m3", p, lr=RATE)),
-            candidate("nsam, compiled", shapes, lambda p: nsam.optimizer("std.rules", "m3", p, lr=RATE, compiled=True)),
             candidate(
                 "nsam, bfloat16",
                 shapes,

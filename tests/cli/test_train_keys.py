@@ -32,7 +32,7 @@ system net(dim: int = 16) {
   memory embed : table(256, dim)
   let h = embed(tokens)
   repeat 2 { h = block(h, dim) }
-  memory slow : linear(dim -> dim) { minimize task; by safe_dgd(lr = 0.02); every 2 steps }
+  memory slow : linear(dim -> dim) { minimize task; by safe_dgd(lr = 0.02); every 6 steps }
   output embed.T(h + slow(h))
 }
 
@@ -104,14 +104,14 @@ def test_a_budget_changes_nothing(run: Run, keyed: Path, text: Path, tmp_path: P
 EXPLAINED = {
     "keyed": (
         "Wₜ = Wₜ₋₁ − 0.01 (Wₜ₋₁ E[x xᵀ]) − 0.05 ∇",
-        "moves every 2 steps by the sum of the task's gradients, by safe_dgd along the",
+        "moves every 6 steps by the sum of the task's gradients, by safe_dgd along the",
     ),
     "by_token": (
         "miss = Wₜ₋₁ x + g",
         "Wₜ = Wₜ₋₁ − 0.05 clip(miss, −0.1, 0.1) xᵀ",
         "W and states take the mean over the tokens of a step",
         "kept of each token until the step, for each read of W [out, in]: in + 1 + out numbers",
-        "moves every 2 steps by the sum of the task's gradients, by generalized_lp, a",
+        "moves every 6 steps by the sum of the task's gradients, by generalized_lp, a",
     ),
 }
 

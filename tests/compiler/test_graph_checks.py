@@ -20,7 +20,9 @@ def findings(text: str, symbolic: bool = False) -> list[Diagnostic]:
     program = Program.loads(text)
     (system,) = program.systems
     report = Report()
-    check_unit(program.symbolic(system) if symbolic else program.instantiate(system, {"dim": 8}), report=report)
+    train = program.train() if program.trains else None
+    unit = program.symbolic(system) if symbolic else program.instantiate(system, {"dim": 8})
+    check_unit(unit, train, report=report)
     return report.diagnostics
 
 
