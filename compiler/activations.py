@@ -25,15 +25,19 @@ def activations(planned: UnitPlan, tokens: int) -> Mapping[str, float]:
     values = Values(planned, tokens)
     kept: dict[str, Value] = {}
     for function in values.functions():
-        kept |= {value.key: value for value in cut(function, values)}
+        again = values.function == "block" and "recompute" in planned.passes
+        kept |= {value.key: value for value in cut(function, values, again)}
     found: dict[str, float] = defaultdict(float)
     for value in kept.values():
         found[value.memory] += value.size
     return found
 
 
-def cut(function: Iterable[Value], values: Values) -> list[Value]:
-    """The values that a function keeps: the cheapest set from which everything needed can be computed."""
+def cut(function: Iterable[Value], values: Values, again: bool = False) -> list[Value]:
+    """The values that a function keeps: the cheapest set from which everything needed can be computed.
+
+    With `again` operands of products too are computed again.
+    """
     inside = {value.key: value for value in function}
     graph = networkx.DiGraph()
     graph.add_nodes_from(("source", "sink"))
@@ -43,7 +47,7 @@ def cut(function: Iterable[Value], values: Values) -> list[Value]:
         value = values.table[key]
         weight = value.size * (2 if value.again and key in inside else 1)
         graph.add_edge((key, "in"), (key, "out"), capacity=weight * NEARER ** distance.get(key, 0))
-        if key not in inside or not value.again or key in values.operands:
+        if key not in inside or not value.again or (key in values.operands and not again):
             graph.add_edge("source", (key, "in"))
         else:
             for argument in value.args:

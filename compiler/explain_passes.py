@@ -11,6 +11,7 @@ from nsam.compiler.explain_model import Line, Part
 from nsam.compiler.explain_schedule import describe
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.fast_memory import FastMemory, Fold, piece_of, reusable
+from nsam.compiler.instances import why_library
 from nsam.compiler.loops import plan_loops, uncompiled
 from nsam.compiler.passes import PASSES
 from nsam.compiler.places import SEQUENCE, Place
@@ -239,6 +240,22 @@ def _triangles(fold: Node) -> list[Node]:
     return found
 
 
+def _recompute(plan: UnitPlan) -> Told:
+    reason = uncompiled(plan)
+    if reason is not None:
+        return False, f"the loop runs as plain PyTorch: {reason}"
+    return True, "activations, norms, gates and decays of a block"
+
+
+def _native(plan: UnitPlan) -> Told:
+    reason = why_library(plan)
+    if reason is not None:
+        return False, reason
+    return True, (
+        "a block's products and what lies between them, on CPU, in float32 or float64, where batch × heads is 2 or more"
+    )
+
+
 _TOLD: dict[str, Callable[[UnitPlan], Told]] = {
     "chunk": _chunk,
     "split": _split,
@@ -251,4 +268,6 @@ _TOLD: dict[str, Callable[[UnitPlan], Told]] = {
     "sink": _sink,
     "segment": _segment,
     "inverse": _inverse,
+    "recompute": _recompute,
+    "native": _native,
 }

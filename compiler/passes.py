@@ -62,6 +62,16 @@ PASSES = (
     Pass("sink", "compute what no update needs once, after the loop, for all tokens", "computed in the loop"),
     Pass("segment", "compile several short blocks as one call", "one call for each block"),
     Pass("inverse", "invert a triangle by matrix products, block by block", "forward substitution"),
+    Pass(
+        "recompute",
+        "keep of a block what its products and sums give; the elementwise rest is computed again in the backward pass",
+        "torch.compile's choice of what to keep",
+    ),
+    Pass(
+        "native",
+        "on CPU, do a block's work for one sequence and head after the other, in one kernel that keeps it in cache",
+        "torch.compile's kernels, an operation or a few for all sequences",
+    ),
 )
 NAMES = tuple(each.name for each in PASSES)
 

@@ -61,6 +61,9 @@ def build(
     kind: Any = getattr(load_source(text), name)
     module: System = kind()
     set_compiled(module, compiled, cpp_wrapper, truncated)
+    for part in module.modules():
+        if isinstance(part, System):
+            part.recompute, part.native = "recompute" in passes, "native" in passes
     module.__dict__["nsam_unit"] = unit
     module.__dict__["nsam_source"] = text
     module.__dict__["nsam_passes"] = passes

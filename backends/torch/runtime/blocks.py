@@ -20,7 +20,8 @@ class At(NamedTuple):
     `offset` is the number of tokens since the last boundary of the block's own loop (on the clock of memories
     that are reset for each sequence), `never` the same on the clock of memories that are never reset. `replay` takes
     the blocks that are computed again in the backward pass. `cpp_wrapper`: compiled code calls its kernels from C++.
-    `truncated`: gradients end where the call begins.
+    `truncated`: gradients end where the call begins. `recompute`: elementwise results of a block are computed again
+    in its backward pass. `native`: a block's work is done instance by instance, in kernels of our own.
     """
 
     offset: int
@@ -32,6 +33,8 @@ class At(NamedTuple):
     replay: Recorder | None = None
     cpp_wrapper: bool = False
     truncated: bool = False
+    recompute: bool = False
+    native: bool = False
 
     def closes(self, period: int, never: bool = False) -> bool:
         """Whether a boundary of this period lies at the block's end."""
@@ -98,7 +101,7 @@ def block(period: int) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
-        compiled = _compile(function)
+        compiled = _compile(function, block=True)
 
         @functools.wraps(function)
         def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
@@ -168,21 +171,27 @@ SHORTEST_COMPILED = 32
 """Shortest sequence, in tokens, that is worth compiling for."""
 
 
-def _compile(function: Function) -> Function:
+def _compile(function: Function, block: bool = False) -> Function:
     """torch.compile in one graph with static shapes; a graph break is an error, not a slow program.
 
     Compiling starts at the first call: loading generated source should not cost the import of the compiler.
     """
 
     @functools.cache
-    def ready(cpp_wrapper: bool) -> Function:
-        options: dict[str, Any] | None = {"cpp_wrapper": True} if cpp_wrapper else None
-        return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    def ready(cpp_wrapper: bool, native: bool, recompute: bool) -> Function:
+        # One compiled function for each way to compile: torch's own guards do not ask how that was.
+        options: dict[str, Any] = {"cpp_wrapper": True} if cpp_wrapper else {}
+        if native:
+            from nsam.backends.torch.native.graph_pass import native_kernels
+
+            options["post_grad_custom_post_pass"] = native_kernels()
+        return torch.compile(function, fullgraph=True, dynamic=False, options=options or None)
 
     @functools.wraps(function)
     def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
-        compiled = ready(at.cpp_wrapper)
-        with compiler_settings():
+        native, recompute = block and at.native, block and at.recompute
+        compiled = ready(at.cpp_wrapper, native, recompute)
+        with compiler_settings(recompute):
             return compiled(w, s, at, *values)
 
     return run

@@ -60,6 +60,10 @@ class System(nn.Module):
     """Whether blocks and stages run through torch.compile."""
     cpp_wrapper = False
     """Whether what torch.compile makes of them calls its kernels from C++ instead of Python."""
+    recompute = True
+    """Whether elementwise results of a block are computed again in the backward pass."""
+    native = True
+    """Whether a block's work on CPU is done sequence by sequence and head by head, in a kernel of our own."""
     truncated = False
     """Whether gradients end where a call begins: the state that it returns has none."""
     observe = False
@@ -202,7 +206,8 @@ class System(nn.Module):
             break
         s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
         time, batch = like.shape[1], like.shape[0]
-        how = (self.compiled, self.observe, recorder(time), self.cpp_wrapper, self.truncated)
+        native = self.native and like.device.type == "cpu" and not self.cpp_wrapper
+        how = (self.compiled, self.observe, recorder(time), self.cpp_wrapper, self.truncated, self.recompute, native)
         at = At(old["position"], old["steps"], time, batch, *how)
         if initial is not None:
             s = {**initial(w, s, at), **s}

@@ -1,0 +1,172 @@
+"""A kernel: its C++, and what it takes and gives."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.fx import Node
+
+from nsam.backends.torch.native.axes import Axes
+from nsam.backends.torch.native.labels import Labels
+from nsam.backends.torch.native.lower import Lowering
+from nsam.backends.torch.native.source import PART, Text, write
+from nsam.backends.torch.native.statements import Product, Statement
+from nsam.backends.torch.native.values import Buffer
+
+ALIGNMENT = 16
+"""Own memory begins at multiples of so many elements: of a line of the cache, or two."""
+CTYPES = {torch.float32: "float", torch.float64: "double"}
+
+
+class Layout(NamedTuple):
+    """Sizes, strides (in elements) and type of a tensor."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+
+
+class Kernel(NamedTuple):
+    """C++ with one function `run(void** tensors, long threads)`: the inputs, then the outputs."""
+
+    source: str
+    inputs: tuple[Layout, ...]
+    outputs: tuple[Layout, ...]
+
+
+@functools.cache
+def prelude() -> str:
+    """The C++ that all kernels begin with."""
+    return Path(__file__).with_name("prelude.h").read_text()
+
+
+def build(
+    labels: Labels, nodes: Sequence[Node], inputs: Sequence[Node], outputs: Sequence[Node], dtype: torch.dtype
+) -> tuple[Kernel, Lowering]:
+    """The kernel of some nodes, in order, that work on instances."""
+    low = Lowering(labels, nodes, inputs, outputs)
+    places, own = arena(low.statements)
+    foreign = [view.buffer for view in (*low.inputs, *low.outputs.values())]
+    index = {buffer.name: i for i, buffer in enumerate(foreign)}
+    lines = [f"using T = {CTYPES[dtype]};", prelude()]
+    parts = [low.statements[i : i + PART] for i in range(0, len(low.statements), PART)]
+    for i, part in enumerate(parts):
+        text = Text()
+        for statement in part:
+            write(text, statement)
+        lines.append(f"static __attribute__((noinline)) void part{i}(char* const* q) {{")
+        lines += [_pointer(text.names[name], index, places) for name in sorted(text.names)]
+        lines += [*text.lines, "}"]
+    lines += _run(labels.axes, [*zip(inputs, low.inputs, strict=True), *low.outputs.items()], labels, len(parts), own)
+    kernel = Kernel("\n".join(lines), tuple(map(layout, inputs)), tuple(map(layout, outputs)))
+    return kernel, low
+
+
+def layout(node: Node) -> Layout:
+    """What a node's value looks like."""
+    value = node.meta["val"]
+    return Layout(tuple(value.shape), tuple(value.stride()), str(value.dtype).removeprefix("torch."))
+
+
+def _pointer(buffer: Buffer, index: dict[str, int], places: dict[str, int]) -> str:
+    kind = "bool" if buffer.boolean else "at::BFloat16" if buffer.half else "T"
+    if buffer.kind == "own":
+        return f"{kind}* {buffer.name} = reinterpret_cast<T*>(q[{len(index)}]) + {places[buffer.name]};"
+    return f"{kind}* {buffer.name} = reinterpret_cast<{kind}*>(q[{index[buffer.name]}]);"
+
+
+def _run(axes: Axes, tensors: Sequence[tuple[Node, object]], labels: Labels, parts: int, own: int) -> list[str]:
+    """The function that goes through the instances, on several threads."""
+    scratch = 0
+    pointers = []
+    for i, (node, view) in enumerate(tensors):
+        value = node.meta["val"]
+        steps = axes.strides(value.shape, value.stride(), labels.of(node))
+        size = value.element_size()
+        offset = " + ".join(f"a{axis} * {step * size}L" for axis, step in enumerate(steps) if step) or "0"
+        same = [axis for axis, step in enumerate(steps) if not step]
+        pointer = f"static_cast<char*>(p[{i}]) + {offset}"
+        if view.buffer.kind == "output" and same:  # type: ignore[attr-defined]
+            # All instances along these axes compute the same: the first one's is kept.
+            needed = size * (1 + sum((n - 1) * s for n, s in zip(view.sizes, view.strides, strict=True)))  # type: ignore[attr-defined]
+            scratch = max(scratch, needed)
+            pointer = f"{' || '.join(f'a{axis}' for axis in same)} ? spare : {pointer}"
+        pointers.append(f"q[{i}] = {pointer};")
+    counters, rest = [], "i"
+    for axis in reversed(range(len(axes.sizes))):
+        counters.append(f"const long a{axis} = {rest} % {axes.sizes[axis]};")
+        rest = f"{rest} / {axes.sizes[axis]}"
+    return [
+        'extern "C" void run(void** p, long threads) {',
+        "#pragma omp parallel num_threads(threads)",
+        "{",
+        f"static thread_local std::vector<T> memory({own + 64});",
+        f"static thread_local std::vector<char> spare_memory({max(scratch, 1)});",
+        "[[maybe_unused]] char* spare = spare_memory.data();",
+        f"char* q[{len(tensors) + 1}];",
+        f"q[{len(tensors)}] = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory.data()) + 127) / 128 * 128);",
+        "#pragma omp for schedule(static)",
+        f"for (long i = 0; i < {axes.count}; i++) {{",
+        *counters,
+        *pointers,
+        *(f"part{i}(q);" for i in range(parts)),
+        "} } }",
+        "",
+    ]
+
+
+def arena(statements: Sequence[Statement]) -> tuple[dict[str, int], int]:
+    """Where in the kernel's own memory each buffer lies, and its size: what is not needed any more makes room."""
+    first: dict[Buffer, int] = {}
+    last: dict[Buffer, int] = {}
+    for i, statement in enumerate(statements):
+        for buffer in (*statement.reads(), *statement.writes()):
+            if buffer.kind == "own":
+                first.setdefault(buffer, i)
+                last[buffer] = i
+    ending: dict[int, list[Buffer]] = {}
+    for buffer, i in last.items():
+        ending.setdefault(i, []).append(buffer)
+    starting: dict[int, list[Buffer]] = {}
+    for buffer, i in first.items():
+        starting.setdefault(i, []).append(buffer)
+    free: list[tuple[int, int]] = []  # begin, end
+    places: dict[str, int] = {}
+    top = 0
+    for i in range(len(statements)):
+        for buffer in starting.get(i, ()):
+            size = -(-buffer.size // ALIGNMENT) * ALIGNMENT
+            fits = [gap for gap in free if gap[1] - gap[0] >= size]
+            if fits:
+                gap = min(fits, key=lambda g: g[1] - g[0])
+                free.remove(gap)
+                if gap[1] - gap[0] > size:
+                    free.append((gap[0] + size, gap[1]))
+                places[buffer.name] = gap[0]
+            else:
+                places[buffer.name] = top
+                top += size
+        for buffer in ending.get(i, ()):
+            begin = places[buffer.name]
+            free = _join([*free, (begin, begin + -(-buffer.size // ALIGNMENT) * ALIGNMENT)])
+    return places, top
+
+
+def _join(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    result: list[tuple[int, int]] = []
+    for begin, end in sorted(gaps):
+        if result and result[-1][1] == begin:
+            result[-1] = (result[-1][0], end)
+        else:
+            result.append((begin, end))
+    return result
+
+
+def flops(statements: Sequence[Statement]) -> int:
+    """Floating-point operations of the products of one instance."""
+    return sum(2 * math.prod(s.a.sizes) * s.b.sizes[2] for s in statements if isinstance(s, Product))

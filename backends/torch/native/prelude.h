@@ -1,0 +1,215 @@
+// What the kernels of a chunk are made of: vectors, and products of small matrices whose sizes are known.
+#include <torch/csrc/inductor/cpp_prefix.h>
+#include <type_traits>
+
+using Vec = at::vec::Vectorized<T>;
+using Bits = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+constexpr int L = Vec::size();
+
+#define ALWAYS static inline __attribute__((always_inline))
+
+#if defined(CPU_CAPABILITY_AVX512)
+// e^x by 2^n e^r, |r| <= ln 2 / 2, with the polynomial of Cephes' expf: within 1.5 units in the last place.
+ALWAYS __m512 exponential(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-104.f), _mm512_min_ps(_mm512_set1_ps(89.f), x));  // both give back a NaN
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 8);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+  p = _mm512_add_ps(_mm512_fmadd_ps(p, _mm512_mul_ps(r, r), r), _mm512_set1_ps(1.f));
+  return _mm512_scalef_ps(p, n);
+}
+// 1 / (1 + e^-x). The reciprocal is an estimate of 14 bits and one step of Newton's method.
+ALWAYS __m512 logistic(__m512 x) {
+  const __m512 e = exponential(_mm512_min_ps(_mm512_set1_ps(88.f), _mm512_sub_ps(_mm512_setzero_ps(), x)));
+  const __m512 d = _mm512_add_ps(e, _mm512_set1_ps(1.f));
+  const __m512 guess = _mm512_rcp14_ps(d);
+  return _mm512_fmadd_ps(_mm512_fnmadd_ps(d, guess, _mm512_set1_ps(1.f)), guess, guess);
+}
+#endif
+
+template <typename V>
+ALWAYS V exponential_of(V x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<V, at::vec::Vectorized<float>>) return exponential(x);
+#endif
+  return x.exp();
+}
+template <typename V>
+ALWAYS V sigmoid_of(V x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<V, at::vec::Vectorized<float>>) return logistic(x);
+#endif
+  return V(T(1)) / (V(T(1)) + x.neg().exp());
+}
+
+ALWAYS Vec sign_of(Vec x) {
+  const Vec zero(T(0));  // zero and what is no number stay what they are
+  return Vec::blendv(Vec::blendv(x, Vec(T(1)), x > zero), Vec(T(-1)), x < zero);
+}
+
+ALWAYS Vec every(bool value) {
+  T lanes[L];
+  std::memset(lanes, value ? 0xff : 0, sizeof(lanes));
+  return Vec::loadu(lanes);
+}
+ALWAYS Vec opposite(Vec mask) { return mask ^ every(true); }
+
+ALWAYS Vec gather(const T* p, long step, long n = L) {
+  T lanes[L] = {};
+  for (long i = 0; i < n; i++) lanes[i] = p[i * step];
+  return Vec::loadu(lanes);
+}
+ALWAYS void scatter(Vec x, T* p, long step, long n = L) {
+  T lanes[L];
+  x.store(lanes);
+  for (long i = 0; i < n; i++) p[i * step] = lanes[i];
+}
+ALWAYS Vec mask(const bool* p, long step, long n = L) {
+  Bits lanes[L] = {};
+  for (long i = 0; i < n; i++) lanes[i] = -static_cast<Bits>(p[i * step]);
+  return Vec::loadu(lanes);
+}
+#if defined(CPU_CAPABILITY_AVX512)
+template <typename V>
+ALWAYS bool wide_row(const at::BFloat16* p, V& x) {
+  if constexpr (std::is_same_v<V, at::vec::Vectorized<float>>) {
+    __m512 row;
+    at::vec::cvtbf16_fp32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), row);
+    x = row;
+    return true;
+  }
+  return false;
+}
+template <typename V>
+ALWAYS bool narrow_row(V x, at::BFloat16* p) {
+  if constexpr (std::is_same_v<V, at::vec::Vectorized<float>>) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), at::vec::cvtfp32_bf16(x));
+    return true;
+  }
+  return false;
+}
+#else
+template <typename V>
+ALWAYS bool wide_row(const at::BFloat16*, V&) { return false; }
+template <typename V>
+ALWAYS bool narrow_row(V, at::BFloat16*) { return false; }
+#endif
+
+ALWAYS Vec wide(const at::BFloat16* p, long step, long n = L) {
+  Vec row;
+  if (step == 0) return Vec(T(static_cast<float>(*p)));
+  if (step == 1 && n == L && wide_row(p, row)) return row;
+  T lanes[L] = {};
+  for (long i = 0; i < n; i++) lanes[i] = static_cast<float>(p[i * step]);
+  return Vec::loadu(lanes);
+}
+ALWAYS void narrow(Vec x, at::BFloat16* p, long step, long n = L) {
+  if (step == 1 && n == L && narrow_row(x, p)) return;
+  T lanes[L];
+  x.store(lanes);
+  for (long i = 0; i < n; i++) p[i * step] = static_cast<float>(lanes[i]);
+}
+ALWAYS void bytes(Vec x, bool* p, long step, long n = L) {
+  Bits lanes[L];
+  x.store(lanes);
+  for (long i = 0; i < n; i++) p[i * step] = lanes[i] != 0;
+}
+ALWAYS Vec first(Vec x, long n) {
+  T lanes[L];
+  x.store(lanes);
+  for (long i = n; i < L; i++) lanes[i] = 0;
+  return Vec::loadu(lanes);
+}
+ALWAYS T total(Vec x) {
+  return at::vec::vec_reduce_all<T>([](Vec& a, Vec& b) { return a + b; }, x);
+}
+
+template <long SIZE, typename F>
+ALWAYS void vectors(F body) {
+  for (long j = 0; j + L <= SIZE; j += L) body(j, std::true_type{});
+  if constexpr (SIZE % L != 0) body(SIZE - SIZE % L, std::false_type{});
+}
+
+// One tile of C = A B: R rows of W vectors (the last one of REST places, where REST is not 0), all of K.
+template <int R, int W, int REST, int K, long AR, long AK, long BK, long CR>
+ALWAYS void tile(const T* __restrict a, const T* __restrict b, T* __restrict c) {
+  Vec acc[R][W];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int w = 0; w < W; w++) acc[r][w] = Vec(T(0));
+#pragma GCC unroll 4
+  for (int k = 0; k < K; k++) {
+    Vec row[W];
+#pragma GCC unroll 8
+    for (int w = 0; w < W; w++)
+      row[w] = REST && w == W - 1 ? Vec::loadu(b + k * BK + w * L, REST) : Vec::loadu(b + k * BK + w * L);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      Vec x(a[r * AR + k * AK]);
+#pragma GCC unroll 8
+      for (int w = 0; w < W; w++) acc[r][w] = at::vec::fmadd(x, row[w], acc[r][w]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+    for (int w = 0; w < W; w++)
+      if (REST && w == W - 1) acc[r][w].store(c + r * CR + w * L, REST);
+      else acc[r][w].store(c + r * CR + w * L);
+}
+
+template <int M, int W, int REST, int K, long AR, long AK, long BK, long CR>
+ALWAYS void columns(const T* a, const T* b, T* c) {
+  constexpr int R = W == 4 ? 6 : W == 3 ? 8 : W == 2 ? 12 : 16;
+  int m = 0;
+  for (; m + R <= M; m += R) tile<R, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
+  if constexpr (M % R > 0) tile<M % R, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
+}
+
+template <int M, int N, int K, long AR, long AK, long BK, long CR>
+ALWAYS void all_columns(const T* a, const T* b, T* c) {
+  constexpr int NV = N / L, REST = N % L;
+  constexpr int W = NV % 4 == 0 ? 4 : NV % 3 == 0 ? 3 : NV % 2 == 0 ? 2 : 1;
+  for (int n = 0; n + W <= NV; n += W) columns<M, W, 0, K, AR, AK, BK, CR>(a, b + n * L, c + n * L);
+  if constexpr (REST > 0) columns<M, 1, REST, K, AR, AK, BK, CR>(a, b + NV * L, c + NV * L);
+}
+
+// C [M, N] = A [M, K] B [K, N]; AR, AK: strides of A's rows and columns, BK and CR of the rows of B and C.
+template <int M, int N, int K, long AR, long AK, long BK, long CR>
+static __attribute__((noinline)) void product(const T* a, const T* b, T* c) {
+  if constexpr (AR == 1 && AK * sizeof(T) >= 256 && K >= 32 && N >= 2 * L) {
+    // A column of A would fill a few sets of the cache, over and over: rows of it are laid beside each other first.
+    constexpr int ROWS = 24;
+    alignas(64) T some[K * ROWS];
+    int m = 0;
+    for (; m + ROWS <= M; m += ROWS) {
+      for (int k = 0; k < K; k++)
+#pragma GCC unroll 24
+        for (int r = 0; r < ROWS; r++) some[k * ROWS + r] = a[m + r + k * AK];
+      all_columns<ROWS, N, K, 1, ROWS, BK, CR>(some, b, c + m * CR);
+    }
+    constexpr int REST = M % ROWS;
+    if constexpr (REST > 0) {
+      for (int k = 0; k < K; k++)
+#pragma GCC unroll 24
+        for (int r = 0; r < REST; r++) some[k * REST + r] = a[m + r + k * AK];
+      all_columns<REST, N, K, 1, REST, BK, CR>(some, b, c + m * CR);
+    }
+  } else {
+    all_columns<M, N, K, AR, AK, BK, CR>(a, b, c);
+  }
+}
+
+// B [K, N], its rows laid beside each other, from A with strides R and S of rows and columns.
+template <int K, int N, long R, long S>
+static __attribute__((noinline)) void turn(const T* a, T* b) {
+  constexpr int KV = R == 1 ? K / L * L : 0, NV = R == 1 ? N / L * L : 0;
+  for (int n = 0; n < NV; n += L)
+    for (int k = 0; k < KV; k += L) at::vec::transpose_mxn<T>(a + n * S + k, S, b + k * N + n, N, L, L);
+  for (int n = 0; n < N; n++)
+    for (int k = n < NV ? KV : 0; k < K; k++) b[k * N + n] = a[k * R + n * S];
+}

@@ -1,0 +1,100 @@
+"""The operator that runs a native kernel: `nsam::kernel(name, inputs) -> outputs`.
+
+A kernel is kept by name in torch's compilation cache, where the graphs that call it are kept too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from nsam.backends.torch.native.kernel import Kernel, Layout
+
+KNOWN: dict[str, Kernel] = {}
+
+
+def register(kernel: Kernel) -> str:
+    """Keep a kernel, and begin with its C++. Returns the name under which the operator finds it."""
+    name = hashlib.sha256(repr(kernel).encode()).hexdigest()[:32]
+    if name not in KNOWN:
+        KNOWN[name] = kernel
+        path = _path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside and moved: another process may read it.
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(kernel, file)
+        os.replace(file.name, path)
+    return name
+
+
+def find(name: str) -> Kernel:
+    """A kernel by its name; one that another process made is read from the cache."""
+    if name not in KNOWN:
+        try:
+            source, inputs, outputs = json.loads(_path(name).read_text())
+        except OSError:
+            _lost(name)
+        layouts = [tuple(Layout(tuple(s), tuple(t), d) for s, t, d in each) for each in (inputs, outputs)]
+        KNOWN[name] = Kernel(source, *layouts)
+    return KNOWN[name]
+
+
+def _lost(name: str) -> NoReturn:
+    raise RuntimeError(
+        f"nsam internal error: the native kernel {name} is missing from torch's compilation cache "
+        f"({_path(name).parent.parent}); remove that folder to have everything compiled anew, and please report this"
+    )
+
+
+def _path(name: str) -> Path:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir()) / "nsam" / f"{name}.json"
+
+
+@functools.cache
+def _loaded(name: str) -> Callable[..., None]:
+    from torch._inductor.codecache import CppCodeCache
+
+    run = CppCodeCache.load(find(name).source).run
+    run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_long], None
+    return run  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _types(name: str) -> tuple[list[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]], ...]:
+    kernel = find(name)
+    return tuple([(s, t, getattr(torch, d)) for s, t, d in each] for each in (kernel.inputs, kernel.outputs))
+
+
+def run(name: str, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run a kernel. Inputs that do not lie as it expects are copied."""
+    expected, given = _types(name)
+    placed = [
+        x if x.stride() == strides else torch.empty_strided(sizes, strides, dtype=dtype).copy_(x)
+        for x, (sizes, strides, dtype) in zip(inputs, expected, strict=True)
+    ]
+    outputs = [torch.empty_strided(sizes, strides, dtype=dtype) for sizes, strides, dtype in given]
+    pointers = (ctypes.c_void_p * (len(placed) + len(outputs)))(*[x.data_ptr() for x in (*placed, *outputs)])
+    _loaded(name)(pointers, torch.get_num_threads())
+    return outputs
+
+
+def _shapes(name: str, inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.empty_strided(s, t, dtype=d, device=inputs[0].device) for s, t, d in _types(name)[1]]
+
+
+LIBRARY = torch.library.Library("nsam", "FRAGMENT")  # type: ignore[no-untyped-call]
+LIBRARY.define("kernel(str name, Tensor[] inputs) -> Tensor[]", tags=(torch.Tag.needs_fixed_stride_order,))  # type: ignore[no-untyped-call]
+LIBRARY.impl("kernel", run, "CPU")  # type: ignore[no-untyped-call]
+torch.library.register_fake("nsam::kernel", _shapes, lib=LIBRARY)

@@ -1,0 +1,98 @@
+"""Kernels by themselves: their functions, their names in the cache, and programs that run by them."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from nsam import Program
+from nsam.backends.torch.build import build
+from nsam.backends.torch.native import registry
+from nsam.backends.torch.native.kernel import prelude
+from nsam.compiler.passes import passes_without
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("kind", "dtype"), [("float", torch.float32), ("double", torch.float64)])
+def test_exponential_and_sigmoid(kind: str, dtype: torch.dtype) -> None:
+    from torch._inductor.codecache import CppCodeCache
+
+    body = "exponential_of(Vec::loadu(x + i)).store(e + i); sigmoid_of(Vec::loadu(x + i)).store(s + i);"
+    function = f'extern "C" void run(const T* x, T* e, T* s, long n) {{ for (long i = 0; i < n; i += L) {{ {body} }} }}'
+    run = CppCodeCache.load(f"using T = {kind};\n{prelude()}\n{function}\n").run
+    special = [
+        float("inf"),
+        -float("inf"),
+        float("nan"),
+        0.0,
+        -0.0,
+        1e-30,
+        88.7,
+        89.5,
+        -87.3,
+        -103.0,
+        -110.0,
+        1e30,
+        -1e30,
+    ]
+    x = torch.cat([torch.linspace(-86, 88, 4083), torch.tensor(special)]).to(dtype)
+    e, s = torch.empty_like(x), torch.empty_like(x)
+    run(*(ctypes.c_void_p(t.data_ptr()) for t in (x, e, s)), ctypes.c_long(x.numel()))
+    close = {"rtol": 4e-7 if dtype == torch.float32 else 1e-14, "atol": 2e-38, "equal_nan": True}
+    torch.testing.assert_close(e, x.double().exp().to(dtype), **close)  # type: ignore[arg-type]
+    torch.testing.assert_close(s, torch.sigmoid(x.double()).to(dtype), **close)  # type: ignore[arg-type]
+
+
+def test_a_kernel_that_is_gone_is_an_internal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"nsam internal error: the native kernel gone .* report this"):
+        registry.find("gone")
+
+
+SYSTEMS = [
+    ("hope", "titans", {"dim": 16, "heads": 2, "chunk": 16, "slow": 32}, 64, torch.float64),
+    ("zoo", "gated_deltanet", {"dim": 32}, 128, torch.float32),
+    ("deep_memories", "ttt_mlp", {"dim": 16}, 64, torch.bfloat16),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("program", "system", "parameters", "time", "dtype"), SYSTEMS, ids=[s[1] for s in SYSTEMS])
+def test_programs_run_by_kernels(
+    program: str, system: str, parameters: dict[str, int], time: int, dtype: torch.dtype, ran: list[str]
+) -> None:
+    found = Program.load(EXAMPLES / program / f"{program}.nsam")
+    unit = found.instantiate(system, parameters)
+    torch.manual_seed(1)
+    fast, plain = build(unit), build(unit, compiled=False)
+    plain.load_state_dict(fast.state_dict())
+    x = torch.randn(3, time, parameters["dim"])
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    results: list[list[Tensor]] = []
+    for module in (fast.to(exact), plain.to(torch.float64 if dtype == torch.bfloat16 else exact)):
+        inputs = x.detach().clone().to(next(module.parameters()).dtype).requires_grad_()
+        low = dtype == torch.bfloat16 and module is fast
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            y, _ = module(inputs)
+        y.double().square().mean().backward()
+        results.append([y, *(p.grad for p in (inputs, *module.parameters()) if p.grad is not None)])
+    assert ran, "no block became a kernel"
+    for got, wanted in zip(*results, strict=True):
+        scale = wanted.double().abs().max().item() + 1e-6
+        error = (got.double() - wanted.double()).abs().max().item() / scale
+        assert error < {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 0.15}[dtype]
+
+
+def test_the_pass_can_be_switched_off() -> None:
+    unit = Program.load(EXAMPLES / "zoo" / "zoo.nsam").instantiate("titans_memory", {"dim": 8})
+    on, off = build(unit), build(unit, passes=passes_without("native, recompute"))
+    assert (on.native, on.recompute, off.native, off.recompute) == (True, True, False, False)
+    same = [line for line in str(off.nsam_source).splitlines() if "Passes switched off" not in line]
+    assert str(on.nsam_source).splitlines() == same
