@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import nsam
+
+LONG = (pytest.mark.slow, pytest.mark.long)
+
 
 HEAD = "nsam 1\nuse std.rules (gd, dgd, safe_dgd, adamw)\n"
 

@@ -190,6 +190,7 @@ def test_weights_in_half_precision_have_sums_in_float32() -> None:
     assert all(bool(p.isfinite().all()) for p in module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_compiled_under_autocast() -> None:
     module = compiled(MLP, compiled=True).float()

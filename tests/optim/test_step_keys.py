@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from keyed_programs import CLOCK, HEAD, LINEAR, LOOP, MLP, assert_same, compiled, data, outer_mean, run, squares
+from keyed_programs import CLOCK, HEAD, LINEAR, LONG, LOOP, MLP, assert_same, compiled, data, outer_mean, run, squares
 from torch import Tensor
 
 import nsam
@@ -255,7 +255,8 @@ def steps_of(text: str, xs: list[Tensor], **options: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
-@pytest.mark.parametrize("text", [MLP, LOOP], ids=["layers", "loops"])
+@pytest.mark.parametrize("text", [MLP, pytest.param(LOOP, marks=LONG)], ids=["layers", "loops"])
+@pytest.mark.usefixtures("short_calls", "quick_kernels")
 def test_compiled_is_uncompiled(text: str) -> None:
     xs = data(3, 2, 32, 4)
     one, two = steps_of(text, xs), steps_of(text, xs, compiled=True)

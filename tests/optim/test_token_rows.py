@@ -183,11 +183,13 @@ def test_it_runs_where_its_inputs_are() -> None:
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_calls", "quick_kernels")
 def test_compiled_it_is_the_same() -> None:
     found = []
     for fast in (False, True):
         module = compiled(REPEAT, keys="tokens", compiled=fast)
-        (x,) = data(1, 2, 64, 4)
+        (x,) = data(1, 2, 32, 4)
         squares(module(x)[0], x).backward()
         found.append(sums(module))
     for name, (square, gradient) in found[0].items():
