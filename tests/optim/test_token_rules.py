@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from keyed_programs import CLOCK, HEAD, LINEAR, LONG, LOOP, MLP, assert_same, compiled, data, run, squares
-from test_step_keys import Again
+from keyed_programs import CLOCK, LINEAR, LONG, LOOP, MLP, TWICE, Again, assert_same, compiled, data, run, squares
 from torch import Tensor, nn
 
 import nsam
 from nsam.backends.torch.cuda_graph import GraphedStep
-
-TWICE = HEAD + "system net(dim: int = 4) { input x: [dim]; memory w : linear(dim -> dim); output w(tanh(w(x))) }\n"
 
 Read = tuple[Tensor, Tensor]
 """Inputs of a layer [tokens, in] and what it returns for them [tokens, out]."""
