@@ -1,7 +1,6 @@
 """Small random programs through inductor: compiled blocks against the reference, values and gradients in float64.
 
-Compiling is what takes time, so the programs have one short period and a segment is two of them. g++ neither optimises
-nor vectorises: what is tested is what the compiler was given, not how fast it gets.
+Compiling is what takes time, so the programs have one short period and a segment is two of them, of quick kernels.
 """
 
 from __future__ import annotations
@@ -23,13 +22,6 @@ SEEDS = range(10)
 PERIOD = SMALL.periods[0]
 TIME = 4 * PERIOD + 1
 """Two segments and a rest."""
-FASTEST = {
-    "compile_threads": 1,
-    "cpp.simdlen": 1,
-    "cpp.max_horizontal_fusion_size": 64,
-    "aot_inductor.debug_compile": True,
-    "pattern_matcher": False,
-}
 
 
 @pytest.fixture
@@ -54,13 +46,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
+@pytest.mark.usefixtures("quick_kernels")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_inductor_equals_reference(seed: int, calls: list[str]) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     case = replace(found(seed, SMALL), time=TIME, compiled=True)
-    with torch._inductor.config.patch(FASTEST):
-        outcome = compare(case)
+    outcome = compare(case)
     if outcome.error is not None:
         raise outcome.error
     assert not outcome.skipped

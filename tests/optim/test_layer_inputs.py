@@ -6,37 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from keyed_programs import HEAD, LINEAR, LOOP, MLP, assert_same, compiled, data, outer_mean, run, squares
+from keyed_programs import (
+    FOLDING,
+    HEAD,
+    LINEAR,
+    LOOP,
+    MLP,
+    REPEAT,
+    SHARED,
+    assert_same,
+    compiled,
+    data,
+    outer_mean,
+    run,
+    squares,
+)
 from torch import Tensor, nn
 
 import nsam
 from nsam.backends.torch.runtime.replay import Plan, Schedule
-
-
-def folding(rule: str, every: str, learn: str = "normalize(k(x)) -> v(m(x))") -> str:
-    return f"""nsam 1
-use std.rules (gd, dgd, momentum)
-system inner(dim: int) {{ input x: [dim]; memory w : linear(dim -> dim); output tanh(w(x)) }}
-system net(dim: int = 4) {{
-  input x: [dim]
-  memory k, v, o : linear(dim -> dim)
-  memory m : linear(dim -> dim) {{ learn {learn}; minimize l2; by {rule}; every {every}; init zeros }}
-  output o(m(v(k(x))))
-}}
-"""
-
-
-FOLDING = {
-    "loops": LOOP,
-    "every token": folding("dgd(lr = 0.1)", "1 token; reads running", "normalize(k(x)) -> v(x)"),
-    "the token before": folding("dgd(lr = 0.1)", "1 token"),
-    "momentum": folding("momentum(lr = 0.1)", "4 tokens"),
-    "summed": folding("gd(lr = 0.1)", "4 tokens summed"),
-    "window": folding("gd(lr = 0.1)", "4 tokens", "normalize(k(x)) -> v(m(x)) over last 3 tokens"),
-    "adaptive": folding("gd(lr = 0.1)", "4..8 tokens when surprise > 0.3"),
-    "resets": folding("gd(lr = 0.1)", "4 tokens; reset every 8 tokens"),
-    "a call inside": folding("gd(lr = 0.1)", "4 tokens", "normalize(k(x)) -> inner(m(x), dim)"),
-}
 
 
 def test_gradients_and_values_stay_the_same() -> None:
@@ -95,19 +83,7 @@ def test_a_cut_read_does_not_count() -> None:
 
 
 def test_a_row_that_stands_for_many_tokens_counts_for_each() -> None:
-    text = (
-        HEAD
-        + """system net(dim: int = 4) {
-  input x: [dim]
-  input c: [dim] per sequence
-  memory w : linear(dim -> dim)
-  memory b : vector(dim)
-  memory u : linear(dim -> dim)
-  output x + w(c) + u(b)
-}
-"""
-    )
-    module = compiled(text)
+    module = compiled(SHARED)
     with torch.no_grad():
         module.get_parameter("b.weight").normal_()
     (x,), (c,) = data(1, 3, 5, 4), data(1, 3, 4)
@@ -190,6 +166,7 @@ def test_weights_in_half_precision_have_sums_in_float32() -> None:
     assert all(bool(p.isfinite().all()) for p in module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_compiled_under_autocast() -> None:
     module = compiled(MLP, compiled=True).float()
@@ -198,21 +175,6 @@ def test_compiled_under_autocast() -> None:
         y, _ = module(x)
     y.float().square().mean().backward()
     torch.testing.assert_close(module.nsam_grams["a.weight"].grad, outer_mean(x.reshape(-1, 4)), rtol=1e-5, atol=1e-6)
-
-
-REPEAT = (
-    HEAD
-    + """system block(dim: int) {
-  input x: [dim]
-  memory k, v, o : linear(dim -> dim)
-  memory m : linear(dim -> dim) {
-    learn normalize(k(x)) -> v(m(x)); minimize l2; by gd(lr = 0.1); every 4 tokens; init zeros
-  }
-  output o(tanh(m(x))) + x
-}
-system net(dim: int = 4) { input x: [dim]; let h = x; repeat 3 { h = block(h, dim) }; output h }
-"""
-)
 
 
 @pytest.mark.parametrize(("passes", "group", "kept"), [(0, 2, 0), (0, 1, 2), (2, 0, 0), (3, 2, 1)])

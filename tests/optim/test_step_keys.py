@@ -7,7 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from keyed_programs import CLOCK, HEAD, LINEAR, LOOP, MLP, assert_same, compiled, data, outer_mean, run, squares
+from keyed_programs import (
+    CLOCK,
+    HEAD,
+    LINEAR,
+    LONG,
+    LOOP,
+    MLP,
+    TWICE,
+    Again,
+    assert_same,
+    compiled,
+    data,
+    outer_mean,
+    run,
+    squares,
+)
 from torch import Tensor
 
 import nsam
@@ -114,8 +129,7 @@ def test_around_the_model_is_inside_the_sequence(rule: str, text: str) -> None:
 
 
 def test_a_layer_that_is_read_twice_adds_up() -> None:
-    text = HEAD + "system net(dim: int = 4) { input x: [dim]; memory w : linear(dim -> dim); output w(tanh(w(x))) }\n"
-    module, xs = compiled(text), data(5, 2, 3, 4)
+    module, xs = compiled(TWICE), data(5, 2, 3, 4)
 
     def forward(weights: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         w = weights["w.weight"]
@@ -255,7 +269,8 @@ def steps_of(text: str, xs: list[Tensor], **options: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
-@pytest.mark.parametrize("text", [MLP, LOOP], ids=["layers", "loops"])
+@pytest.mark.parametrize("text", [MLP, pytest.param(LOOP, marks=LONG)], ids=["layers", "loops"])
+@pytest.mark.usefixtures("short_calls", "quick_kernels")
 def test_compiled_is_uncompiled(text: str) -> None:
     xs = data(3, 2, 32, 4)
     one, two = steps_of(text, xs), steps_of(text, xs, compiled=True)
@@ -271,22 +286,6 @@ def test_a_compiled_optimizer_takes_the_same_steps() -> None:
     run(two, nsam.optimizer("std.rules", "safe_dgd", two, lr=0.1, compiled=True), xs, squares)
     for name, value in two.state_dict().items():
         torch.testing.assert_close(value, one.state_dict()[name], rtol=1e-10, atol=1e-12)
-
-
-class Again:
-    """Stands in for a CUDA graph: runs the work again into the tensors that it returned first."""
-
-    def warm_up(self, run: Callable[[], Any]) -> None:
-        run()
-
-    def record(self, run: Callable[[], Any]) -> Callable[[], None]:
-        first = list(run())
-
-        def replay() -> None:
-            for mine, new in zip(first, run(), strict=True):
-                mine.copy_(new)
-
-        return replay
 
 
 def test_a_recorded_step_brings_the_inputs_too() -> None:

@@ -7,8 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from keyed_programs import HEAD, LINEAR, LOOP, MLP, assert_same, compiled, data, outer_mean, run, squares
-from test_layer_inputs import FOLDING, REPEAT
+from keyed_programs import (
+    FOLDING,
+    LINEAR,
+    LOOP,
+    MLP,
+    REPEAT,
+    SHARED,
+    assert_same,
+    compiled,
+    data,
+    outer_mean,
+    run,
+    squares,
+)
 from torch import Tensor, nn
 
 import nsam
@@ -67,19 +79,7 @@ def test_rows_are_input_share_and_error_of_each_token() -> None:
 
 
 def test_a_row_that_stands_for_many_tokens_counts_for_each() -> None:
-    text = (
-        HEAD
-        + """system net(dim: int = 4) {
-  input x: [dim]
-  input c: [dim] per sequence
-  memory w : linear(dim -> dim)
-  memory b : vector(dim)
-  memory u : linear(dim -> dim)
-  output x + w(c) + u(b)
-}
-"""
-    )
-    module = compiled(text, keys="tokens")
+    module = compiled(SHARED, keys="tokens")
     with torch.no_grad():
         module.get_parameter("b.weight").normal_()
     (x,), (c,) = data(1, 3, 5, 4), data(1, 3, 4)
@@ -183,11 +183,13 @@ def test_it_runs_where_its_inputs_are() -> None:
 
 
 @pytest.mark.filterwarnings("default")
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_calls", "quick_kernels")
 def test_compiled_it_is_the_same() -> None:
     found = []
     for fast in (False, True):
         module = compiled(REPEAT, keys="tokens", compiled=fast)
-        (x,) = data(1, 2, 64, 4)
+        (x,) = data(1, 2, 32, 4)
         squares(module(x)[0], x).backward()
         found.append(sums(module))
     for name, (square, gradient) in found[0].items():

@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from keyed_programs import CLOCK, HEAD, LINEAR, LOOP, MLP, assert_same, compiled, data, run, squares
-from test_step_keys import Again
+from keyed_programs import CLOCK, LINEAR, LONG, LOOP, MLP, TWICE, Again, assert_same, compiled, data, run, squares
 from torch import Tensor, nn
 
 import nsam
 from nsam.backends.torch.cuda_graph import GraphedStep
-
-TWICE = HEAD + "system net(dim: int = 4) { input x: [dim]; memory w : linear(dim -> dim); output w(tanh(w(x))) }\n"
 
 Read = tuple[Tensor, Tensor]
 """Inputs of a layer [tokens, in] and what it returns for them [tokens, out]."""
@@ -305,7 +302,8 @@ def steps_of(text: str, xs: list[Tensor], rule: str = "generalized_huber", **opt
 
 
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
-@pytest.mark.parametrize("text", [MLP, LOOP], ids=["layers", "loops"])
+@pytest.mark.parametrize("text", [MLP, pytest.param(LOOP, marks=LONG)], ids=["layers", "loops"])
+@pytest.mark.usefixtures("short_calls", "quick_kernels")
 def test_compiled_is_uncompiled(text: str) -> None:
     xs = data(3, 2, 32, 4)
     wanted = steps_of(text, xs).state_dict()

@@ -12,6 +12,7 @@ import nsam
 from nsam.dsl.diagnostics import ProgramError
 from nsam.dsl.format import format_source
 from nsam.stacking import Stacked, stack
+from nsam.verification import verify_unit
 
 transformers = pytest.importorskip("transformers")
 llama = pytest.importorskip("transformers.models.llama.modeling_llama")
@@ -157,7 +158,7 @@ def test_everything_learns() -> None:
 def test_programs_verify(kind: str, levels: Any) -> None:
     options = {"hidden_size": 8, "intermediate_size": 6, "head_dim": 2} if kind == "llama" else {"n_embd": 8}
     stacked = stack(pretrained(kind, **options), [3, 6], levels=levels)
-    report = nsam.verify(stacked.program(), "stacked")
+    report = verify_unit(stacked.program().instantiate("stacked", {}), stability_tokens=2048)
     assert report.ok, [row for row in report.rows if row.result == "failed"]
 
 

@@ -7,6 +7,7 @@ import torch
 
 import nsam
 from nsam.backends.torch import runtime as rt
+from nsam.verification import verify_unit
 
 PROGRAM = """nsam 1
 use std.rules (dgd)
@@ -45,7 +46,7 @@ def test_tables_of_whole_chunks(first: str, second: str, period: int, decorator:
     source = nsam.source(program, "s")
     assert ("rt.decay_rows(" in source) is (decorator is not None)
     assert decorator is None or f"\n{decorator}\n" in source
-    report = nsam.verify(program, "s")
+    report = verify_unit(program.instantiate("s", {}), stability_tokens=2048)
     assert report.ok, report.text
 
 

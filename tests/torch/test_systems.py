@@ -196,6 +196,7 @@ def test_the_wrapper_of_compiled_code_is_a_choice(
 
 
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
+@pytest.mark.usefixtures("quick_kernels")
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradients_may_end_where_a_call_begins(unit_of: UnitOf, compiled: bool) -> None:
     """The state of a truncated call has no gradient; the call's own gradients, and what follows, stay the same."""
@@ -225,10 +226,17 @@ def test_gradients_may_end_where_a_call_begins(unit_of: UnitOf, compiled: bool) 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
 @pytest.mark.parametrize("wrapper", [False, True], ids=["Python wrapper", "C++ wrapper"])
-def test_inductor_equals_eager(unit_of: UnitOf, wrapper: bool) -> None:
-    """Two layers, several blocks, values and gradients: compiled blocks against the same code uncompiled."""
+def test_inductor_equals_eager(unit_of: UnitOf, wrapper: bool, request: pytest.FixtureRequest) -> None:
+    """Two layers, several blocks, values and gradients: compiled blocks against the same code uncompiled.
+
+    Two blocks are one compiled call; from 128 tokens on it would be four, and take twice as long to compile. In the
+    first case the kernels are those of every user; in the second what calls them is tested.
+    """
+    if wrapper:
+        request.getfixturevalue("quick_kernels")
     learn = "learn normalize(k(h)) -> self(normalize(n(h))); minimize pseudo_huber(1)"
     learn += "; by safe_dgd(lr = rate, retain = 0.99)"
     unit = unit_of(
@@ -240,7 +248,7 @@ def test_inductor_equals_eager(unit_of: UnitOf, wrapper: bool) -> None:
     torch.manual_seed(0)
     fast, plain = build(unit, cpp_wrapper=wrapper).double(), build(unit, compiled=False).double()
     plain.load_state_dict(fast.state_dict())
-    x = torch.randn(2, 150, 4).double()
+    x = torch.randn(2, 100, 4).double()
     found, _ = fast(x)
     wanted, _ = plain(x)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
@@ -252,7 +260,9 @@ def test_inductor_equals_eager(unit_of: UnitOf, wrapper: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
+@pytest.mark.usefixtures("quick_kernels")
 def test_long_calls_short_ones_and_the_rest(unit_of: UnitOf, monkeypatch: pytest.MonkeyPatch) -> None:
     """256 tokens are one call, of what is left 64 another; the last 20 run as they are, and so does one token alone."""
     learn = "learn k(x) -> v(x); minimize l2; by dgd(lr = 0.1, retain = 0.9); every 32 tokens"

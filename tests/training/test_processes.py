@@ -98,27 +98,42 @@ CUTS = (5, 12, 17)
 """Where pieces end: in the middle of periods of 3, 4 and 6 tokens, which go on in the next process."""
 
 
+def stream() -> Tensor:
+    return torch.randn(2, CUTS[-1], DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def piece(folder: Path, i: int, before: str, again: str = "") -> tuple[Tensor, str]:
+    """Piece `i` of the stream in a process of its own, after the state in a file: output, and the file of its state."""
+    inputs, after, outputs = (folder / f"{name}{i}{again}" for name in ("x", "state", "y"))
+    torch.save(stream()[:, (0, *CUTS)[i] : CUTS[i]].clone(), inputs)
+    files = (folder / "stream.nsam", folder / "weights.pt", before, inputs, after, outputs)
+    subprocess.run([sys.executable, "-c", PIECE, *map(str, files), again], check=True, timeout=120)
+    return torch.load(outputs, weights_only=True), str(after)
+
+
+@pytest.fixture(scope="module")
+def two_pieces(module: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Tensor], str]:
+    """The first two processes, which both ways to go on share: their folder, their outputs, the state they leave."""
+    folder, before, found = tmp_path_factory.mktemp("pieces"), "", []
+    (folder / "stream.nsam").write_text(TEXT)
+    torch.save(module.state_dict(), folder / "weights.pt")
+    for i in (0, 1):
+        y, before = piece(folder, i, before)
+        found.append(y)
+    return folder, found, before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("again", ["", "new"], ids=["one sequence", "a new sequence in the third"])
-def test_three_processes_are_one(module: Any, tmp_path: Path, again: str) -> None:
-    x = torch.randn(2, CUTS[-1], DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    program, weights = tmp_path / "stream.nsam", tmp_path / "weights.pt"
-    program.write_text(TEXT)
-    torch.save(module.state_dict(), weights)
-
-    found, before, state, wanted = [], "", None, []
+def test_three_processes_are_one(module: Any, two_pieces: tuple[Path, list[Tensor], str], again: str) -> None:
+    x, (folder, begun, before) = stream(), two_pieces
+    third, after = piece(folder, 2, before, again)
+    found, last = [*begun, third], nsam.load_state(after, module)
+    state, wanted = None, []
     for i, (start, stop) in enumerate(zip((0, *CUTS), CUTS, strict=False)):
-        inputs, after, outputs = (tmp_path / f"{name}{i}" for name in ("x", "state", "y"))
-        new = again if i == 2 else ""
-        torch.save(x[:, start:stop].clone(), inputs)
-        command = [sys.executable, "-c", PIECE, *map(str, (program, weights, before, inputs, after, outputs, new))]
-        subprocess.run(command, check=True, timeout=120)
-        found.append(torch.load(outputs, weights_only=True))
-        before = str(after)
         with torch.no_grad():
-            y, state = module(x[:, start:stop], nsam.new_sequence(state) if new else state)
+            y, state = module(x[:, start:stop], nsam.new_sequence(state) if again and i == 2 else state)
         wanted.append(y)
-    last = nsam.load_state(before, module)
 
     assert torch.equal(torch.cat(found, 1), torch.cat(wanted, 1))
     assert equal(last, state)
