@@ -30,8 +30,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     called: list[str] = []
     original = blocks._compile
 
-    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
-        compiled = original(function)
+    def noted(function: Callable[..., Any], **how: bool) -> Callable[..., Any]:
+        compiled = original(function, **how)
 
         def run(*args: Any) -> Any:
             called.append(function.__name__)

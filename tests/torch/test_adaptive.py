@@ -233,7 +233,7 @@ def test_surprise_is_kept_with_a_memory_that_is_never_reset(unit_of: UnitOf) -> 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
-def test_through_inductor(unit_of: UnitOf) -> None:
+def test_through_inductor(unit_of: UnitOf, quick_kernels: None) -> None:
     """One compiled function for every decision: values and gradients of the eager run, whoever moves when."""
     texts = (
         PROGRAMS["nested, both adaptive"],

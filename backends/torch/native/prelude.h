@@ -1,5 +1,6 @@
 // What the kernels of a chunk are made of: vectors, and products of small matrices whose sizes are known.
 #include <torch/csrc/inductor/cpp_prefix.h>
+#include <ATen/cpu/vec/vec.h>
 #include <type_traits>
 
 using Vec = at::vec::Vectorized<T>;

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nsam.backends.torch.runtime.compilation import compiler_settings
+from nsam.backends.torch.runtime.cxx import options_for
 from nsam.backends.torch.runtime.replay import Recorder
 
 
@@ -178,9 +179,9 @@ def _compile(function: Function, block: bool = False) -> Function:
     """
 
     @functools.cache
-    def ready(cpp_wrapper: bool, native: bool, recompute: bool) -> Function:
+    def ready(cpp_wrapper: bool, native: bool, recompute: bool, more: tuple[tuple[str, Any], ...]) -> Function:
         # One compiled function for each way to compile: torch's own guards do not ask how that was.
-        options: dict[str, Any] = {"cpp_wrapper": True} if cpp_wrapper else {}
+        options: dict[str, Any] = {"cpp_wrapper": True, **dict(more)} if cpp_wrapper else dict(more)
         if native:
             from nsam.backends.torch.native.graph_pass import native_kernels
 
@@ -190,7 +191,7 @@ def _compile(function: Function, block: bool = False) -> Function:
     @functools.wraps(function)
     def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
         native, recompute = block and at.native, block and at.recompute
-        compiled = ready(at.cpp_wrapper, native, recompute)
+        compiled = ready(at.cpp_wrapper, native, recompute, tuple(options_for((*values, *w.values())).items()))
         with compiler_settings(recompute):
             return compiled(w, s, at, *values)
 
