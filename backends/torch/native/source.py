@@ -125,25 +125,25 @@ class Nest:
         index = _index(view, [dims[-1] for _, dims in self.outer])
         return self.text.pointer(view, " + ".join(part for part in (index, more) if part))
 
-    def value(self, x: Lazy, tail: str, more: str = "") -> str:
+    def value(self, x: Lazy, tail: str) -> str:
         """The name of the vector that holds an expression's values; `tail` says how many, where not all."""
         if x in self.known:
             return self.known[x]
         if isinstance(x, Number):
             text = f"Vec(T({number(x.value)}))" if not x.boolean else f"every({str(bool(x.value)).lower()})"
         elif isinstance(x, View):
-            text = self._load(x, tail, more)
+            text = self._load(x, tail)
         else:
-            text = x.text.format(*(self.value(operand, tail, more) for operand in x.operands))
+            text = x.text.format(*(self.value(operand, tail) for operand in x.operands))
         name = f"v{self.count}"
         self.count += 1
         self.text.lines.append(f"const Vec {name} = {text};")
         self.known[x] = name
         return name
 
-    def _load(self, x: View, tail: str, more: str) -> str:
+    def _load(self, x: View, tail: str) -> str:
         step = self.step(x)
-        place = self.at(x, " + ".join(part for part in (more and more.format(x=x), _times("j", step)) if part))
+        place = self.at(x, _times("j", step))
         rest = f", {tail}" if tail else ""
         return load(x, place, step, rest)
 
