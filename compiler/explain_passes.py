@@ -251,9 +251,7 @@ def _native(plan: UnitPlan) -> Told:
     reason = why_library(plan)
     if reason is not None:
         return False, reason
-    return True, (
-        "a block's products and what lies between them, on CPU, in float32 or float64, where batch × heads is 2 or more"
-    )
+    return True, ("a block's products and what lies between them, on CPU, where batch × heads is 2 or more")
 
 
 _TOLD: dict[str, Callable[[UnitPlan], Told]] = {
