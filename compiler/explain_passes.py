@@ -20,7 +20,8 @@ from nsam.compiler.stacks import why_none
 
 TRIANGLE_BLOCK = 16
 """Rows of a triangle that the runtime inverts by powers; larger ones are joined from blocks of that size."""
-
+KERNEL_ROWS = 64
+"""The same for the kernel that inverts a triangle on a GPU."""
 
 Told = tuple[bool, str]
 """Whether a pass acted, and what it did or why it did not; several things are separated by semicolons."""
@@ -229,6 +230,7 @@ def _inverse(plan: UnitPlan) -> Told:
     for size, found in sizes.items():
         how = "by powers" if size <= TRIANGLE_BLOCK else f"from blocks of {TRIANGLE_BLOCK}"
         parts.append(f"{len(found)} triangle{'s' * (len(found) != 1)} of {size} × {size}, {how}")
+    parts += [f"on a GPU one kernel for up to {KERNEL_ROWS} rows"] * bool(parts)
     return (True, "; ".join(parts)) if parts else (False, "no update erases along its keys, so there is no triangle")
 
 

@@ -73,8 +73,13 @@ def train(
     ] = None,
     without: Without = None,
     cuda_graph: Annotated[
-        bool, typer.Option("--cuda-graph", help="On a GPU: record a step once and replay it in one launch.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--cuda-graph/--no-cuda-graph",
+            help="On a GPU: record a step once and replay it in one launch. Default: where that can be.",
+            show_default=False,
+        ),
+    ] = None,
     cpp_wrapper: Annotated[
         bool,
         typer.Option("--cpp-wrapper", help="Compile half a minute longer, for shorter steps: worth it for long runs."),
@@ -146,6 +151,8 @@ def train(
 def _describe(console: Console, run: Run) -> None:
     from rich.markup import escape
 
+    from nsam.training.settings import why_no_graph
+
     corpus, path = run.corpus, escape(str(run.folder.path))
     console.print(f"[bold]{run.train.name}[/]  {run.trainer.parameters:,} parameters  [dim]run folder[/] {path}")
     console.print(
@@ -155,6 +162,12 @@ def _describe(console: Console, run: Run) -> None:
     )
     if corpus.skipped:
         console.print(f"[yellow]{len(corpus.skipped)} files are not UTF-8 text and were left out[/]")
+    if run.trainer.device.type == "cuda":
+        no = why_no_graph(run.train, run.trainer.settings)
+        told = (
+            "each step is one CUDA graph" if no is None else f"no CUDA graph, a step is launched piece by piece: {no}"
+        )
+        console.print(f"[dim]device[/]  {run.trainer.device}: {told}", soft_wrap=True)
     if run.trainer.step:
         console.print(f"continuing at step {run.trainer.step:,}")
 

@@ -26,7 +26,7 @@ from nsam.training.movement import Movement, level_of_weights
 from nsam.training.objective import next_byte_loss
 from nsam.training.progress import Progress, Speed, Watcher
 from nsam.training.sampler import Sampler, held_out_rows
-from nsam.training.settings import Settings, keeps_state
+from nsam.training.settings import Settings, keeps_state, why_no_graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,8 @@ class Trainer:
         self._budget = None if settings.memory is None else api.set_memory(self.module, settings.memory)
         self._movement = Movement(level_of_weights(train, weights), weights)
         self._keeps = keeps_state(train.model)
-        self._graph = GraphedStep(self.module, self._fresh_loss) if settings.cuda_graph else None
+        recorded = settings.cuda_graph if settings.cuda_graph is not None else why_no_graph(train, settings) is None
+        self._graph = GraphedStep(self.module, self._fresh_loss) if recorded else None
         self._memory: Any = None
         self.step = 0
         self.loss = math.nan

@@ -21,7 +21,7 @@ class Settings:
     `checkpoint_seconds` and `checkpoint_steps`: whichever comes first. `evaluations` held-out losses are taken over a
     run, each on `held_out_batches` batches. `without` names passes of the compiler that are switched off. `memory` is a
     budget in bytes for weights, gradients, optimizer states and activations. `cpp_wrapper`: compiled code calls its
-    kernels from C++.
+    kernels from C++. `cuda_graph`: whether a step is recorded as one CUDA graph; None: where it can be.
     """
 
     seed: int = 0
@@ -36,7 +36,7 @@ class Settings:
     report_every: int = 10
     without: tuple[str, ...] = ()
     memory: int | None = None
-    cuda_graph: bool = False
+    cuda_graph: bool | None = None
     cpp_wrapper: bool = False
 
     @property
@@ -62,17 +62,21 @@ def require_device(name: str) -> torch.device:
     return device
 
 
-def require_graph(train: Train, device: str) -> None:
-    """Check that a step of `train` can be one CUDA graph; N0522 when it cannot."""
-    if torch.device(device).type != "cuda":
-        raise fail("N0522", f"a CUDA graph runs on a CUDA device, not on `{device}`", help="--device cuda")
+def why_no_graph(train: Train, settings: Settings) -> str | None:
+    """Why a step of `train` is not one CUDA graph; None where it is. N0522 when one is asked for and cannot be."""
+    device = torch.device(settings.device)
+    if device.type != "cuda":
+        if settings.cuda_graph:
+            raise fail("N0522", f"a CUDA graph runs on a CUDA device, not on `{device}`", help="--device cuda")
+        return f"the device is `{device}`"
     if keeps_state(train.model):
-        raise fail(
-            "N0522",
-            f"`{train.name}` has a memory that is never reset, so no step is like the one before it",
-            train.span,
-            help="leave --cuda-graph out",
-        )
+        reason = f"`{train.name}` has a memory that is never reset, so no step is like the one before it"
+        if settings.cuda_graph:
+            raise fail("N0522", reason, train.span, help="leave --cuda-graph out")
+        return reason
+    if settings.cuda_graph is None and settings.memory is not None:
+        return "under a budget of memory a step is measured first (--cuda-graph records it all the same)"
+    return "--no-cuda-graph" if settings.cuda_graph is False else None
 
 
 def keeps_state(unit: Unit) -> bool:

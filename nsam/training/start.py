@@ -18,7 +18,7 @@ from nsam.training.corpus import Corpus, load_corpus
 from nsam.training.limits import require_reasonable_step
 from nsam.training.loop import Trainer
 from nsam.training.objective import require_byte_model
-from nsam.training.settings import Settings, require_compiler, require_device, require_graph
+from nsam.training.settings import Settings, require_compiler, require_device, why_no_graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,7 @@ def resumed_run(program: Program, name: str, overrides: Mapping[str, Any], setti
 def _prepare(train: Train, data: Sequence[Path], settings: Settings) -> tuple[Corpus, int, int]:
     require_byte_model(train)
     require_device(settings.device)
-    if settings.cuda_graph:
-        require_graph(train, settings.device)
+    why_no_graph(train, settings)
     if settings.compiled:
         require_compiler(settings.device)
     options = train.data[1]

@@ -19,6 +19,9 @@ from nsam.dsl.program import Program
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
+GPU = "on a GPU one kernel for up to 64 rows"
+
+
 def titans() -> Unit:
     return Program.load(EXAMPLES / "hope" / "hope.nsam").instantiate("titans", {"dim": 8, "heads": 2})
 
@@ -115,7 +118,7 @@ def test_the_explanation_says_what_each_pass_did() -> None:
     assert said["rows"] == "k, v, eta, alpha: 2 inputs at once; mem: 3 inputs at once"
     assert said["sink"] == "for all tokens: 3 operations (reads of o)"
     assert said["segment"] == "nothing: one call covers 64 tokens already"
-    assert said["inverse"] == "5 triangles of 64 × 64, from blocks of 16; 2 triangles of 16 × 16, by powers"
+    assert said["inverse"] == f"5 triangles of 64 × 64, from blocks of 16; 2 triangles of 16 × 16, by powers; {GPU}"
     assert told(deltanet())["exact"] == "m: 32 tokens at a time"
     assert told(deltanet())["segment"] == "256 tokens a call: 8 blocks of 32; 64 tokens a call: 2 blocks of 32"
 
@@ -125,7 +128,7 @@ def test_long_chunks_are_told_in_the_pieces_that_are_computed(dim: int, piece: i
     path = EXAMPLES / "linear_memories" / "linear_memories.nsam"
     unit = Program.load(path).instantiate("delta_momentum_inside", {"dim": dim, "chunk": 300})
     assert told(unit)["split"] == f"m: 300 tokens in pieces of {piece}"
-    assert told(unit)["inverse"] == f"1 triangle of {piece} × {piece}, from blocks of 16"
+    assert told(unit)["inverse"] == f"1 triangle of {piece} × {piece}, from blocks of 16; {GPU}"
     assert f"for each piece of {piece} tokens a {piece} × {piece} matrix" in " ".join(explain(unit).split())
     made = plan(unit)
     pieces = made.pieces(made.lowered.fast[0].folds[0].node, 310)

@@ -25,7 +25,7 @@ from nsam.training.limits import memory_errors
 from nsam.training.loop import Outcome, Trainer
 from nsam.training.objective import require_byte_model
 from nsam.training.progress import Progress
-from nsam.training.settings import Settings, require_graph
+from nsam.training.settings import Settings, why_no_graph
 
 MakeTrain: TypeAlias = Callable[..., Train]
 
@@ -328,5 +328,23 @@ def test_recorded_steps_take_the_same_path(
 @pytest.mark.parametrize(("device", "reset"), [("cpu", "sequence"), ("cuda", "never")])
 def test_what_cannot_be_recorded_is_said(device: str, reset: str, make_train: MakeTrain) -> None:
     with pytest.raises(ProgramError) as caught:
-        require_graph(make_train(reset=reset), device)
+        why_no_graph(make_train(reset=reset), Settings(device=device, cuda_graph=True))
     assert code(caught) == "N0522"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reset", "reason"),
+    [
+        ({}, "sequence", None),
+        ({"cuda_graph": True, "memory": 10**9}, "sequence", None),
+        ({"memory": 10**9}, "sequence", "measured first"),
+        ({"cuda_graph": False}, "sequence", "--no-cuda-graph"),
+        ({}, "never", "never reset"),
+        ({"device": "cpu"}, "sequence", "`cpu`"),
+    ],
+)
+def test_steps_on_a_gpu_are_recorded_where_they_can_be(
+    settings: dict[str, Any], reset: str, reason: str | None, make_train: MakeTrain
+) -> None:
+    found = why_no_graph(make_train(reset=reset), Settings(**{"device": "cuda", **settings}))
+    assert found == reason if reason is None else reason in (found or "")

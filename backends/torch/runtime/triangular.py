@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nsam.backends.torch.on_chip import operators as on_chip
+
 LOG_FLOOR = -80.0
 BLOCK = 16
 """Diagonal blocks of a triangle that are inverted by products of powers; larger ones are joined from these."""
@@ -167,6 +169,9 @@ class _UnitLowerInverse(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         inverse: Tensor = ctx.saved_tensors[0]
+        if on_chip.serves(inverse) and inverse.shape[-1] <= on_chip.LARGEST:
+            found: Tensor = on_chip.unit_lower_inverse_backward(inverse, gradient)
+            return found
         return -(inverse.mT @ gradient @ inverse.mT).tril(-1)
 
 
@@ -183,21 +188,22 @@ def _product_form(lower: Tensor) -> Tensor:
 
 
 def _inverse(lower: Tensor) -> Tensor:
-    """(I + L)⁻¹ by blocks: the diagonal ones by products, then pairs joined.
+    """(I + L)⁻¹ by blocks: the diagonal ones by products, or on a GPU by a kernel for each, then pairs joined.
 
     [[A, 0], [C, B]]⁻¹ = [[A⁻¹, 0], [−B⁻¹ C A⁻¹, B⁻¹]]. That is about T³ operations for T rows, where products of powers
     alone take 4 T³ log₂ T. Rows are padded to a power of two times the block.
     """
     time = lower.shape[-1]
-    if time <= BLOCK:
-        return _product_form(lower)
-    size = BLOCK
+    block, invert = (on_chip.LARGEST, on_chip.unit_lower_inverse) if on_chip.serves(lower) else (BLOCK, _product_form)
+    if time <= block:
+        return invert(lower)
+    size = block
     while size < time:
         size *= 2
     padded = torch.nn.functional.pad(lower, (0, size - time, 0, size - time)) if size > time else lower
-    starts = range(0, size, BLOCK)
-    blocks = _product_form(torch.stack([padded[..., i : i + BLOCK, i : i + BLOCK] for i in starts], -3))
-    width = BLOCK
+    starts = range(0, size, block)
+    blocks = invert(torch.stack([padded[..., i : i + block, i : i + block] for i in starts], -3))
+    width = block
     while width < size:
         first, second = blocks[..., 0::2, :, :], blocks[..., 1::2, :, :]
         corners = [padded[..., i + width : i + 2 * width, i : i + width] for i in range(0, size, 2 * width)]
