@@ -64,6 +64,7 @@ def case(dim: int, chunk: int, batch: int, time: int) -> Case:
         flops=batch * time * minimum_flops(dim, chunk),
         targets=(Target("token loop", 20), Target("compiled loop", 3), Target("scan", 3)),
         roofline=0.6 if chunk >= 64 else None,
+        graphs=("nsam", "compiled loop"),
         series=f"d {dim}",
         x=chunk,
     )

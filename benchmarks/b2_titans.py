@@ -45,6 +45,7 @@ def case(dim: int, batch: int, time: int) -> Case:
             Target("vmap and scan", 4),
             Target("vmap and scan, compiled", 3, "memory"),
         ),
+        graphs=("nsam", "vmap and scan, compiled"),
         series="titans memory",
         x=dim,
     )

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines.hope import HopeByHand
-from benchmarks.case import Candidate, Case, Skipped, Target, Training, Workload
+from benchmarks.case import Candidate, Case, Skipped, Target, Workload
 from benchmarks.machine import available_memory
 from benchmarks.models import HOPE, nsam_module, random_tokens, training, with_weights
 from benchmarks.settings import Build, Settings
-from nsam.backends.torch.cuda_graph import GraphedStep
 
 TITLE = "Hope language model, dim 128, 2 layers, chunk 16, slow 64"
 WINDOW = 2048
@@ -55,36 +54,8 @@ class Inference:
         return {"output": self.run().to(self.build.stored)}
 
 
-class GraphedTraining(Training):
-    """The same step as one CUDA graph."""
-
-    def __init__(self, made: Training) -> None:
-        super().__init__(made.module, made.call, made.inputs, made.build)
-        self.graphed = GraphedStep(self.module, self.scored)
-
-    def scored(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and the scores."""
-        with self.build.precision():
-            y = self.call(*inputs)
-        y = y.to(self.build.stored)
-        return self.loss(y), y
-
-    def step(self) -> None:
-        """One replay."""
-        self.graphed(*self.inputs.values())
-        self.module.zero_grad()
-
-    def evaluate(self) -> dict[str, Tensor]:
-        """The output, and the gradient of every parameter."""
-        _, y = self.graphed(*self.inputs.values())
-        blank = torch.zeros_like
-        grads = {name: blank(p) if p.grad is None else p.grad.clone() for name, p in self.module.named_parameters()}
-        self.module.zero_grad()
-        return {"output": y.clone(), **{f"gradient of {name}": g for name, g in grads.items()}}
-
-
-def case(batch: int, time: int, *, train: bool = True, graph: bool = False, series: str = "", **size: int) -> Case:
-    """Return one context length; `size` may set dim and layers. With `graph` also as one CUDA graph."""
+def case(batch: int, time: int, *, train: bool = True, wrapper: bool = True, series: str = "", **size: int) -> Case:
+    """Return one context length; `size` may set dim and layers. With `wrapper` also by torch's C++ wrapper."""
 
     def start(module: nn.Module, build: Build) -> Workload:
         tokens = random_tokens(batch, time)
@@ -101,11 +72,6 @@ def case(batch: int, time: int, *, train: bool = True, graph: bool = False, seri
     def wrapped(build: Build) -> Workload:
         return start(nsam_module(HOPE, "hope", build, cpp_wrapper=True, **size), build)
 
-    def graphed(build: Build) -> Workload:
-        made = ours(build)
-        assert isinstance(made, Training)
-        return GraphedTraining(made)
-
     def by_hand(build: Build) -> Workload:
         module = HopeByHand(**size, build=build)
         return start(with_weights(module, HOPE, "hope", build, **size), build)
@@ -117,15 +83,15 @@ def case(batch: int, time: int, *, train: bool = True, graph: bool = False, seri
             Candidate("nsam", ours),
             *(
                 [Candidate("nsam, C++ wrapper", wrapped, note="compiled code calls its kernels from C++")]
-                if train
+                if train and wrapper
                 else []
             ),
-            *([Candidate("nsam, one CUDA graph", graphed)] if graph and train else []),
             Candidate("by hand", by_hand, note="stacked products, compiled segments of 64"),
         ),
         tokens=batch * time,
         flops=flops,
         targets=(Target("by hand", 1.0),),
+        graphs=("nsam", "by hand") if train else (),
         roofline=0.6 if train and batch == 8 else None,
         series=series,
         x=time,
@@ -138,9 +104,9 @@ def cases(settings: Settings) -> list[Case]:
         small: dict[str, Any] = {"dim": 16, "layers": 1}
         return [case(2, 128, **small), case(1, 128, train=False, **small)]
     lengths = [2048, 4096, 8192, 16384, 32768, 65536]
-    graph = settings.device.startswith("cuda")
-    found = [case(8, 512, graph=graph)]
-    found += [case(1, n, graph=graph, series="training, one sequence") for n in lengths]
+    wrapper = not settings.device.startswith("cuda")  # a graph has no calls from Python to save
+    found = [case(8, 512, wrapper=wrapper)]
+    found += [case(1, n, wrapper=wrapper, series="training, one sequence") for n in lengths]
     return found + [case(1, n, train=False, series="inference, one sequence") for n in lengths]
 
 

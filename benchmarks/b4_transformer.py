@@ -36,6 +36,7 @@ def case(dim: int, layers: int, heads: int, batch: int, time: int) -> Case:
         tokens=batch * time,
         flops=batch * time * minimum_flops(256, dim, layers, time),
         targets=(Target("by hand", 0.98),),
+        graphs=("nsam", "by hand"),
         series=f"dim {dim}",
         x=time,
     )

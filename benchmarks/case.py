@@ -50,6 +50,7 @@ class Case:
 
     `tokens` and `flops` (the least number that the algorithm needs) are those of one step; 0 where they mean nothing.
     `roofline` is the smallest accepted fraction of the matrix-product rate. `series` and `x` place the case on a plot.
+    `graphs` names the training candidates that are measured as one CUDA graph as well, where there is a GPU.
     """
 
     label: str
@@ -60,6 +61,7 @@ class Case:
     roofline: float | None = None
     series: str = ""
     x: float | None = None
+    graphs: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

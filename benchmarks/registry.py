@@ -30,6 +30,10 @@ def cases(name: str, settings: Settings) -> list[Case]:
     """Return the cases of a benchmark; none where it takes readings of its own."""
     chosen = module(name)
     found: list[Case] = chosen.cases(settings) if hasattr(chosen, "cases") else []
+    if settings.device.startswith("cuda"):
+        from benchmarks.graphed import with_graphs
+
+        found = [with_graphs(case) for case in found]
     return found
 
 

@@ -49,7 +49,7 @@ def _size(time: int) -> int:
 
 
 def _warps(size: int) -> int:
-    """A warp for up to 32 rows, whose sums then need no shared memory; for 64 more, whose matrices fill more registers."""
+    """A warp for up to 32 rows, whose sums need no shared memory; eight for 64, whose registers hold the matrices."""
     return 1 if size <= 32 else 8
 
 
