@@ -230,7 +230,7 @@ def _inverse(plan: UnitPlan) -> Told:
     for size, found in sizes.items():
         how = "by powers" if size <= TRIANGLE_BLOCK else f"from blocks of {TRIANGLE_BLOCK}"
         parts.append(f"{len(found)} triangle{'s' * (len(found) != 1)} of {size} × {size}, {how}")
-    parts += [f"on a GPU one kernel for up to {KERNEL_ROWS} rows"] * bool(parts)
+    parts += [f"on a GPU with Triton one kernel for up to {KERNEL_ROWS} rows"] * bool(parts)
     return (True, "; ".join(parts)) if parts else (False, "no update erases along its keys, so there is no triangle")
 
 

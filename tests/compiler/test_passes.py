@@ -19,7 +19,7 @@ from nsam.dsl.program import Program
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-GPU = "on a GPU one kernel for up to 64 rows"
+GPU = "on a GPU with Triton one kernel for up to 64 rows"
 
 
 def titans() -> Unit:
