@@ -159,13 +159,16 @@ class Wavefront:
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Run repeats this way inside. Backward passes belong inside as well: at the end all lanes are joined."""
+        """Run repeats this way inside. Backward passes belong inside as well: at the end all lanes are joined.
+
+        So they are after an error, and a recording that it broke off ends as it should.
+        """
         token = _wavefront.set(self)
         try:
             yield
         finally:
             _wavefront.reset(token)
-        self.streams.close()
+            self.streams.close()
 
     def sizes(
         self, passes: Sequence[System], carried: Values, captured: Values, before: Sequence[State | None]
