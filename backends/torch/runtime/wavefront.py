@@ -199,33 +199,42 @@ class Wavefront:
 
         carried: [B, T, ...] each; captured: the same, or what `timeless` of the passes names, or with a T of 1.
         """
-        streams, timeless = self.streams, passes[0].timeless
-        count = len(carried)
-        segments = zip(*(_segments(x, sizes, i in timeless) for i, x in enumerate((*carried, *captured))), strict=True)
-        streams.fork(len(passes))
+        streams, timeless, count = self.streams, passes[0].timeless, len(carried)
+        cuts = zip(*(_segments(x, sizes, i in timeless) for i, x in enumerate((*carried, *captured))), strict=True)
+        segments = list(cuts)
+        values, fixed = [x[:count] for x in segments], [x[count:] for x in segments]
+        # At most so many passes are at work at once: the others have ended or not begun.
+        lanes = min(len(passes), len(sizes))
+        streams.fork(lanes)
+        marks: list[Any] = [None] * len(sizes)
         states = list(before)
         parts: list[list[State]] = [[] for _ in passes]
-        found: list[Values] = []
         with _inside():
-            for given in segments:
-                values, fixed, mark = given[:count], given[count:], None
-                for number, module in enumerate(passes):
-                    with streams.lane(number):
-                        if mark is not None:
-                            streams.wait(mark)
-                        streams.lend((*values, *fixed, *(_tensors(states[number]) if not found else ())))
-                        result, new = module(*values, *fixed, state=states[number])
-                        mark = streams.mark()
-                    values = result if isinstance(result, tuple) else (result,)
+            for number, segment in diagonals(len(passes), len(sizes)):
+                with streams.lane(number % lanes):
+                    if number:
+                        streams.wait(marks[segment])
+                    streams.lend((*values[segment], *fixed[segment], *(() if segment else _tensors(states[number]))))
+                    result, new = passes[number](*values[segment], *fixed[segment], state=states[number])
                     states[number] = new
                     parts[number].append(new)
-                found.append(values)
-            for number, module in enumerate(passes):
-                with streams.lane(number):
-                    states[number] = whole_state(parts[number], sizes, truncated=module.truncated)
+                    if segment == len(sizes) - 1:
+                        states[number] = whole_state(parts[number], sizes, truncated=passes[number].truncated)
+                    marks[segment] = streams.mark()
+                values[segment] = result if isinstance(result, tuple) else (result,)
         streams.join()
-        streams.lend((*(x for values in found for x in values), *_tensors(states)))
-        return tuple(torch.cat(each, 1) for each in zip(*found, strict=True)), states  # type: ignore[return-value]
+        streams.lend((*(x for each in values for x in each), *_tensors(states)))
+        return tuple(torch.cat(each, 1) for each in zip(*values, strict=True)), states  # type: ignore[return-value]
+
+
+def diagonals(passes: int, segments: int) -> Iterator[tuple[int, int]]:
+    """Pairs of a pass and a segment, those first that have fewest to wait for.
+
+    In this order passes may share a stream, `segments` of them apart: one has ended before the other begins.
+    """
+    for moment in range(passes + segments - 1):
+        for number in range(max(0, moment - segments + 1), min(passes, moment + 1)):
+            yield number, moment - number
 
 
 _wavefront: ContextVar[Wavefront | None] = ContextVar("wavefront", default=None)
@@ -274,7 +283,9 @@ def why_in_order(
     for number, x in enumerate(captured, len(carried)):
         if number not in body.timeless and (x.dim() < 2 or x.shape[1] not in (1, time)):
             return "a value from outside has another length than what is handed from pass to pass"
-    if any(state is not None and state["position"] % body.block_tokens for state in before):
+    lasting = any(getattr(unit, "kept_memories", None) for unit in body.modules())
+    clocks = ("position", "steps") if lasting else ("position",)
+    if any(state is not None and state[clock] % body.block_tokens for state in before for clock in clocks):
         return "the sequence goes on in the middle of a block"
     return None
 
