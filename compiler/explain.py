@@ -15,6 +15,7 @@ from textwrap import wrap
 
 from nsam.compiler import explain_equations as eq
 from nsam.compiler.describe import initial_text, source_text, structure_text
+from nsam.compiler.end_to_end import learns_end_to_end
 from nsam.compiler.explain_end_to_end import explain_end_to_end
 from nsam.compiler.explain_levels import explain_level
 from nsam.compiler.explain_memory import explain_memory
@@ -23,6 +24,7 @@ from nsam.compiler.explain_passes import pass_parts
 from nsam.compiler.explain_schedule import schedule_lines
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
+from nsam.compiler.wavefront import wavefront_lines
 from nsam.dsl import checked as c
 from nsam.dsl.rule_keys import Needs, step_needs
 
@@ -53,7 +55,17 @@ def explain_json(unit: c.Unit, passes: Passes = ALL, train: c.Train | None = Non
 
 def explanation(unit: c.Unit, passes: Passes = ALL) -> tuple[UnitExplanation, ...]:
     """Explain `unit` and every unit inside it, each once. Raises `ProgramError` for what cannot be compiled."""
-    return tuple(_explain_unit(plan(found, passes)) for found in _units(unit))
+
+    def plans(found: c.Unit) -> UnitPlan:
+        return plan(found, passes)
+
+    whole = learns_end_to_end(unit)
+    parts = []
+    for planned in map(plans, _units(unit)):
+        part = _explain_unit(planned)
+        overlap = wavefront_lines(planned, plans, end_to_end=whole)
+        parts.append(replace(part, schedule=(*part.schedule, *overlap)))
+    return tuple(parts)
 
 
 def equations(unit: c.Unit) -> Iterator[str]:

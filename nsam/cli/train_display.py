@@ -32,7 +32,7 @@ class LineWatcher:
     def __init__(self, console: Console, compiled: bool) -> None:
         self._console, self._compiled = console, compiled
         self._printed = -LINE_SECONDS
-        self._budget: str | None = None
+        self._told: dict[str, str | None] = {}
 
     def __enter__(self) -> LineWatcher:
         return self
@@ -49,11 +49,12 @@ class LineWatcher:
             self._printed = -LINE_SECONDS
 
     def stepped(self, progress: Progress) -> None:
-        """Print a line when it is time, and what a budget of memory led to when that is known or changes."""
-        if progress.budget != self._budget:
-            self._budget = progress.budget
-            self._print(f"memory: {progress.budget}")
-            self._printed = -LINE_SECONDS
+        """Print a line when it is time, and what a budget or a CUDA graph led to when that is known or changes."""
+        for name, said in (("memory", progress.budget), ("CUDA graph", progress.graph)):
+            if said != self._told.get(name):
+                self._told[name] = said
+                self._print(f"{name}: {said}")
+                self._printed = -LINE_SECONDS
         if time.monotonic() - self._printed >= LINE_SECONDS:
             self._print(_line(progress))
 
@@ -128,6 +129,8 @@ class LiveWatcher:
         parts: list[RenderableType] = [self._bar, _numbers(now, self._saved)]
         if self._progress.budget is not None:
             parts.append(Text(f"memory  {self._progress.budget}", style="dim"))
+        if self._progress.graph is not None:
+            parts.append(Text(f"CUDA graph  {self._progress.graph}", style="dim"))
         if self._progress.memories:
             parts.append(memory_table(self._progress.memories))
         return Group(*parts)

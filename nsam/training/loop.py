@@ -213,6 +213,7 @@ class Trainer:
             remaining=None if seconds is None else seconds * (self.train.steps - self.step),
             memories=self._memories,
             budget=None if self._budget is None else str(self._budget.choice),
+            graph=None if self._graph is None or self._graph.chosen is None else str(self._graph.chosen),
         )
 
     def _tokens_per_second(self) -> float | None:

@@ -19,7 +19,7 @@ WINDOW = 64
 class Progress:
     """Where a run stands after a step. Losses are nats a byte; `memories` maps a path to its inner loss and level.
 
-    `budget` says what a budget of memory led to, where there is one.
+    `budget` says what a budget of memory led to, where there is one, `graph` how a step was recorded as a CUDA graph.
     """
 
     step: int
@@ -31,6 +31,7 @@ class Progress:
     remaining: float | None
     memories: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     budget: str | None = None
+    graph: str | None = None
 
 
 class Watcher(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -93,6 +94,20 @@ def test_lines_come_at_the_first_step_then_by_time(monkeypatch: pytest.MonkeyPat
         ["step", "1,500/2,000"],
         ["step", "1,500/2,000"],
     ]
+
+
+def test_what_a_graph_was_recorded_as_is_said_once() -> None:
+    said = "a wavefront of 4 segments, 15 ms a step (one layer after the other, 25 ms)"
+    screen, out = console()
+    watcher = LineWatcher(screen, True)
+    for _ in range(2):
+        watcher.stepped(replace(LATE, graph=said))
+    assert [line for line in out.getvalue().splitlines() if "wavefront" in line] == [f"CUDA graph: {said}"]
+    screen, out = console()
+    live = LiveWatcher(screen, True, 2000)
+    live.stepped(replace(LATE, graph=said))
+    screen.print(live.screen())
+    assert f"CUDA graph  {said}" in out.getvalue()
 
 
 def test_speed_leaves_out_the_steps_that_compile() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import nsam
+from nsam.backends.torch.runtime.wavefront import OneQueue
 
 LONG = (pytest.mark.slow, pytest.mark.long)
 
@@ -166,3 +167,10 @@ class Again:
                 mine.copy_(new)
 
         return replay
+
+    def time(self, replay: Callable[[], None]) -> float:
+        replay()
+        return 1.0
+
+    def streams(self) -> OneQueue:
+        return OneQueue()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import nsam
 from nsam.backends.torch.cuda_graph import GraphedStep, Run
+from nsam.backends.torch.runtime.wavefront import OneQueue, Streams
 
 HOPE = Path(__file__).resolve().parents[2] / "examples" / "hope" / "hope.nsam"
 
@@ -19,8 +20,8 @@ HOPE = Path(__file__).resolve().parents[2] / "examples" / "hope" / "hope.nsam"
 class Again:
     """Does the recorded work once more and puts the results where the first ones are, as a replayed graph does."""
 
-    def __init__(self) -> None:
-        self.recorded = 0
+    def __init__(self, *times: float) -> None:
+        self.recorded, self.times = 0, list(times)
 
     def warm_up(self, run: Run) -> None:
         run()
@@ -36,6 +37,13 @@ class Again:
             assert [x.data_ptr() for x in results] == where
 
         return replay
+
+    def time(self, replay: Callable[[], None]) -> float:
+        replay()
+        return self.times.pop(0) if self.times else 1.0
+
+    def streams(self) -> Streams:
+        return OneQueue()
 
 
 def hope(device: str = "cpu") -> nn.Module:

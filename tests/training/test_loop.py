@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from nsam.backends.torch.cuda_graph import Run
+from nsam.backends.torch.runtime.wavefront import OneQueue
 from nsam.dsl.checked import Apply, Train, ValueType
 from nsam.dsl.diagnostics import ProgramError
 from nsam.runs.checkpoint import checkpoints, latest_checkpoint, load_checkpoint
@@ -309,6 +310,13 @@ class Again:
                 old.copy_(new)
 
         return replay
+
+    def time(self, replay: Callable[[], None]) -> float:
+        replay()
+        return 1.0
+
+    def streams(self) -> OneQueue:
+        return OneQueue()
 
 
 @pytest.mark.parametrize("every", [1, 3])

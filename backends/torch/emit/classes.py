@@ -19,6 +19,7 @@ from nsam.backends.torch.emit.starts import starting_order
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.lower import varies
 from nsam.compiler.step_keys import owns
+from nsam.compiler.wavefront import Segments
 from nsam.dsl import checked as c
 
 
@@ -37,6 +38,8 @@ class ClassSource:
     children: dict[str, str]
     end_to_end: bool = False
     """Whether this is the whole model, whose own loss moves memories in it."""
+    segments: Segments | None = None
+    """How the sequence may be cut, of the body of a repeat."""
 
     @property
     def unit(self) -> c.Unit:
@@ -95,6 +98,8 @@ class ClassSource:
         if self.source.by_token:
             listed = ", ".join(f'"{path}": {told[path]}' for path in sorted(self.source.by_token))
             lines.append(f"token_reads = {{{listed}}}")
+        if self.segments is not None:
+            lines += segment_attributes(self.segments)
         return [*lines, ""] if lines else []
 
     def init(self) -> list[str]:
@@ -224,6 +229,14 @@ class ClassSource:
         if node.op == "weight":
             return f'w["{node.attr("memory")}.{node.attr("tensor")}"]'
         return self.source.names.of(node)
+
+
+def segment_attributes(segments: Segments) -> list[str]:
+    """How the sequence of a repeat's body may be cut."""
+    if segments.undivided is not None:
+        return [f'undivided = "{segments.undivided}"']
+    timeless = ", ".join(map(str, segments.timeless))
+    return [f"block_tokens = {segments.tokens}", *([f"timeless = frozenset({{{timeless}}})"] if timeless else [])]
 
 
 def columns(results: Mapping[str, str], outputs: Iterable[tuple[str, c.Expr]]) -> list[str]:

@@ -17,6 +17,7 @@ from nsam.compiler.end_to_end import learns_end_to_end
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.compiler.step_keys import Keys, kept_by_token, recorded
+from nsam.compiler.wavefront import segments_of
 from nsam.dsl import checked as c
 
 HEADER = '''"""{title}
@@ -62,24 +63,35 @@ class ModuleSource:
         """The class that was written for `unit`."""
         return next(name for known, name in self.units if known == unit)
 
-    def add(self, unit: c.Unit, *, root: bool = False) -> str:
-        """Write `unit` unless an equal one has been written; returns its class name."""
+    def add(self, unit: c.Unit, *, root: bool = False, repeated: bool = False) -> str:
+        """Write `unit` unless an equal one has been written; returns its class name.
+
+        `root`: it is the whole model; `repeated`: it is the body of a repeat.
+        """
         for known, name in self.units:
             if known == unit:
                 return name
         planned = plan(unit, self.passes)
         steps = planned.unit.children
-        children = {step.name: self.add(step.unit if isinstance(step, c.Call) else step.body) for step in steps}
+        children = {
+            step.name: self.add(step.unit) if isinstance(step, c.Call) else self.add(step.body, repeated=True)
+            for step in steps
+        }
         name = self.fresh_class(unit.name)
         self.units.append((unit, name))
         self.plans[name] = planned
         of_layers = [found(planned.unit, self.keys, self.end_to_end) for found in (recorded, kept_by_token)]
         source = UnitSource(planned, identifier(name_to_prefix(name)), *of_layers)
+        segments = segments_of(planned, self.plan_of, end_to_end=self.end_to_end) if repeated else None
         self.parts += [
             *self.functions(source),
-            ClassSource(source, name, children, root and learns_end_to_end(unit)).write(),
+            ClassSource(source, name, children, root and learns_end_to_end(unit), segments).write(),
         ]
         return name
+
+    def plan_of(self, unit: c.Unit) -> UnitPlan:
+        """The plan of a unit that was written."""
+        return self.plans[next(name for known, name in self.units if known == unit)]
 
     def functions(self, source: UnitSource) -> list[str]:
         """All functions of one unit: rules, resets, loops, stages."""

@@ -214,6 +214,11 @@ class Plan:
 _plan: ContextVar[Plan | None] = ContextVar("plan", default=None)
 
 
+def planned() -> bool:
+    """Whether something decides what is kept for the backward pass, or measures it."""
+    return _plan.get() is not None and torch.is_grad_enabled()
+
+
 def recorder(tokens: int) -> Recorder | None:
     """What takes the blocks of a unit's call of `tokens` tokens; None where all of them keep what they need."""
     plan = _plan.get()

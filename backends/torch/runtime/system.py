@@ -15,6 +15,7 @@ from nsam.backends.torch.runtime.keys import hand_over, nothing_seen, square, su
 from nsam.backends.torch.runtime.replay import recorder, run_pass
 from nsam.backends.torch.runtime.rows import Rows, new_slot, reached, row_size
 from nsam.backends.torch.runtime.tasks import Tasks, separate
+from nsam.backends.torch.runtime.wavefront import goes_on, wavefront
 
 State = dict[str, Any]
 CLOCKS = ("clock", "clock.never", "start")
@@ -82,6 +83,12 @@ class System(nn.Module):
     """This unit's weights whose inputs are summed up for rules of the step clock, and how many places read each."""
     token_reads: Mapping[str, int] = {}
     """This unit's weights for which each token's input and error are kept (`rows.py`), and the reads of each."""
+    block_tokens: int = 0
+    """Of the body of a repeat: its pattern of blocks repeats after so many tokens (0: not known)."""
+    timeless: frozenset[int] = frozenset()
+    """Of the body of a repeat: the inputs, by number, that have no time axis."""
+    undivided: str | None = None
+    """Of the body of a repeat: why its sequence is not run in segments (`wavefront.py`)."""
 
     @property
     def nsam_matrices(self) -> set[str]:
@@ -207,7 +214,8 @@ class System(nn.Module):
         s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
         time, batch = like.shape[1], like.shape[0]
         native = self.native and like.device.type == "cpu" and not self.cpp_wrapper
-        how = (self.compiled, self.observe, recorder(time), self.cpp_wrapper, self.truncated, self.recompute, native)
+        truncated = self.truncated and not goes_on()
+        how = (self.compiled, self.observe, recorder(time), self.cpp_wrapper, truncated, self.recompute, native)
         at = At(old["position"], old["steps"], time, batch, *how)
         if initial is not None:
             s = {**initial(w, s, at), **s}
@@ -255,10 +263,14 @@ class System(nn.Module):
         return result
 
     def run_repeat(self, name: str, children: State, carried: tuple[Tensor, ...], *captured: Tensor) -> Any:
-        """Run the passes of a repeat one after the other."""
+        """Run the passes of a repeat one after the other, or as a wavefront where one is in force and possible."""
         states: list[Any] = []
         modules = list(self.child(name).children())
         before = children.get(name) or [None] * len(modules)
+        wave = wavefront()
+        if wave is not None and (sizes := wave.sizes(modules, carried, captured, before)):
+            carried, children[name] = wave.run(modules, carried, captured, before, sizes)
+            return carried if len(carried) > 1 else carried[0]
         for number, (module, old) in enumerate(zip(modules, before, strict=True)):
             result, new = run_pass(module, number, len(modules), carried, captured, old)
             carried = result if isinstance(result, tuple) else (result,)
