@@ -68,6 +68,9 @@ def pieces(
 
     Offsets of the pieces are taken modulo `period`, so that equal pieces share one compiled function. Slices come from
     one split (whose backward is one concatenation). `matrices` says which values have a matrix a token, [B, T, n, m].
+
+    Where compiled functions are called, each slice is laid out for itself: torch.compile specialises on strides, and
+    those of a slice of a longer tensor tell how long it is. So a sequence of any length finds its blocks compiled.
     """
     sizes = lengths(at, cuts)
     if len(sizes) == 1:
@@ -75,14 +78,22 @@ def pieces(
     found: list[tuple[At, tuple[Tensor, ...]]] = []
     # A time axis of length 1 holds what is the same for all tokens.
     axes = [1 if i in matrices else time_axis(v) for i, v in enumerate(values)]
-    split = [
-        [v] * len(sizes) if v.shape[a] == 1 else torch.split(v, sizes, a) for v, a in zip(values, axes, strict=True)
-    ]
+    cut = apart if at.compiled and not torch.compiler.is_compiling() else torch.split
+    split = [[v] * len(sizes) if v.shape[a] == 1 else cut(v, sizes, a) for v, a in zip(values, axes, strict=True)]
     offset, never = at.offset, at.never
     for i, size in enumerate(sizes):
         inside = at._replace(offset=offset % period, never=never % period, length=size)
         found.append((inside, tuple([s[i] for s in split])))
         offset, never = offset + size, never + size
+    return found
+
+
+def apart(x: Tensor, sizes: Sequence[int], axis: int) -> list[Tensor]:
+    """Slices like those of torch.split, contiguous; a run of equal ones by one copy."""
+    runs = [(size, len(list(equal))) for size, equal in itertools.groupby(sizes)]
+    found: list[Tensor] = []
+    for part, (size, count) in zip(torch.split(x, [s * n for s, n in runs], axis), runs, strict=True):
+        found += part.unflatten(axis, (count, size)).movedim(axis, 0).contiguous().unbind(0)
     return found
 
 

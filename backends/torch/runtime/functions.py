@@ -193,7 +193,8 @@ def conv(x: Tensor, weight: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
     time = x.shape[1]
     padded = torch.cat([stored.to(x.dtype), x], 1)
     y = sum(padded[:, i : i + time] * weight[:, i] for i in range(width))
-    return y, padded[:, time:]  # type: ignore[return-value]
+    # A copy: a slice would keep all tokens alive, and tell their number by its strides.
+    return y, padded[:, time:].contiguous()  # type: ignore[return-value]
 
 
 def rope(x: Tensor, position: Tensor, base: float = 10000.0) -> Tensor:
