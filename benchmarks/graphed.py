@@ -23,7 +23,8 @@ class GraphedTraining(Training):
         super().__init__(made.module, made.call, made.inputs, made.build)
         self.asked = nn.ParameterDict({n: nn.Parameter(x.detach()) for n, x in made.inputs.items() if x.requires_grad})
         self.given = [x for x in made.inputs.values() if not x.requires_grad]
-        self.graphed = GraphedStep(nn.ModuleList([self.module, self.asked]), self.scored)
+        self.graphed_module = nn.ModuleList([self.module, self.asked])
+        self.graphed = GraphedStep(self.graphed_module, self.scored)
 
     def scored(self, *given: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and the output."""

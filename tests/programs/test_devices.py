@@ -70,6 +70,7 @@ def test_no_training_step_asks_for_a_value(memory: int | None, example: Any) -> 
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize(
     ("folder", "system", "parameters", "time"), SYSTEMS, ids=[f"{f}-{s}" for f, s, _, _ in SYSTEMS]
 )
@@ -83,9 +84,9 @@ def test_a_gpu_computes_the_same_without_waiting(
         module = both.compiled.to(device)
         module.zero_grad()
         moved = [x.to(device) for x in given]
-        if device == "cuda":
-            torch.cuda.set_sync_debug_mode("error")
         try:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("error")
             y, _ = module(*moved)
             y.square().sum().backward()
         finally:

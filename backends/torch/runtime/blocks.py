@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.runtime.compilation import compiler_settings
+from nsam.backends.torch.runtime.compilation import CompilerSettings
 from nsam.backends.torch.runtime.cxx import options_for
 from nsam.backends.torch.runtime.replay import Recorder
 
@@ -93,7 +93,7 @@ def apart(x: Tensor, sizes: Sequence[int], axis: int) -> list[Tensor]:
     runs = [(size, len(list(equal))) for size, equal in itertools.groupby(sizes)]
     found: list[Tensor] = []
     for part, (size, count) in zip(torch.split(x, [s * n for s, n in runs], axis), runs, strict=True):
-        found += part.unflatten(axis, (count, size)).movedim(axis, 0).contiguous().unbind(0)
+        found += torch.unflatten(part, axis, (count, size)).movedim(axis, 0).contiguous().unbind(0)
     return found
 
 
@@ -203,7 +203,7 @@ def _compile(function: Function, block: bool = False) -> Function:
     def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
         native, recompute = block and at.native, block and at.recompute
         compiled = ready(at.cpp_wrapper, native, recompute, tuple(options_for((*values, *w.values())).items()))
-        with compiler_settings(recompute):
+        with CompilerSettings(recompute):
             return compiled(w, s, at, *values)
 
     return run
