@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from nsam.backends.torch.on_chip import operators
+from nsam.backends.torch.on_chip.graph_pass import kept_inverses
 from nsam.backends.torch.runtime import triangular
+from nsam.backends.torch.runtime.compilation import CompilerSettings
 from nsam.compiler import explain_passes
 
 SCRIPT = Path(__file__).with_name("interpreted.py")
@@ -61,7 +63,33 @@ def test_larger_triangles_are_joined_from_what_a_kernel_inverts(time: int, monke
     assert seen == ([time, -time] if time <= 64 else [64])
 
 
+@pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
+def test_an_inverse_is_kept_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch, quick_kernels: None) -> None:
+    seen: list[str] = []
+
+    def inverse(lower: Tensor) -> Tensor:
+        seen.append("forward")
+        return torch.linalg.inv(torch.eye(lower.shape[-1]) + lower.tril(-1)).contiguous()
+
+    def backward(inverse: Tensor, gradient: Tensor) -> Tensor:
+        seen.append("backward")
+        return -(inverse.mT @ gradient @ inverse.mT).tril(-1)
+
+    def used(x: Tensor, w: Tensor) -> Tensor:
+        return (torch.tanh(triangular.unit_lower_inverse(torch.sin(x)) * w) * w).sum()
+
+    operators.unit_lower_inverse.register_kernel("cpu")(inverse)
+    operators.unit_lower_inverse_backward.register_kernel("cpu")(backward)
+    monkeypatch.setattr(operators, "serves", lambda like: True)
+    lower, weight = torch.randn(3, 8, 8).tril(-1).requires_grad_(), torch.randn(3, 8, 8).requires_grad_()
+    with CompilerSettings(recompute=True):
+        options = {"joint_custom_post_pass": kept_inverses()}
+        torch.compile(used, fullgraph=True, options=options)(lower, weight).backward()
+    assert seen == ["forward", "backward"]
+
+
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("time", [1, 2, 16, 48, 64, 100, 200])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_on_a_gpu(time: int, compiled: bool) -> None:

@@ -118,6 +118,7 @@ def test_each_length_is_recorded_once() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
 def test_on_a_gpu() -> None:
     module = hope("cuda")
     step = GraphedStep(module, loss_of(module))

@@ -33,8 +33,7 @@ def test_slices_are_those_of_split_each_for_itself(sizes: list[int], axis: int) 
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # tracing asks every tensor
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # and looks into every class
+@pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
 def test_blocks_are_compiled_once_for_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     def traced(function: Callable[..., Any], **ignored: Any) -> Any:
         return real(function, backend="eager", fullgraph=True, dynamic=False)

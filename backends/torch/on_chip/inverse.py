@@ -11,46 +11,123 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SMALLEST = 16
-"""Rows that a matrix is padded to at least: the smallest operand of a product in Triton."""
+BLOCK = 16
+"""Rows of the blocks that are inverted row by row: the smallest operand of a product in Triton."""
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _substitute(lower: tl.tensor, inverse: tl.tensor, TIME: tl.constexpr, SIZE: tl.constexpr) -> None:
-    """Row i of (I + L)⁻¹ is eᵢ − Σ_{j<i} L[i, j] · row j: forward substitution, the rows so far in registers."""
+def _place(
+    matrix: tl.tensor, row: tl.constexpr, column: tl.constexpr, TIME: tl.constexpr, SIZE: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """Where the block of SIZE rows lies whose first place is at (row, column), and which of its places exist."""
+    rows, columns = row + tl.arange(0, SIZE)[:, None], column + tl.arange(0, SIZE)[None, :]
+    return matrix + rows * TIME + columns, (rows < TIME) & (columns < TIME)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _read(
+    matrix: tl.tensor, row: tl.constexpr, column: tl.constexpr, TIME: tl.constexpr, SIZE: tl.constexpr
+) -> tl.tensor:
+    """A block, zeros where it ends."""
+    place, inside = _place(matrix, row, column, TIME, SIZE)
+    return tl.load(place, mask=inside, other=0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _write(
+    matrix: tl.tensor, row: tl.constexpr, column: tl.constexpr, value: tl.tensor, TIME: tl.constexpr, SIZE: tl.constexpr
+) -> None:
+    place, inside = _place(matrix, row, column, TIME, SIZE)
+    tl.store(place, value, mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _product(a: tl.tensor, b: tl.tensor) -> tl.tensor:
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _of(blocks: tl.tensor, number: tl.constexpr, BLOCKS: tl.constexpr) -> tl.tensor:
+    """One of several blocks [BLOCKS, n, n]."""
+    chosen = tl.arange(0, BLOCKS)[:, None, None] == number
+    return tl.sum(tl.where(chosen, blocks, 0.0), 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _invert(lower: tl.tensor, inverse: tl.tensor, TIME: tl.constexpr, BLOCKS: tl.constexpr, N: tl.constexpr) -> None:
+    """The blocks of N rows on the diagonal by forward substitution, all at once; those below from them by products.
+
+    Row i of (I + L)⁻¹ is eᵢ − Σ_{j<i} L[i, j] · row j. X_ij = −X_ii Σ_{j≤k<i} L_ik X_kj for blocks i > j.
+    """
     start = tl.program_id(0).to(tl.int64) * TIME * TIME
-    rows, columns = tl.arange(0, SIZE), tl.arange(0, SIZE)
-    found = tl.where(rows[:, None] == columns[None, :], 1.0, 0.0)
-    for i in range(1, TIME):
-        row = tl.load(lower + start + i * TIME + rows, mask=rows < i, other=0.0)  # what lies on or above is not read
-        known = tl.sum(row[:, None] * found, 0)
-        found = tl.where(rows[:, None] == i, found - known[None, :], found)
-    inside = (rows < TIME)[:, None] & (columns < TIME)[None, :]
-    tl.store(inverse + start + rows[:, None] * TIME + columns[None, :], found, mask=inside)
+    lower += start
+    inverse += start
+    first, rows, columns = tl.arange(0, BLOCKS) * N, tl.arange(0, N)[None, :, None], tl.arange(0, N)[None, None, :]
+    found = tl.where(rows == columns, 1.0, 0.0) + tl.zeros((BLOCKS, N, N), tl.float32)
+    for i in range(1, N):
+        place = lower + (first[:, None] + i) * TIME + first[:, None] + tl.arange(0, N)[None, :]
+        known = (tl.arange(0, N)[None, :] < i) & (first[:, None] + i < TIME)  # what lies above is not read
+        row = tl.load(place, mask=known, other=0.0)
+        found = tl.where(rows == i, found - tl.sum(row[:, :, None] * found, 1)[:, None, :], found)
+    zero = tl.zeros((N, N), tl.float32)
+    x00 = _of(found, 0, BLOCKS)
+    _write(inverse, 0, 0, x00, TIME, N)
+    if BLOCKS > 1:
+        x11 = _of(found, 1, BLOCKS)
+        x10 = -_product(x11, _product(_read(lower, N, 0, TIME, N), x00))
+        _write(inverse, 0, N, zero, TIME, N)
+        _write(inverse, N, 0, x10, TIME, N)
+        _write(inverse, N, N, x11, TIME, N)
+    if BLOCKS > 2:
+        x22, x33 = _of(found, 2, BLOCKS), _of(found, 3, BLOCKS)
+        l21, l31 = _read(lower, 2 * N, N, TIME, N), _read(lower, 3 * N, N, TIME, N)
+        l32 = _read(lower, 3 * N, 2 * N, TIME, N)
+        x21 = -_product(x22, _product(l21, x11))
+        x20 = -_product(x22, _product(_read(lower, 2 * N, 0, TIME, N), x00) + _product(l21, x10))
+        x32 = -_product(x33, _product(l32, x22))
+        x31 = -_product(x33, _product(l31, x11) + _product(l32, x21))
+        x30 = _product(_read(lower, 3 * N, 0, TIME, N), x00) + _product(l31, x10) + _product(l32, x20)
+        _write(inverse, 0, 2 * N, zero, TIME, N)
+        _write(inverse, 0, 3 * N, zero, TIME, N)
+        _write(inverse, N, 2 * N, zero, TIME, N)
+        _write(inverse, N, 3 * N, zero, TIME, N)
+        _write(inverse, 2 * N, 0, x20, TIME, N)
+        _write(inverse, 2 * N, N, x21, TIME, N)
+        _write(inverse, 2 * N, 2 * N, x22, TIME, N)
+        _write(inverse, 2 * N, 3 * N, zero, TIME, N)
+        _write(inverse, 3 * N, 0, -_product(x33, x30), TIME, N)
+        _write(inverse, 3 * N, N, x31, TIME, N)
+        _write(inverse, 3 * N, 2 * N, x32, TIME, N)
+        _write(inverse, 3 * N, 3 * N, x33, TIME, N)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _differentiate(
-    inverse: tl.tensor, gradient: tl.tensor, result: tl.tensor, TIME: tl.constexpr, SIZE: tl.constexpr
+    inverse: tl.tensor,
+    gradient: tl.tensor,
+    result: tl.tensor,
+    TIME: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    N: tl.constexpr,
 ) -> None:
-    """−(Xᵀ G Xᵀ) below the diagonal, X the inverse and G its gradient; products in full float32."""
+    """−(Xᵀ G Xᵀ) below the diagonal, X the inverse and G its gradient: in 1 or 2 × 2 blocks, of which X has 3."""
     start = tl.program_id(0).to(tl.int64) * TIME * TIME
-    rows, columns = tl.arange(0, SIZE)[:, None], tl.arange(0, SIZE)[None, :]
-    inside = (rows < TIME) & (columns < TIME)
-    transposed = tl.load(inverse + start + columns * TIME + rows, mask=inside, other=0.0)
-    given = tl.load(gradient + start + rows * TIME + columns, mask=inside, other=0.0)
-    left = tl.dot(transposed, given, input_precision="ieee")
-    both = tl.dot(left, transposed, input_precision="ieee")
-    tl.store(result + start + rows * TIME + columns, tl.where(columns < rows, -both, 0.0), mask=inside)
-
-
-def _size(time: int) -> int:
-    return SMALLEST if time <= SMALLEST else 1 << (time - 1).bit_length()
-
-
-def _warps(size: int) -> int:
-    """A warp for up to 32 rows, whose sums need no shared memory; eight for 64, whose registers hold the matrices."""
-    return 1 if size <= 32 else 8
+    inverse += start
+    gradient += start
+    result += start
+    below = tl.arange(0, N)[None, :] < tl.arange(0, N)[:, None]
+    x00 = tl.trans(_read(inverse, 0, 0, TIME, N))
+    left = _product(x00, _read(gradient, 0, 0, TIME, N))
+    if BLOCKS > 1:
+        g10 = _read(gradient, N, 0, TIME, N)
+        x10, x11 = tl.trans(_read(inverse, N, 0, TIME, N)), tl.trans(_read(inverse, N, N, TIME, N))
+        left += _product(x10, g10)
+        corner = _product(x11, g10)
+        last = _product(_product(x11, _read(gradient, N, N, TIME, N)), x11) + _product(corner, x10)
+        _write(result, N, 0, -_product(corner, x00), TIME, N)
+        _write(result, N, N, tl.where(below, -last, 0.0), TIME, N)
+        _write(result, 0, N, tl.zeros((N, N), tl.float32), TIME, N)
+    _write(result, 0, 0, tl.where(below, -_product(left, x00), 0.0), TIME, N)
 
 
 def inverse(lower: Tensor) -> Tensor:
@@ -58,8 +135,10 @@ def inverse(lower: Tensor) -> Tensor:
     lower = lower.contiguous()
     found, time = torch.empty_like(lower), lower.shape[-1]
     if lower.numel():
-        size = _size(time)
-        _substitute[(lower.numel() // time**2,)](lower, found, TIME=time, SIZE=size, num_warps=_warps(size))
+        blocks = 1 if time <= BLOCK else 2 if time <= 2 * BLOCK else 4
+        _invert[(lower.numel() // time**2,)](
+            lower, found, TIME=time, BLOCKS=blocks, N=BLOCK, num_warps=4 if blocks == 4 else 1
+        )
     return found
 
 
@@ -68,8 +147,8 @@ def inverse_backward(inverse: Tensor, gradient: Tensor) -> Tensor:
     inverse, gradient = inverse.contiguous(), gradient.contiguous()
     found, time = torch.empty_like(inverse), inverse.shape[-1]
     if inverse.numel():
-        size = _size(time)
+        blocks, rows = (1, BLOCK) if time <= BLOCK else (1, 2 * BLOCK) if time <= 2 * BLOCK else (2, 2 * BLOCK)
         _differentiate[(inverse.numel() // time**2,)](
-            inverse, gradient, found, TIME=time, SIZE=size, num_warps=_warps(size)
+            inverse, gradient, found, TIME=time, BLOCKS=blocks, N=rows, num_warps=4 if blocks == 2 else rows // BLOCK
         )
     return found

@@ -190,19 +190,27 @@ def _compile(function: Function, block: bool = False) -> Function:
     """
 
     @functools.cache
-    def ready(cpp_wrapper: bool, native: bool, recompute: bool, more: tuple[tuple[str, Any], ...]) -> Function:
+    def ready(
+        cpp_wrapper: bool, native: bool, recompute: bool, cuda: bool, more: tuple[tuple[str, Any], ...]
+    ) -> Function:
         # One compiled function for each way to compile: torch's own guards do not ask how that was.
         options: dict[str, Any] = {"cpp_wrapper": True, **dict(more)} if cpp_wrapper else dict(more)
         if native:
             from nsam.backends.torch.native.graph_pass import native_kernels
 
             options["post_grad_custom_post_pass"] = native_kernels()
+        if recompute and cuda:
+            from nsam.backends.torch.on_chip.graph_pass import kept_inverses
+
+            options["joint_custom_post_pass"] = kept_inverses()
         return torch.compile(function, fullgraph=True, dynamic=False, options=options or None)
 
     @functools.wraps(function)
     def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
         native, recompute = block and at.native, block and at.recompute
-        compiled = ready(at.cpp_wrapper, native, recompute, tuple(options_for((*values, *w.values())).items()))
+        tensors = (*values, *w.values())
+        cuda = any(x.is_cuda for x in tensors)
+        compiled = ready(at.cpp_wrapper, native, recompute, cuda, tuple(options_for(tensors).items()))
         with CompilerSettings(recompute):
             return compiled(w, s, at, *values)
 

@@ -34,10 +34,11 @@ class CompilerSettings:
         self.before: list[tuple[ModuleType, str, Any]] = []
 
     def __enter__(self) -> None:
+        dynamo: Any = torch._dynamo.config  # asked for first: torch loads its compiler, and then has the others
         functorch: Any = torch._functorch.config
         for config, name, value in (
-            (torch._dynamo.config, "recompile_limit", RECOMPILE_LIMIT),
-            (torch._dynamo.config, "accumulated_recompile_limit", 4096),
+            (dynamo, "recompile_limit", RECOMPILE_LIMIT),
+            (dynamo, "accumulated_recompile_limit", 4096),
             (functorch, "autograd_cache_allow_custom_autograd_functions", True),
             (functorch, "aggressive_recomputation", self.recompute),
             (torch._inductor.config, "unsafe_marked_cacheable_functions", CACHEABLE),
