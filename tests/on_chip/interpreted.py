@@ -31,10 +31,13 @@ def check(device: str = "cpu") -> None:
         torch.manual_seed(time)
         lower = 0.3 * torch.randn(2, 3, time, time)
         above = torch.ones(time, time, dtype=torch.bool).triu()
-        found = inverse(lower.masked_fill(above, torch.nan).to(device)).cpu()
+        given = lower.masked_fill(above, torch.nan).to(device)
+        found = inverse(given).cpu()
         wanted = exact(lower)
         assert far(found, wanted) < 1e-6, (time, far(found, wanted))
         assert torch.equal(found, found.tril()), time
+        for other in (given.mT.contiguous().mT, given.transpose(0, 1).contiguous().transpose(0, 1)):
+            assert torch.equal(inverse(other).cpu(), found), time
         gradient = torch.randn_like(lower)
         slope = inverse_backward(found.to(device), gradient.mT.contiguous().mT.to(device)).cpu()
         expected = -(wanted.mT @ gradient.double() @ wanted.mT).tril(-1)

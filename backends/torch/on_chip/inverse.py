@@ -16,29 +16,20 @@ BLOCK = 16
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _place(
-    matrix: tl.tensor, row: tl.constexpr, column: tl.constexpr, TIME: tl.constexpr, SIZE: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor]:
-    """Where the block of SIZE rows lies whose first place is at (row, column), and which of its places exist."""
-    rows, columns = row + tl.arange(0, SIZE)[:, None], column + tl.arange(0, SIZE)[None, :]
-    return matrix + rows * TIME + columns, (rows < TIME) & (columns < TIME)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _read(
-    matrix: tl.tensor, row: tl.constexpr, column: tl.constexpr, TIME: tl.constexpr, SIZE: tl.constexpr
+    matrix: tl.tensor, row: tl.constexpr, column: tl.constexpr, TIME: tl.constexpr, STEPS: tl.constexpr, N: tl.constexpr
 ) -> tl.tensor:
-    """A block, zeros where it ends."""
-    place, inside = _place(matrix, row, column, TIME, SIZE)
-    return tl.load(place, mask=inside, other=0.0)
+    """The block of N rows whose first place is at (row, column), zeros where the matrix ends. STEPS: its strides."""
+    rows, columns = row + tl.arange(0, N)[:, None], column + tl.arange(0, N)[None, :]
+    return tl.load(matrix + rows * STEPS[0] + columns * STEPS[1], mask=(rows < TIME) & (columns < TIME), other=0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _write(
-    matrix: tl.tensor, row: tl.constexpr, column: tl.constexpr, value: tl.tensor, TIME: tl.constexpr, SIZE: tl.constexpr
+    matrix: tl.tensor, row: tl.constexpr, column: tl.constexpr, value: tl.tensor, TIME: tl.constexpr, N: tl.constexpr
 ) -> None:
-    place, inside = _place(matrix, row, column, TIME, SIZE)
-    tl.store(place, value, mask=inside)
+    rows, columns = row + tl.arange(0, N)[:, None], column + tl.arange(0, N)[None, :]
+    tl.store(matrix + rows * TIME + columns, value, mask=(rows < TIME) & (columns < TIME))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -54,7 +45,14 @@ def _of(blocks: tl.tensor, number: tl.constexpr, BLOCKS: tl.constexpr) -> tl.ten
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _invert(lower: tl.tensor, inverse: tl.tensor, TIME: tl.constexpr, BLOCKS: tl.constexpr, N: tl.constexpr) -> None:
+def _invert(
+    lower: tl.tensor,
+    inverse: tl.tensor,
+    TIME: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    N: tl.constexpr,
+) -> None:
     """The blocks of N rows on the diagonal by forward substitution, all at once; those below from them by products.
 
     Row i of (I + L)⁻¹ is eᵢ − Σ_{j<i} L[i, j] · row j. X_ij = −X_ii Σ_{j≤k<i} L_ik X_kj for blocks i > j.
@@ -65,7 +63,7 @@ def _invert(lower: tl.tensor, inverse: tl.tensor, TIME: tl.constexpr, BLOCKS: tl
     first, rows, columns = tl.arange(0, BLOCKS) * N, tl.arange(0, N)[None, :, None], tl.arange(0, N)[None, None, :]
     found = tl.where(rows == columns, 1.0, 0.0) + tl.zeros((BLOCKS, N, N), tl.float32)
     for i in range(1, N):
-        place = lower + (first[:, None] + i) * TIME + first[:, None] + tl.arange(0, N)[None, :]
+        place = lower + (first[:, None] + i) * STEPS[0] + (first[:, None] + tl.arange(0, N)[None, :]) * STEPS[1]
         known = (tl.arange(0, N)[None, :] < i) & (first[:, None] + i < TIME)  # what lies above is not read
         row = tl.load(place, mask=known, other=0.0)
         found = tl.where(rows == i, found - tl.sum(row[:, :, None] * found, 1)[:, None, :], found)
@@ -74,19 +72,19 @@ def _invert(lower: tl.tensor, inverse: tl.tensor, TIME: tl.constexpr, BLOCKS: tl
     _write(inverse, 0, 0, x00, TIME, N)
     if BLOCKS > 1:
         x11 = _of(found, 1, BLOCKS)
-        x10 = -_product(x11, _product(_read(lower, N, 0, TIME, N), x00))
+        x10 = -_product(x11, _product(_read(lower, N, 0, TIME, STEPS, N), x00))
         _write(inverse, 0, N, zero, TIME, N)
         _write(inverse, N, 0, x10, TIME, N)
         _write(inverse, N, N, x11, TIME, N)
     if BLOCKS > 2:
         x22, x33 = _of(found, 2, BLOCKS), _of(found, 3, BLOCKS)
-        l21, l31 = _read(lower, 2 * N, N, TIME, N), _read(lower, 3 * N, N, TIME, N)
-        l32 = _read(lower, 3 * N, 2 * N, TIME, N)
+        l21, l31 = _read(lower, 2 * N, N, TIME, STEPS, N), _read(lower, 3 * N, N, TIME, STEPS, N)
+        l32 = _read(lower, 3 * N, 2 * N, TIME, STEPS, N)
         x21 = -_product(x22, _product(l21, x11))
-        x20 = -_product(x22, _product(_read(lower, 2 * N, 0, TIME, N), x00) + _product(l21, x10))
+        x20 = -_product(x22, _product(_read(lower, 2 * N, 0, TIME, STEPS, N), x00) + _product(l21, x10))
         x32 = -_product(x33, _product(l32, x22))
         x31 = -_product(x33, _product(l31, x11) + _product(l32, x21))
-        x30 = _product(_read(lower, 3 * N, 0, TIME, N), x00) + _product(l31, x10) + _product(l32, x20)
+        x30 = _product(_read(lower, 3 * N, 0, TIME, STEPS, N), x00) + _product(l31, x10) + _product(l32, x20)
         _write(inverse, 0, 2 * N, zero, TIME, N)
         _write(inverse, 0, 3 * N, zero, TIME, N)
         _write(inverse, N, 2 * N, zero, TIME, N)
@@ -107,6 +105,7 @@ def _differentiate(
     gradient: tl.tensor,
     result: tl.tensor,
     TIME: tl.constexpr,
+    STEPS: tl.constexpr,
     BLOCKS: tl.constexpr,
     N: tl.constexpr,
 ) -> None:
@@ -116,14 +115,17 @@ def _differentiate(
     gradient += start
     result += start
     below = tl.arange(0, N)[None, :] < tl.arange(0, N)[:, None]
-    x00 = tl.trans(_read(inverse, 0, 0, TIME, N))
-    left = _product(x00, _read(gradient, 0, 0, TIME, N))
+    x00 = tl.trans(_read(inverse, 0, 0, TIME, (TIME, 1), N))
+    left = _product(x00, _read(gradient, 0, 0, TIME, STEPS, N))
     if BLOCKS > 1:
-        g10 = _read(gradient, N, 0, TIME, N)
-        x10, x11 = tl.trans(_read(inverse, N, 0, TIME, N)), tl.trans(_read(inverse, N, N, TIME, N))
+        g10 = _read(gradient, N, 0, TIME, STEPS, N)
+        x10, x11 = (
+            tl.trans(_read(inverse, N, 0, TIME, (TIME, 1), N)),
+            tl.trans(_read(inverse, N, N, TIME, (TIME, 1), N)),
+        )
         left += _product(x10, g10)
         corner = _product(x11, g10)
-        last = _product(_product(x11, _read(gradient, N, N, TIME, N)), x11) + _product(corner, x10)
+        last = _product(_product(x11, _read(gradient, N, N, TIME, STEPS, N)), x11) + _product(corner, x10)
         _write(result, N, 0, -_product(corner, x00), TIME, N)
         _write(result, N, N, tl.where(below, -last, 0.0), TIME, N)
         _write(result, 0, N, tl.zeros((N, N), tl.float32), TIME, N)
@@ -132,23 +134,34 @@ def _differentiate(
 
 def inverse(lower: Tensor) -> Tensor:
     """(I + L)⁻¹ [.., T, T] in float32, T at most 64; only what lies below the diagonal of `lower` is read."""
-    lower = lower.contiguous()
-    found, time = torch.empty_like(lower), lower.shape[-1]
+    lower, steps = _strided(lower)
+    found, time = lower.new_empty(lower.shape), lower.shape[-1]
     if lower.numel():
         blocks = 1 if time <= BLOCK else 2 if time <= 2 * BLOCK else 4
         _invert[(lower.numel() // time**2,)](
-            lower, found, TIME=time, BLOCKS=blocks, N=BLOCK, num_warps=4 if blocks == 4 else 1
+            lower, found, TIME=time, STEPS=steps, BLOCKS=blocks, N=BLOCK, num_warps=4 if blocks == 4 else 1
         )
     return found
 
 
 def inverse_backward(inverse: Tensor, gradient: Tensor) -> Tensor:
     """Gradient of `lower` [.., T, T], from the inverse and the inverse's gradient."""
-    inverse, gradient = inverse.contiguous(), gradient.contiguous()
+    inverse, (gradient, steps) = inverse.contiguous(), _strided(gradient)
     found, time = torch.empty_like(inverse), inverse.shape[-1]
     if inverse.numel():
         blocks, rows = (1, BLOCK) if time <= BLOCK else (1, 2 * BLOCK) if time <= 2 * BLOCK else (2, 2 * BLOCK)
+        warps = 4 if blocks == 2 else rows // BLOCK
         _differentiate[(inverse.numel() // time**2,)](
-            inverse, gradient, found, TIME=time, BLOCKS=blocks, N=rows, num_warps=4 if blocks == 2 else rows // BLOCK
+            inverse, gradient, found, TIME=time, STEPS=steps, BLOCKS=blocks, N=rows, num_warps=warps
         )
     return found
+
+
+def _strided(matrices: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Matrices [.., T, T] one after the other, each with these strides: as they are, often transposed, or copied."""
+    size, time = 1, matrices.shape[-1]
+    for axis in reversed(range(matrices.dim() - 2)):
+        if matrices.shape[axis] > 1 and matrices.stride(axis) != size * time**2:
+            return matrices.contiguous(), (time, 1)
+        size *= matrices.shape[axis]
+    return matrices, (matrices.stride(-2), matrices.stride(-1))
