@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from nsam.backends.torch.runtime.wavefront import OneQueue
+
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("B1", "B2", "B3", "B4", "B5", "B6")
 
@@ -132,6 +134,12 @@ class AtOnce:
                 old.copy_(new)
 
         return replay
+
+    def time(self, replay: Any) -> float:
+        return 1.0
+
+    def streams(self) -> OneQueue:
+        return OneQueue()
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
