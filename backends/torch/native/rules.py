@@ -166,17 +166,18 @@ def _bmm(low: Lowering, node: Node) -> Value:
     assert isinstance(turned_a, View)
     assert isinstance(turned_b, View)
     straight, across = _uses(node, low)
+    half = node.meta["val"].dtype == torch.bfloat16
     plain_cost = (not by_rows(b)) + (across > straight) * 1.5
     turned_cost = (not by_rows(turned_a)) + (across < straight) * 1.5
     if node not in low.outputs and turned_cost < plain_cost:
         (count, rows, _), columns = a.sizes, b.sizes[2]
         result = low.own((count, columns, rows))
-        low.order.add(Product(result, turned_b, low.rows(turned_a)))
+        low.order.add(Product(result, turned_b, low.rows(turned_a), half))
         return v.permute(result, (0, 2, 1))
     target = low.target(node)
     if not by_rows(target):
         target = low.own(target.sizes)
-    low.order.add(Product(target, a, low.rows(b)))
+    low.order.add(Product(target, a, low.rows(b), half))
     return target
 
 

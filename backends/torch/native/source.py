@@ -12,6 +12,10 @@ PART = 24
 """Statements of one C++ function: compilers are slow with long ones."""
 
 
+SMALLEST = 16
+"""Rows, columns or summands from which a product of halves is worth the matrix unit's tiles."""
+
+
 class Text:
     """The lines of one C++ function, and the buffers that they name."""
 
@@ -47,7 +51,8 @@ def _product(text: Text, s: Product) -> None:
     numbers = (rows, columns, inner, s.a.strides[1], s.a.strides[2], s.b.strides[1], s.target.strides[1])
     steps = [x.strides[0] for x in (s.a, s.b, s.target)]
     a, b, c = (text.pointer(x, f"i * {step}" if count > 1 else "") for x, step in zip((s.a, s.b, s.target), steps))  # noqa: B905
-    call = f"product<{', '.join(map(str, numbers))}>({a}, {b}, {c});"
+    name = "product_of_halves" if s.half and min(rows, columns, inner) >= SMALLEST else "product"
+    call = f"{name}<{', '.join(map(str, numbers))}>({a}, {b}, {c});"
     text.lines.append(f"for (long i = 0; i < {count}; i++) {call}" if count > 1 else call)
 
 
