@@ -110,6 +110,7 @@ def _run(axes: Axes, tensors: Sequence[tuple[Node, object]], labels: Labels, par
         "[[maybe_unused]] char* spare = spare_memory.data();",
         f"char* q[{len(tensors) + 1}];",
         f"q[{len(tensors)}] = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory.data()) + 127) / 128 * 128);",
+        "[[maybe_unused]] const Tiles ready;",
         "#pragma omp for schedule(static)",
         f"for (long i = 0; i < {axes.count}; i++) {{",
         *counters,

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from nsam.backends.torch.native import values as v
-from nsam.backends.torch.native.labels import Labels, axis, operands_of, shape
-from nsam.backends.torch.native.operations import CONSTANTS, FUNCTIONS, GETITEM, POINTWISE, SAME, VIEWS
-from nsam.backends.torch.native.statements import Order, Product, Running, Statement, Total, Turn
-from nsam.backends.torch.native.values import Buffer, Expression, Lazy, Number, Padded, Sizes, View, contiguous
+from nsam.backends.torch.native.labels import Labels
+from nsam.backends.torch.native.operations import CONSTANTS, FUNCTIONS, POINTWISE
+from nsam.backends.torch.native.rules import RULES, Value
+from nsam.backends.torch.native.statements import Order, Statement, Turn
+from nsam.backends.torch.native.values import (
+    Buffer,
+    Expression,
+    Lazy,
+    Number,
+    Padded,
+    Sizes,
+    View,
+    by_rows,
+    contiguous,
+)
 
 aten, prims = torch.ops.aten, torch.ops.prims
 HEAVIEST = 24
 """Operations of one expression: beyond that a part is stored."""
-Value = Lazy | Padded | list[Lazy]
 
 
 class Lowering:
@@ -92,17 +101,17 @@ class Lowering:
 
     def rows(self, x: View) -> View:
         """The values with those of a row beside each other; turned once for all that use them."""
-        if _rows(x):
+        if by_rows(x):
             return x
         if x not in self.turned:
             self.turned[x] = self.own(x.sizes)
             self.order.add(Turn(self.turned[x], x))
         return self.turned[x]
 
-    def _straight(self, x: Lazy) -> Lazy:
+    def straight(self, x: Lazy) -> Lazy:
         """An expression that reads matrices by rows: turned ones are laid out anew, which costs less than to gather."""
         if isinstance(x, Expression):
-            operands = tuple(self._straight(operand) for operand in x.operands)
+            operands = tuple(self.straight(operand) for operand in x.operands)
             return x if operands == x.operands else Expression(x.text, operands, x.sizes, x.boolean, x.weight)
         many = isinstance(x, View) and len(x.sizes) > 1 and min(x.sizes[-2:]) > 4
         if many and not x.boolean and not x.buffer.half and x.strides[-2] == 1 and x.strides[-1] > 1:  # type: ignore[union-attr]
@@ -111,15 +120,16 @@ class Lowering:
 
     def _place(self, node: Node, value: Lazy | Padded) -> View:
         target = self.target(node, value.sizes)
-        self._write(target, value)
+        self.write(target, value)
         if target.boolean:  # read again from what it is made of, not from bytes
             return target
         self.value[node] = target
         return target
 
-    def _write(self, target: View, value: Lazy | Padded) -> None:
+    def write(self, target: View, value: Lazy | Padded) -> None:
+        """Put a value where a view says."""
         if not isinstance(value, Padded):
-            self.order.store(target, self._straight(value) if _rows(target) else value)
+            self.order.store(target, self.straight(value) if by_rows(target) else value)
             return
         for low, high, here in value.intervals():
             part = v.cut(target, value.dim, low, high)
@@ -127,13 +137,13 @@ class Lowering:
             total: Lazy = here[0] if here else Number(0.0, part.sizes)
             for x in here[1:]:
                 total = Expression("{0} + {1}", (total, x), part.sizes, weight=weight(total) + weight(x) + 1)
-            self.order.store(part, self._straight(total))
+            self.order.store(part, self.straight(total))
 
     def _finish(self, node: Node, target: View) -> None:
         value = self.value[node] if node in self.value else self.lazy(node)
         assert not isinstance(value, list)
         if value != target:
-            self._write(target, value)
+            self.write(target, value)
 
     # Nodes
 
@@ -216,208 +226,3 @@ def _logistic(x: Lazy) -> Lazy | None:
 def cost(text: str) -> int:
     """Operations that one is worth: a function is worth several."""
     return 4 if any(name in text for name in FUNCTIONS) else 1
-
-
-def _view(low: Lowering, node: Node) -> Value:
-    sizes = low.labels.inner(node)
-    return low.shared(node, operands_of(node)[0], lambda x: v.reshape(x, sizes))
-
-
-def _same(low: Lowering, node: Node) -> Value:
-    return low.lazy(node.args[0])
-
-
-def _permute(low: Lowering, node: Node) -> Value:
-    order: Any = node.args[1]
-    return v.permute(low.lazy(node.args[0]), [i % len(order) for i in order])
-
-
-def _unsqueeze(low: Lowering, node: Node) -> Value:
-    return v.insert(low.lazy(node.args[0]), axis(node, 1) % len(shape(node)))
-
-
-def _squeeze(low: Lowering, node: Node) -> Value:
-    source = operands_of(node)[0]
-    dim = axis(node, 1) % len(shape(source))
-    return v.drop(low.lazy(source), dim) if shape(source)[dim] == 1 else low.lazy(source)
-
-
-def _expand(low: Lowering, node: Node) -> Value:
-    return v.expand(low.lazy(node.args[0]), low.labels.inner(node))
-
-
-def _slice(low: Lowering, node: Node) -> Value:
-    x = operands_of(node)[0]
-    dim = axis(node, 1) % len(shape(x))
-    if shape(x) == shape(node):
-        return low.lazy(x)
-    start, stop, step = slice(*bounds(node, 2), axis(node, 4, 1)).indices(shape(x)[dim])
-    return v.cut(_kept(low, x), dim, start, stop, step)
-
-
-def bounds(node: Node, index: int) -> tuple[Any, Any]:
-    """Start and stop of a slice, which may be left out."""
-    rest = [*node.args[index : index + 2], None, None]
-    return rest[0], rest[1]
-
-
-def _select(low: Lowering, node: Node) -> Value:
-    x = operands_of(node)[0]
-    dim = axis(node, 1) % len(shape(x))
-    at = axis(node, 2) % shape(x)[dim]
-    return v.drop(v.cut(_kept(low, x), dim, at, at + 1), dim)
-
-
-def _kept(low: Lowering, x: Node) -> Lazy:
-    """An operand of which several parts are used: parts of one expression would compute the same again."""
-    value = low.lazy(x)
-    return low.stored(x) if isinstance(value, Expression) and len(x.users) > 1 and not value.boolean else value
-
-
-def _split(low: Lowering, node: Node) -> Value:
-    x = operands_of(node)[0]
-    sizes: Any = node.args[1]
-    dim = axis(node, 2) % len(shape(x))
-    whole = low.stored(x)
-    edges = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-    return [v.cut(whole, dim, a, b) for a, b in pairwise(edges)]
-
-
-def _getitem(low: Lowering, node: Node) -> Value:
-    parts, index = low.value[operands_of(node)[0]], node.args[1]
-    assert isinstance(parts, list)
-    assert isinstance(index, int)
-    return parts[index]
-
-
-def _reverse(low: Lowering, node: Node) -> Value:
-    dims: Any = node.args[1]
-    return v.reverse(low.lazy(node.args[0]), dims)
-
-
-def _sum(low: Lowering, node: Node) -> Value:
-    source = operands_of(node)[0]
-    value, rank = low.lazy(source), len(shape(source))
-    given: Any = node.args[1]
-    dims = tuple(sorted(dim % rank for dim in given))
-    kept = tuple(1 if i in dims else size for i, size in enumerate(value.sizes))
-    keep = len(node.args) > 2 and node.args[2]
-    if isinstance(value, Number):
-        value = low.stored(source)
-    target = low.target(node) if keep else low.own(kept)
-    low.order.add(Total(target, low._straight(value), dims))
-    result: Lazy = target
-    if not keep:
-        for dim in reversed(dims):
-            result = v.drop(result, dim)
-    return result
-
-
-def _cumsum(low: Lowering, node: Node) -> Value:
-    target = low.target(node)
-    low.order.add(Running(target, low.stored(operands_of(node)[0]), axis(node, 1) % len(shape(node))))
-    return target
-
-
-def _cat(low: Lowering, node: Node) -> Value:
-    target = low.target(node)
-    dim, at = axis(node, 1) % len(shape(node)), 0
-    for x in operands_of(node):
-        size = low.labels.inner(x)[dim]
-        part = v.cut(target, dim, at, at + size)
-        assert isinstance(part, View)
-        value = low.value.get(x)
-        low._write(part, value if isinstance(value, Padded) else v.expand(low.lazy(x), part.sizes))
-        at += size
-    return target
-
-
-def _scatter(low: Lowering, node: Node) -> Value:
-    base, source = operands_of(node)
-    sizes = low.labels.inner(node)
-    dim = axis(node, 2) % len(sizes)
-    if node.target is aten.select_scatter.default:
-        start = axis(node, 3) % sizes[dim]
-        stop, step, value = start + 1, 1, v.insert(low.lazy(source), dim)
-    else:
-        start, stop, step = slice(*bounds(node, 3), axis(node, 5, 1)).indices(sizes[dim])
-        value = low.lazy(source)
-    zero = base.target in CONSTANTS and low.lazy(base, sizes) == Number(0.0, sizes)
-    if zero and step == 1:
-        return Padded(sizes, dim, ((start, stop, value),))
-    target = low.target(node)
-    low.order.store(target, low.lazy(base, sizes))
-    part = v.cut(target, dim, start, stop, step)
-    assert isinstance(part, View)
-    for loop in list(low.order.waiting.get(target.buffer, ())):
-        low.order._close(loop)  # written twice: in this order
-    low.order.store(part, value)
-    return target
-
-
-def _bmm(low: Lowering, node: Node) -> Value:
-    """A product, or the product of the turned operands in the other order, whose result is the turned one."""
-    a, b = (low.stored(x) for x in operands_of(node))
-    turned_a, turned_b = (v.permute(x, (0, 2, 1)) for x in (a, b))
-    assert isinstance(turned_a, View)
-    assert isinstance(turned_b, View)
-    straight, across = _uses(node, low)
-    plain_cost = (not _rows(b)) + (across > straight) * 1.5
-    turned_cost = (not _rows(turned_a)) + (across < straight) * 1.5
-    if node not in low.outputs and turned_cost < plain_cost:
-        (count, rows, _), columns = a.sizes, b.sizes[2]
-        result = low.own((count, columns, rows))
-        low.order.add(Product(result, turned_b, low.rows(turned_a)))
-        return v.permute(result, (0, 2, 1))
-    target = low.target(node)
-    if not _rows(target):
-        target = low.own(target.sizes)
-    low.order.add(Product(target, a, low.rows(b)))
-    return target
-
-
-def _rows(x: View) -> bool:
-    """Whether the places of a row lie beside each other."""
-    return x.sizes[-1] == 1 or x.strides[-1] == 1
-
-
-def _uses(node: Node, low: Lowering) -> tuple[int, int]:
-    """How many uses want the rows of a matrix to lie together, and how many the columns."""
-    straight = across = 0
-    for user in node.users:
-        if user not in low.inside:
-            straight += 1
-        elif user.target is aten.permute.default:
-            order: Any = user.args[1]
-            same, turned = _uses(user, low)
-            if order[-1] % len(order) == len(order) - 2:
-                same, turned = turned, same
-            straight, across = straight + same, across + turned
-        elif user.target in VIEWS:
-            same, turned = _uses(user, low)
-            straight, across = straight + same, across + turned
-        elif user.target is not aten.bmm.default or user.args[1] is node:
-            straight += 1
-    return straight, across
-
-
-RULES: dict[Any, Callable[[Lowering, Node], Value]] = {
-    **dict.fromkeys(SAME, _same),
-    GETITEM: _getitem,
-    aten.view.default: _view,
-    aten.reshape.default: _view,
-    aten.permute.default: _permute,
-    aten.unsqueeze.default: _unsqueeze,
-    aten.squeeze.dim: _squeeze,
-    aten.expand.default: _expand,
-    aten.slice.Tensor: _slice,
-    aten.select.int: _select,
-    aten.split_with_sizes.default: _split,
-    prims.rev.default: _reverse,
-    aten.sum.dim_IntList: _sum,
-    aten.cumsum.default: _cumsum,
-    aten.cat.default: _cat,
-    aten.slice_scatter.default: _scatter,
-    aten.select_scatter.default: _scatter,
-    aten.bmm.default: _bmm,
-}

@@ -205,6 +205,119 @@ static __attribute__((noinline)) void product(const T* a, const T* b, T* c) {
   }
 }
 
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(CPU_CAPABILITY_AVX512) && defined(__linux__)
+#define TILES 1
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// Registers of the matrix unit: 16 rows of 64 bytes each. Linux gives them to a process that asks.
+static const bool tiles = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+struct alignas(64) Shapes {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+// While it lives, a thread's tiles are those of `product_of_halves`.
+struct Tiles {
+  Tiles() {
+    static const Shapes shapes;
+    if (tiles) _tile_loadconfig(&shapes);
+  }
+  ~Tiles() {
+    if (tiles) _tile_release();
+  }
+};
+
+ALWAYS __m512 some(const float* p, long n) {
+  return n >= 16 ? _mm512_loadu_ps(p) : n <= 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps((1u << n) - 1, p);
+}
+// 16 pairs of one value of each row, rounded: what the matrix unit multiplies at once.
+ALWAYS __m512i pairs(__m512 first, __m512 second) {
+  alignas(64) static constexpr int16_t order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                                                    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(order), (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
+// A tile of 16 columns and 32 rows (less where the matrix ends): a row of pairs for each two rows.
+template <long ROW>
+ALWAYS void pack_columns(const float* p, long rows, long columns, __m512i* to) {
+  for (long k = 0; k < 16; k++)
+    to[k] = pairs(some(p + 2 * k * ROW, 2 * k < rows ? columns : 0), some(p + (2 * k + 1) * ROW, 2 * k + 1 < rows ? columns : 0));
+}
+// A tile of 16 rows and 32 columns.
+template <long ROW, long COLUMN>
+ALWAYS void pack_rows(const float* p, long rows, long columns, __m512i* to) {
+  if constexpr (COLUMN == 1) {
+    for (long m = 0; m < 16; m++)
+      to[m] = m < rows ? (__m512i)_mm512_cvtne2ps_pbh(some(p + m * ROW + 16, columns - 16), some(p + m * ROW, columns)) : _mm512_setzero_si512();
+  } else if constexpr (ROW == 1) {
+    alignas(64) __m512i turned[16];
+    pack_columns<COLUMN>(p, columns, rows, turned);
+    at::vec::transpose_mxn<float>(reinterpret_cast<float*>(turned), 16, reinterpret_cast<float*>(to), 16, 16, 16);
+  } else {
+    for (long m = 0; m < 16; m++) {
+      alignas(64) float row[32] = {};
+      for (long k = 0; m < rows && k < 32 && k < columns; k++) row[k] = p[m * ROW + k * COLUMN];
+      to[m] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(row + 16), _mm512_load_ps(row));
+    }
+  }
+}
+
+#define TILE_STORED(tile, m, n)                                                            \
+  if (m + 16 <= M && n + 16 <= N) {                                                        \
+    _tile_stored(tile, c + (m) * CR + (n), CR * sizeof(float));                            \
+  } else if (m < M && n < N) {                                                             \
+    alignas(64) float rest[256];                                                           \
+    _tile_stored(tile, rest, 64);                                                          \
+    for (long i = 0; i < 16 && m + i < M; i++)                                             \
+      _mm512_mask_storeu_ps(c + (m + i) * CR + (n), n + 16 <= N ? 0xffff : (1u << (N - (n))) - 1, _mm512_load_ps(rest + 16 * i)); \
+  }
+
+// The product of matrices whose values are rounded to bfloat16, summed in float32 by the matrix unit.
+template <int M, int N, int K, long AR, long AK, long BK, long CR>
+static __attribute__((noinline)) void product_of_halves(const float* a, const float* b, float* c) {
+  if (!tiles) return product<M, N, K, AR, AK, BK, CR>(a, b, c);
+  constexpr int MT = (M + 15) / 16, NT = (N + 15) / 16, KT = (K + 31) / 32;
+  alignas(64) __m512i left[MT + MT % 2][KT][16], right[NT + NT % 2][KT][16];
+  for (int m = 0; m < MT; m++)
+    for (int k = 0; k < KT; k++) pack_rows<AR, AK>(a + m * 16 * AR + k * 32 * AK, M - m * 16, K - k * 32, left[m][k]);
+  for (int n = 0; n < NT; n++)
+    for (int k = 0; k < KT; k++) pack_columns<BK>(b + k * 32 * BK + n * 16, K - k * 32, N - n * 16, right[n][k]);
+  for (int n = 0; n < NT; n += 2)
+    for (int m = 0; m < MT; m += 2) {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      for (int k = 0; k < KT; k++) {
+        _tile_loadd(4, left[m][k], 64);
+        _tile_loadd(6, right[n][k], 64);
+        _tile_dpbf16ps(0, 4, 6);
+        if (n + 1 < NT) {
+          _tile_loadd(7, right[n + 1][k], 64);
+          _tile_dpbf16ps(1, 4, 7);
+        }
+        if (m + 1 < MT) {
+          _tile_loadd(5, left[m + 1][k], 64);
+          _tile_dpbf16ps(2, 5, 6);
+          if (n + 1 < NT) _tile_dpbf16ps(3, 5, 7);
+        }
+      }
+      TILE_STORED(0, m * 16, n * 16)
+      TILE_STORED(1, m * 16, n * 16 + 16)
+      TILE_STORED(2, m * 16 + 16, n * 16)
+      TILE_STORED(3, m * 16 + 16, n * 16 + 16)
+    }
+}
+#else
+struct Tiles {
+  Tiles() {}
+};
+template <int M, int N, int K, long AR, long AK, long BK, long CR>
+ALWAYS void product_of_halves(const T* a, const T* b, T* c) {
+  product<M, N, K, AR, AK, BK, CR>(a, b, c);
+}
+#endif
+
 // B [K, N], its rows laid beside each other, from A with strides R and S of rows and columns.
 template <int K, int N, long R, long S>
 static __attribute__((noinline)) void turn(const T* a, T* b) {

@@ -12,6 +12,10 @@ PART = 24
 """Statements of one C++ function: compilers are slow with long ones."""
 
 
+SMALLEST = 16
+"""Rows, columns or summands from which a product of halves is worth the matrix unit's tiles."""
+
+
 class Text:
     """The lines of one C++ function, and the buffers that they name."""
 
@@ -47,7 +51,8 @@ def _product(text: Text, s: Product) -> None:
     numbers = (rows, columns, inner, s.a.strides[1], s.a.strides[2], s.b.strides[1], s.target.strides[1])
     steps = [x.strides[0] for x in (s.a, s.b, s.target)]
     a, b, c = (text.pointer(x, f"i * {step}" if count > 1 else "") for x, step in zip((s.a, s.b, s.target), steps))  # noqa: B905
-    call = f"product<{', '.join(map(str, numbers))}>({a}, {b}, {c});"
+    name = "product_of_halves" if s.half and min(rows, columns, inner) >= SMALLEST else "product"
+    call = f"{name}<{', '.join(map(str, numbers))}>({a}, {b}, {c});"
     text.lines.append(f"for (long i = 0; i < {count}; i++) {call}" if count > 1 else call)
 
 
@@ -78,31 +83,36 @@ def _index(view: View, dims: Sequence[int]) -> str:
     return " + ".join(f"i{i} * {view.strides[i]}" for i in dims if view.strides[i])
 
 
-class Nest:
-    """Nested loops over the places of some views, the innermost one in vectors."""
+Loops = list[tuple[int, tuple[int, ...]]]
+"""Nested loops, the outermost first: how often, and the dimensions that are walked as one."""
 
-    def __init__(
-        self, text: Text, sizes: Sizes, views: Sequence[View], stores: Sequence[View], inner: int | None
-    ) -> None:
+
+def loops_over(sizes: Sizes, views: Sequence[View], stores: Sequence[View]) -> Loops:
+    """Loops over the places of some views: the innermost along what lies beside each other, merged where all agree."""
+    dims = [i for i, size in enumerate(sizes) if size > 1]
+    score = {i: sum(abs(x.strides[i]) == 1 for x in [*views, *stores, *stores]) for i in dims}
+    inner = max(dims, key=lambda i: (score[i], i), default=None)
+    walk = stores[0] if stores else None
+    outer = sorted((i for i in dims if i != inner), key=lambda i: -abs(walk.strides[i]) if walk else i)
+    every = [*views, *stores]
+    found: Loops = []
+    for i in [*outer, *([inner] if inner is not None else [])]:
+        if found and all(x.strides[found[-1][1][-1]] == x.strides[i] * sizes[i] for x in every):
+            size, together = found[-1]
+            found[-1] = (size * sizes[i], (*together, i))
+        else:
+            found.append((sizes[i], (i,)))
+    return found
+
+
+class Nest:
+    """Nested loops, the innermost one in vectors."""
+
+    def __init__(self, text: Text, loops: Loops) -> None:
         self.text = text
-        dims = [i for i, size in enumerate(sizes) if size > 1]
-        self.merged: list[tuple[int, tuple[int, ...]]] = []  # size, and the dimensions that are walked as one
-        if inner is None:
-            score = {i: sum(abs(x.strides[i]) == 1 for x in [*views, *stores, *stores]) for i in dims}
-            inner = max(dims, key=lambda i: (score[i], i), default=None)
-        walk = stores[0] if stores else None
-        outer = sorted((i for i in dims if i != inner), key=lambda i: -abs(walk.strides[i]) if walk else i)
-        order = [*outer, *([inner] if inner is not None else [])]
-        every = [*views, *stores]
-        for i in order:
-            if self.merged and all(x.strides[self.merged[-1][1][-1]] == x.strides[i] * sizes[i] for x in every):
-                size, dims_ = self.merged[-1]
-                self.merged[-1] = (size * sizes[i], (*dims_, i))
-            else:
-                self.merged.append((sizes[i], (i,)))
-        self.size = self.merged[-1][0] if self.merged else 1
-        self.inner = self.merged[-1][1][-1] if self.merged else None
-        self.outer = self.merged[:-1]
+        self.size = loops[-1][0] if loops else 1
+        self.inner = loops[-1][1][-1] if loops else None
+        self.outer = loops[:-1]
         self.known: dict[Lazy, str] = {}
         self.count = 0
 
@@ -186,7 +196,7 @@ def number(value: float) -> str:
 
 def _loop(text: Text, s: Loop) -> None:
     views = [leaf for _, value in s.stores for leaf in leaves(value)]
-    nest = Nest(text, s.sizes, views, [target for target, _ in s.stores], None)
+    nest = Nest(text, loops_over(s.sizes, views, [target for target, _ in s.stores]))
     nest.open()
     _vectors(text, nest.size, lambda tail: _stores(nest, s, tail))
     nest.close()
@@ -220,12 +230,8 @@ def _total(text: Text, s: Total) -> None:
     if best in s.dims:
         _across(text, s, kept, best)
         return
-    nest = Nest(text, kept, [s.target], [s.target], best if best in wide else None)
-    # Merged loops are those of the target; the operands must agree with it.
-    nest.merged = [(sizes[i], (i,)) for i in sorted(wide, key=lambda i: (i == best, -abs(s.target.strides[i])))]
-    nest.size = nest.merged[-1][0] if nest.merged else 1
-    nest.inner = nest.merged[-1][1][-1] if nest.merged else None
-    nest.outer = nest.merged[:-1]
+    order = sorted(wide, key=lambda i: (i == best, -abs(s.target.strides[i])))
+    nest = Nest(text, [(sizes[i], (i,)) for i in order])
     nest.open()
 
     def body(tail: str) -> None:
@@ -269,9 +275,7 @@ def _across(text: Text, s: Total, kept: Sizes, best: int) -> None:
     sizes = s.value.sizes
     loops = [i for i in range(len(sizes)) if i not in s.dims and sizes[i] > 1]
     inner = [i for i in s.dims if i != best and sizes[i] > 1]
-    nest = Nest(text, sizes, list(leaves(s.value)), [], best)
-    nest.merged = [(sizes[i], (i,)) for i in [*loops, *inner, best]]
-    nest.size, nest.inner, nest.outer = sizes[best], best, nest.merged[:-1]
+    nest = Nest(text, [(sizes[i], (i,)) for i in [*loops, *inner, best]])
     for i in loops:
         text.lines.append(f"for (long i{i} = 0; i{i} < {sizes[i]}; i{i}++) {{")
     text.lines.append("Vec sum(T(0));")

@@ -46,11 +46,15 @@ class Total:
 
 @dataclass(eq=False)
 class Product:
-    """Products of matrices: a [n, M, K] times b [n, K, N], whose columns lie beside each other."""
+    """Products of matrices: a [n, M, K] times b [n, K, N], whose columns lie beside each other.
+
+    With `half` their values may be rounded to bfloat16.
+    """
 
     target: View
     a: View
     b: View
+    half: bool = False
 
     def reads(self) -> Iterator[Buffer]:
         """Buffers that it reads."""

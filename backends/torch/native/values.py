@@ -92,6 +92,11 @@ class Padded:
             yield low, high, here
 
 
+def by_rows(x: View) -> bool:
+    """Whether the places of a row lie beside each other."""
+    return x.sizes[-1] == 1 or x.strides[-1] == 1
+
+
 def contiguous(sizes: Sequence[int]) -> Sizes:
     """Strides of values that lie one after the other."""
     strides, step = [], 1
