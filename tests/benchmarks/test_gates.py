@@ -7,12 +7,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
-from nsam.backends.torch.runtime.wavefront import OneQueue
+from tests.recorder import Again
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("B1", "B2", "B3", "B4", "B5", "B6")
@@ -117,36 +116,11 @@ def test_unknown_benchmarks_are_a_usage_error(capsys: pytest.CaptureFixture[str]
     assert "B9" in capsys.readouterr().err
 
 
-class AtOnce:
-    """In place of a recorder of CUDA graphs: does the work again, into the tensors of the first time."""
-
-    def __init__(self, device: torch.device) -> None:
-        assert device.type == "cpu"
-
-    def warm_up(self, run: Any) -> None:
-        run()
-
-    def record(self, run: Any) -> Any:
-        results = run()
-
-        def replay() -> None:
-            for old, new in zip(results, run(), strict=True):
-                old.copy_(new)
-
-        return replay
-
-    def time(self, replay: Any) -> float:
-        return 1.0
-
-    def streams(self) -> OneQueue:
-        return OneQueue()
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("name", ["B1", "B2", "B3", "B4"])
 def test_recorded_candidates_agree_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nsam.backends.torch.cuda_graph.CudaRecorder", AtOnce)
+    monkeypatch.setattr("nsam.backends.torch.cuda_graph.CudaRecorder", lambda device: Again())
     gate, graphed, registry = load("gate"), load("graphed"), load("registry")
     case = graphed.with_graphs(registry.module(name).checks()[0])
     names = [one.name for one in case.candidates]

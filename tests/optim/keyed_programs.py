@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import nsam
-from nsam.backends.torch.runtime.wavefront import OneQueue
 
 LONG = (pytest.mark.slow, pytest.mark.long)
 
@@ -151,26 +150,3 @@ def squares(y: Tensor, x: Tensor) -> Tensor:
 def assert_same(module: nn.Module, wanted: dict[str, Tensor], tolerance: float = 1e-12) -> None:
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, wanted[name], rtol=tolerance, atol=tolerance)
-
-
-class Again:
-    """Stands in for a CUDA graph: runs the work again into the tensors that it returned first."""
-
-    def warm_up(self, run: Callable[[], Any]) -> None:
-        run()
-
-    def record(self, run: Callable[[], Any]) -> Callable[[], None]:
-        first = list(run())
-
-        def replay() -> None:
-            for mine, new in zip(first, run(), strict=True):
-                mine.copy_(new)
-
-        return replay
-
-    def time(self, replay: Callable[[], None]) -> float:
-        replay()
-        return 1.0
-
-    def streams(self) -> OneQueue:
-        return OneQueue()

@@ -15,7 +15,6 @@ from keyed_programs import (
     LOOP,
     MLP,
     TWICE,
-    Again,
     assert_same,
     compiled,
     data,
@@ -28,6 +27,7 @@ from torch import Tensor
 import nsam
 from nsam import api
 from nsam.backends.torch.cuda_graph import GraphedStep
+from tests.recorder import Again
 
 Oracle = Callable[[dict[str, Tensor], Tensor], "tuple[Tensor, dict[str, Tensor]]"]
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from keyed_programs import CLOCK, LINEAR, LONG, LOOP, MLP, TWICE, Again, assert_same, compiled, data, run, squares
+from keyed_programs import CLOCK, LINEAR, LONG, LOOP, MLP, TWICE, assert_same, compiled, data, run, squares
 from torch import Tensor, nn
 
 import nsam
 from nsam.backends.torch.cuda_graph import GraphedStep
+from tests.recorder import Again
 
 Read = tuple[Tensor, Tensor]
 """Inputs of a layer [tokens, in] and what it returns for them [tokens, out]."""

@@ -11,39 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import nsam
-from nsam.backends.torch.cuda_graph import GraphedStep, Run
-from nsam.backends.torch.runtime.wavefront import OneQueue, Streams
+from nsam.backends.torch.cuda_graph import GraphedStep
+from tests.recorder import Again
 
 HOPE = Path(__file__).resolve().parents[2] / "examples" / "hope" / "hope.nsam"
-
-
-class Again:
-    """Does the recorded work once more and puts the results where the first ones are, as a replayed graph does."""
-
-    def __init__(self, *times: float) -> None:
-        self.recorded, self.times = 0, list(times)
-
-    def warm_up(self, run: Run) -> None:
-        run()
-
-    def record(self, run: Run) -> Callable[[], None]:
-        self.recorded += 1
-        results = run()
-        where = [x.data_ptr() for x in results]
-
-        def replay() -> None:
-            for old, new in zip(results, run(), strict=True):
-                old.copy_(new)
-            assert [x.data_ptr() for x in results] == where
-
-        return replay
-
-    def time(self, replay: Callable[[], None]) -> float:
-        replay()
-        return self.times.pop(0) if self.times else 1.0
-
-    def streams(self) -> Streams:
-        return OneQueue()
 
 
 def hope(device: str = "cpu") -> nn.Module:

@@ -17,8 +17,8 @@ from nsam.backends.torch.build import build
 from nsam.backends.torch.cuda_graph import Choice, GraphedStep
 from nsam.backends.torch.runtime.system import System
 from nsam.backends.torch.runtime.wavefront import Streams, Wavefront, diagonals
+from tests.recorder import Again
 from tests.torch.repeats import BODIES, Shipped, UnitOf, module_of, observed
-from tests.torch.test_cuda_graph import Again
 
 pytestmark = pytest.mark.usefixtures("short_calls")
 

@@ -14,8 +14,6 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 
-from nsam.backends.torch.cuda_graph import Run
-from nsam.backends.torch.runtime.wavefront import OneQueue
 from nsam.dsl.checked import Apply, Train, ValueType
 from nsam.dsl.diagnostics import ProgramError
 from nsam.runs.checkpoint import checkpoints, latest_checkpoint, load_checkpoint
@@ -27,6 +25,7 @@ from nsam.training.loop import Outcome, Trainer
 from nsam.training.objective import require_byte_model
 from nsam.training.progress import Progress
 from nsam.training.settings import Settings, why_no_graph
+from tests.recorder import Again
 
 MakeTrain: TypeAlias = Callable[..., Train]
 
@@ -293,37 +292,11 @@ def test_running_out_of_memory_is_said_plainly(error: Exception, ours: bool) -> 
         assert caught.value.diagnostics[0].code == "N0517"  # type: ignore[attr-defined]
 
 
-class Again:
-    """Records as a GPU would: the work is done again, into the tensors of the first time."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.recorded = 0
-
-    def warm_up(self, run: Run) -> None:
-        run()
-
-    def record(self, run: Run) -> Callable[[], None]:
-        results = run()
-
-        def replay() -> None:
-            for old, new in zip(results, run(), strict=True):
-                old.copy_(new)
-
-        return replay
-
-    def time(self, replay: Callable[[], None]) -> float:
-        replay()
-        return 1.0
-
-    def streams(self) -> OneQueue:
-        return OneQueue()
-
-
 @pytest.mark.parametrize("every", [1, 3])
 def test_recorded_steps_take_the_same_path(
     every: int, api: Any, make_train: MakeTrain, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nsam.backends.torch.cuda_graph.CudaRecorder", Again)
+    monkeypatch.setattr("nsam.backends.torch.cuda_graph.CudaRecorder", lambda device: Again())
     train = replace(make_train(steps=9), every=every)
     for name in ("plain", "recorded"):
         (tmp_path / name).mkdir()
