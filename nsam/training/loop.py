@@ -76,6 +76,7 @@ class Trainer:
         self._keeps = keeps_state(train.model)
         recorded = settings.cuda_graph if settings.cuda_graph is not None else why_no_graph(train, settings) is None
         self._graph = GraphedStep(self.module, self._fresh_loss) if recorded else None
+        self._graph_told: str | None = None
         self._memory: Any = None
         self.step = 0
         self.loss = math.nan
@@ -129,11 +130,7 @@ class Trainer:
     def _advance(self, metrics: MetricsLog) -> None:
         begun = time.perf_counter()
         rows = self.sampler.rows().to(self.device)
-        if self._graph is not None:
-            loss, state = self._graph(rows)
-        else:
-            loss, state = next_byte_loss(self.module, rows, self._memory, self.settings.precision)
-            loss.backward()  # type: ignore[no-untyped-call]
+        loss, state = self._recorded(rows) or self._launched(rows)
         # Asked for after the backward pass: a GPU has all of the step to do while the host waits.
         self.loss = float(loss.detach())
         if not math.isfinite(self.loss):
@@ -153,6 +150,31 @@ class Trainer:
         if self.step % self.settings.report_every == 0 or self.step in (1, self.train.steps):
             line |= self._report(state)
         metrics.add(self.step, line)
+
+    def _recorded(self, rows: torch.Tensor) -> tuple[torch.Tensor, Any] | None:
+        """The step as one CUDA graph; None where there is none, or where nobody asked for one and it cannot be made.
+
+        N0522 where somebody did.
+        """
+        if self._graph is None:
+            return None
+        try:
+            return self._graph(rows)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = f"recording failed ({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
+            if self.settings.cuda_graph:
+                help_ = "--no-cuda-graph launches a step piece by piece; please report this with your program"
+                raise fail("N0522", reason, self.train.span, help=help_) from error
+            self._graph, self._graph_told = None, f"none, a step is launched piece by piece: {reason}"
+            return None
+
+    def _launched(self, rows: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """The step piece by piece."""
+        loss, state = next_byte_loss(self.module, rows, self._memory, self.settings.precision)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss, state
 
     def _fresh_loss(self, rows: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Loss of rows that are fresh sequences."""
@@ -213,7 +235,7 @@ class Trainer:
             remaining=None if seconds is None else seconds * (self.train.steps - self.step),
             memories=self._memories,
             budget=None if self._budget is None else str(self._budget.choice),
-            graph=None if self._graph is None or self._graph.chosen is None else str(self._graph.chosen),
+            graph=self._graph_told if self._graph is None or self._graph.chosen is None else str(self._graph.chosen),
         )
 
     def _tokens_per_second(self) -> float | None:

@@ -306,6 +306,38 @@ def test_recorded_steps_take_the_same_path(
     assert [line[2] for line in recorded] == pytest.approx([line[2] for line in plain], rel=1e-6)
 
 
+class Refuses(Again):
+    def record(self, run: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+
+@pytest.mark.parametrize("asked", [None, True])
+def test_a_step_that_cannot_be_recorded_is_launched_and_that_is_said(
+    asked: bool | None,
+    api: Any,
+    make_train: MakeTrain,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nsam.backends.torch.cuda_graph.CudaRecorder", lambda device: Refuses())
+    monkeypatch.setattr("nsam.training.loop.why_no_graph", lambda train, settings: None)
+    for name in ("plain", "refused"):
+        (tmp_path / name).mkdir()
+    trainer(make_train(steps=3), text, tmp_path / "plain", cuda_graph=False).run(Silent())
+    run, told = trainer(make_train(steps=3), text, tmp_path / "refused", cuda_graph=asked), list[str | None]()
+    watcher = Silent(lambda progress: told.append(progress.graph))
+    if asked:
+        with pytest.raises(ProgramError) as caught:
+            run.run(watcher)
+        assert code(caught) == "N0522"
+        return
+    run.run(watcher)
+    reason = "recording failed (operation not permitted when stream is capturing)"
+    assert told == [f"none, a step is launched piece by piece: {reason}"] * 3
+    assert losses(tmp_path / "refused") == losses(tmp_path / "plain")
+
+
 @pytest.mark.parametrize(("device", "reset"), [("cpu", "sequence"), ("cuda", "never")])
 def test_what_cannot_be_recorded_is_said(device: str, reset: str, make_train: MakeTrain) -> None:
     with pytest.raises(ProgramError) as caught:
