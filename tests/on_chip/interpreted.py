@@ -29,7 +29,7 @@ def check(device: str = "cpu") -> None:
     """Both kernels at all sizes; what lies on and above the diagonal must not matter, not even NaN."""
     for time in SIZES:
         torch.manual_seed(time)
-        lower = 0.3 * torch.randn(2, 3, time, time)
+        lower = 0.3 * torch.randn(2, 2, time, time)
         above = torch.ones(time, time, dtype=torch.bool).triu()
         given = lower.masked_fill(above, torch.nan).to(device)
         found = inverse(given).cpu()

@@ -231,27 +231,28 @@ def test_surprise_is_kept_with_a_memory_that_is_never_reset(unit_of: UnitOf) -> 
     assert gap(y, expected) < 1e-9
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
-def test_through_inductor(unit_of: UnitOf, quick_kernels: None) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [PROGRAMS["nested, both adaptive"], one(f"{EVERY}0.4; reset every 16 tokens", LINEAR, "momentum(lr = 0.05)")],
+    ids=["nested", "momentum"],
+)
+def test_through_inductor(text: str, unit_of: UnitOf, quick_kernels: None) -> None:
     """One compiled function for every decision: values and gradients of the eager run, whoever moves when."""
-    texts = (
-        PROGRAMS["nested, both adaptive"],
-        one(f"{EVERY}0.4; reset every 16 tokens", LINEAR, "momentum(lr = 0.05)"),
-    )
-    for text in texts:
-        unit = unit_of(text)
-        torch.manual_seed(0)
-        module = build(unit, compiled=True).double()
-        eager = build(unit, compiled=False).double()
-        eager.load_state_dict(module.state_dict())
-        torch._dynamo.utils.counters.clear()
-        for x in (sequences(163), 0.3 * sequences(163)):
-            for each in (module, eager):
-                each.zero_grad()
-                y, _ = each(x)
-                y.square().sum().backward()
-            assert gap(module(x)[0], eager(x)[0]) < 1e-9
-            for p, q in zip(module.parameters(), eager.parameters(), strict=True):
-                assert gap(gradient(p), gradient(q)) < 1e-9
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    unit = unit_of(text)
+    torch.manual_seed(0)
+    module = build(unit, compiled=True).double()
+    eager = build(unit, compiled=False).double()
+    eager.load_state_dict(module.state_dict())
+    torch._dynamo.utils.counters.clear()
+    for x in (sequences(163), 0.3 * sequences(163)):
+        for each in (module, eager):
+            each.zero_grad()
+            y, _ = each(x)
+            y.square().sum().backward()
+        assert gap(module(x)[0], eager(x)[0]) < 1e-9
+        for p, q in zip(module.parameters(), eager.parameters(), strict=True):
+            assert gap(gradient(p), gradient(q)) < 1e-9
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
