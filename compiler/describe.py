@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from nsam.dsl.checked import Expr, Initial, Memory, Reset, Structure
+from nsam.dsl.constants import Unknown
 from nsam.dsl.sizes import Size
 from nsam.dsl.spans import Span
 
@@ -23,7 +24,7 @@ def structure_text(structure: Structure) -> str:
     del named["act"]
     parts += [flag for flag in ("residual", "gated", "bias") if getattr(structure, flag)]
     parts += [f"{name} = {value}" for name, value in named.items() if value is not None]
-    parts += [f"eps = {structure.eps:g}"] if structure.eps is not None else []
+    parts += [f"eps = {number_text(structure.eps)}"] if structure.eps is not None else []
     return f"{structure.kind}({', '.join(parts)})"
 
 
@@ -41,8 +42,13 @@ def initial_text(initial: Initial) -> str:
     if initial.kind == "expression":
         return source_text(initial.expression)
     if initial.kind == "learned" and initial.deviation is not None:
-        return f"learned normal({initial.deviation:g})"
+        return f"learned normal({number_text(initial.deviation)})"
     return initial.kind
+
+
+def number_text(value: object) -> str:
+    """Write a number; … for one that waits for a parameter's value."""
+    return f"{value:g}" if isinstance(value, int | float) else "…" if isinstance(value, Unknown) else str(value)
 
 
 def source_text(expr: Expr | None) -> str:
