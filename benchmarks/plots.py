@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ AXES = {
 }
 """What `x` of the cases counts."""
 
+LEGEND, TITLE = 100, 62
+"""Characters that fit beside each other in a panel's width: of the legend, of the title."""
 WIDE = 5.0
 """From this ratio of times on the axis is logarithmic, with points: a bar needs a zero."""
 
@@ -48,8 +51,9 @@ def draw(folder: Path, outcome: Outcome) -> None:
         _lines(free.pop(0), series, values)
     if colours:
         handles = [_patch(colour, name) for name, colour in colours.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.suptitle(f"{outcome.name}: {outcome.title}")
+        columns = max(1, min(4, LEGEND * panels // (max(map(len, colours)) + 8)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    figure.suptitle(textwrap.fill(f"{outcome.name}: {outcome.title}", TITLE * panels))
     figure.savefig(folder / f"{outcome.name}.svg")
     pyplot.close(figure)
 
