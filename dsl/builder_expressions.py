@@ -44,6 +44,11 @@ def tokens(children: Children, kind: str) -> list[Token]:
     return [child for child in children if isinstance(child, Token) and child.type == kind]
 
 
+def _has_place(child: object) -> bool:
+    """Whether a child counts for the span of the whole: anything but the separators."""
+    return not (isinstance(child, Token) and child.type in ("_NEWLINE", "SEMICOLON"))
+
+
 class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
     """Builds the expressions of one piece of `source` that starts at character `offset`."""
 
@@ -63,12 +68,13 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
 
     def over(self, children: Children) -> Span:
         """Return the span from the first child to the last, separators at the ends left out."""
-        spans = [
-            self.at(child) if isinstance(child, Token) else child.span
-            for child in children
-            if not (isinstance(child, Token) and child.type in ("_NEWLINE", "SEMICOLON"))
-        ]
-        return spans[0].to(spans[-1]) if spans else Span(self.source, self.offset, self.offset)
+        first = next(filter(_has_place, children), None)
+        if first is None:
+            return Span(self.source, self.offset, self.offset)
+        return self._span(first).to(self._span(next(filter(_has_place, reversed(children)))))
+
+    def _span(self, child: Token | s.Node) -> Span:
+        return self.at(child) if isinstance(child, Token) else child.span
 
     def deeper(self, node: T, below: tuple[s.Node, ...]) -> T | s.Name:
         """Note the depth of `node`; past the limit say so and cut the tree here."""

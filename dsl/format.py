@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from nsam.dsl import syntax
 from nsam.dsl.diagnostics import Report
-from nsam.dsl.parser import grammar, parse
+from nsam.dsl.grammar import grammar
+from nsam.dsl.parser import parse
 from nsam.dsl.scan import scan
 from nsam.dsl.spans import Source
 

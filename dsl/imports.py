@@ -10,13 +10,14 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path
 
 from nsam.dsl import syntax
 from nsam.dsl.diagnostics import Fix, Label, ProgramError, Report, fail
 from nsam.dsl.limits import MAX_CHARACTERS, MAX_FILES
-from nsam.dsl.parser import parse_with_report
+from nsam.dsl.parser import parse, parse_with_report
 from nsam.dsl.spans import Source, Span
 from nsam.dsl.words import alternatives, nearest
 
@@ -65,7 +66,8 @@ def load_text(text: str, name: str = "<text>") -> LoadedProgram:
 
 def load_standard(module: str) -> LoadedProgram:
     """Parse a module of the standard library (`std.rules`) and all that it uses."""
-    return _Loader(None).program(module, Source(module, _standard_text(module)), None)
+    loader = _Loader(None)
+    return LoadedProgram(loader.standard(module), loader.files)
 
 
 def read_source(path: str | os.PathLike[str], *, shown_as: str | None = None) -> Source:
@@ -118,9 +120,12 @@ def standard_modules() -> tuple[str, ...]:
     return tuple(sorted(f"std.{name.removesuffix('.nsam')}" for name in found))
 
 
-def _standard_text(module: str) -> str:
+@cache
+def _standard_file(module: str) -> tuple[Source, syntax.File]:
+    """Return text and tree of a module of the standard library, read once a process."""
     name = module.removeprefix("std.") + ".nsam"
-    return package_files("nsam.dsl.std").joinpath(name).read_text(encoding="utf-8")
+    source = Source(module, package_files("nsam.dsl.std").joinpath(name).read_text(encoding="utf-8"))
+    return source, parse(source)
 
 
 class _Loader:
@@ -146,6 +151,14 @@ class _Loader:
         if tree is None:
             self.failed.add(key)
             return None
+        return self.follow(key, source, tree, folder)
+
+    def standard(self, module: str) -> LoadedFile:
+        """Load a module of the standard library."""
+        return self.follow(module, *_standard_file(module), None)
+
+    def follow(self, key: str, source: Source, tree: syntax.File, folder: Path | None) -> LoadedFile:
+        """Load what a parsed file uses."""
         self.chain.append((key, source.name))
         uses = [found for use in tree.uses if (found := self.resolve(use, folder)) is not None]
         self.chain.pop()
@@ -165,7 +178,9 @@ class _Loader:
             if len(self.files) + len(self.chain) >= MAX_FILES:
                 self.report.add("N0013", f"a program may have {MAX_FILES} files", _place(use), "one too many")
                 return None
-            if self.load(key, source, inside) is None:
+            if use.module is not None:
+                self.standard(key)
+            elif self.load(key, source, inside) is None:
                 return None
         self.check_names(use, self.files[key])
         return ResolvedUse(use, key)
@@ -174,7 +189,7 @@ class _Loader:
         """Return the text of a module of the standard library."""
         modules = standard_modules()
         if use.module in modules:
-            return Source(use.module, _standard_text(use.module))
+            return _standard_file(use.module)[0]
         guess = nearest(use.module or "", modules)
         span = _place(use)
         fix = None if guess is None else Fix(span, guess)

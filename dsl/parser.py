@@ -7,21 +7,13 @@ does not accept the file, `recovery` reads it piece by piece, so that one run re
 from __future__ import annotations
 
 import re
-from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING, Literal
 
 from nsam.dsl import syntax
 from nsam.dsl.diagnostics import Fix, Report
+from nsam.dsl.grammar import Start, grammar
 from nsam.dsl.scan import Scanned, scan
 from nsam.dsl.spans import Source, Span
 from nsam.dsl.words import EDITION
-
-if TYPE_CHECKING:
-    from lark import Lark
-
-Start = Literal["file", "item", "statement", "clause", "field"]
-STARTS: tuple[Start, ...] = ("file", "item", "statement", "clause", "field")
 
 _HEADER = re.compile(r"\s*(?P<line>nsam\b[ \t]*(?P<number>[^\s;]*)[^\n;]*)?")
 
@@ -81,17 +73,6 @@ def parse_piece(
         builder.check_place(node, place)
     report.diagnostics.extend(own.diagnostics)
     return node
-
-
-@cache
-def grammar() -> Lark:
-    """Return the parser, built once a process."""
-    from lark import Lark
-
-    text = files("nsam.dsl").joinpath("grammar.lark").read_text(encoding="utf-8")
-    return Lark(
-        text, parser="lalr", lexer="contextual", start=list(STARTS), keep_all_tokens=True, maybe_placeholders=False
-    )
 
 
 def edition_is_known(source: Source, scanned: Scanned, report: Report) -> bool:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nsam.dsl.diagnostics import Report
+from nsam.dsl.grammar import Start
 from nsam.dsl.limits import MAX_ERRORS
 from nsam.dsl.mistakes import describe
-from nsam.dsl.parser import Start, parse_piece
+from nsam.dsl.parser import parse_piece
 from nsam.dsl.scan import Scanned
 from nsam.dsl.spans import Source
 

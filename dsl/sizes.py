@@ -54,6 +54,8 @@ class Poly:
     def __add__(self, other: object) -> Size:
         if not isinstance(other, int | Poly):
             return NotImplemented
+        if other == 0:
+            return self
         found = dict(self.terms)
         for monomial, coefficient in _terms(other):
             found[monomial] = found.get(monomial, 0) + coefficient
@@ -164,6 +166,7 @@ def quotient(size: Size, by: Size) -> Size | None:
     return _build(found)
 
 
+@functools.lru_cache(4096)
 def _positive(size: Size) -> bool:
     """Whether `size` is above zero for all parameters that are at least their least value."""
     if isinstance(size, int):
@@ -194,6 +197,8 @@ def evaluate(size: Size, values: Mapping[str, int]) -> int:
 
 def equal(left: Size, right: Size) -> bool | None:
     """Whether two sizes are equal: True, False, or None when it depends on parameters."""
+    if left == right:
+        return True
     difference = left - right
     if isinstance(difference, int):
         return difference == 0

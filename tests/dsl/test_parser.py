@@ -9,7 +9,8 @@ import pytest
 
 from nsam.dsl import syntax as s
 from nsam.dsl.diagnostics import Diagnostic, ProgramError, Report
-from nsam.dsl.parser import grammar, parse, parse_with_report
+from nsam.dsl.grammar import grammar
+from nsam.dsl.parser import parse, parse_with_report
 from nsam.dsl.spans import Source, Span
 
 ROOT = Path(__file__).parents[2]
