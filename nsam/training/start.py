@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nsam.backends.torch.runtime import instructions
 from nsam.dsl.checked import Train
 from nsam.dsl.diagnostics import fail
 from nsam.dsl.program import Program
@@ -105,4 +106,6 @@ def _prepare(train: Train, data: Sequence[Path], settings: Settings) -> tuple[Co
     assert isinstance(context, int)
     assert isinstance(batch, int)
     require_reasonable_step(context, batch)
+    if settings.compiled and settings.device == "cpu":
+        instructions.begin()  # while the text is read and the model made
     return load_corpus(data, context), context, batch

@@ -20,6 +20,8 @@ from nsam.compiler.schedule import Level, UnitPlan
 
 INDENT = "    "
 TIMELESS = frozenset({"sequence", "constant", "number", "weight", "state"})
+ALONE = frozenset({"add", "sub", "mul", "embedding", "linear"})
+"""What torch does by one kernel: as all that a stage does it is not compiled, which costs seconds and gains nothing."""
 
 
 @dataclass(frozen=True)
@@ -365,6 +367,9 @@ class UnitSource:
         chunks = {int(str(n.attr("block"))) for n in stage.nodes if n.id in self.folds.ahead}
         never = any(n.attr("never") for n in stage.nodes if n.id in self.folds.ahead)
         kind = f"aligned({math.lcm(*chunks)}{', never=True' if never else ''})" if chunks else "stage"
+        if len(stage.nodes) == 1 and stage.nodes[0].op in ALONE and len(stage.nodes[0].args) <= 2:
+            what = "All tokens at once, by one operation of torch."
+            return self.function(self.stage_name(index), inputs, what, body, None)
         return self.function(self.stage_name(index), inputs, self.stage_title(index), body, None, stage=kind)
 
     def stage_name(self, index: int) -> str:

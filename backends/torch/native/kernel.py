@@ -12,6 +12,7 @@ import torch
 from torch.fx import Node
 
 from nsam.backends.torch.native.axes import Axes
+from nsam.backends.torch.native.groups import Part, parts
 from nsam.backends.torch.native.labels import Labels
 from nsam.backends.torch.native.lower import Lowering
 from nsam.backends.torch.native.source import PART, Text, write
@@ -50,19 +51,25 @@ def build(
 ) -> tuple[Kernel, Lowering]:
     """The kernel of some nodes, in order, that work on instances."""
     low = Lowering(labels, nodes, inputs, outputs)
-    places, own = arena(low.statements)
+    sections = parts(low.statements)
+    places, own = arena(sections)
     foreign = [view.buffer for view in (*low.inputs, *low.outputs.values())]
     index = {buffer.name: i for i, buffer in enumerate(foreign)}
     lines = [f"using T = {CTYPES[dtype]};", prelude()]
-    parts = [low.statements[i : i + PART] for i in range(0, len(low.statements), PART)]
-    for i, part in enumerate(parts):
-        text = Text()
-        for statement in part:
-            write(text, statement)
-        lines.append(f"static __attribute__((noinline)) void part{i}(char* const* q) {{")
-        lines += [_pointer(text.names[name], index, places) for name in sorted(text.names)]
-        lines += [*text.lines, "}"]
-    lines += _run(labels.axes, [*zip(inputs, low.inputs, strict=True), *low.outputs.items()], labels, len(parts), own)
+    calls, count = [], 0
+    for section in sections:
+        begin = count
+        for i in range(0, len(section.statements), PART):
+            text = Text()
+            for statement in section.statements[i : i + PART]:
+                write(text, statement)
+            lines.append(f"SEPARATE void part{count}(char* const* q, [[maybe_unused]] long m) {{")
+            lines += [_pointer(text.names[name], index, places) for name in sorted(text.names)]
+            lines += [*text.lines, "}"]
+            count += 1
+        work = " ".join(f"part{i}(q, m);" for i in range(begin, count))
+        calls.append(f"for (long m = 0; m < {section.rounds}; m++) {{ {work} }}")
+    lines += _run(labels.axes, [*zip(inputs, low.inputs, strict=True), *low.outputs.items()], labels, calls, own)
     kernel = Kernel("\n".join(lines), tuple(map(layout, inputs)), tuple(map(layout, outputs)))
     return kernel, low
 
@@ -80,7 +87,9 @@ def _pointer(buffer: Buffer, index: dict[str, int], places: dict[str, int]) -> s
     return f"{kind}* {buffer.name} = reinterpret_cast<{kind}*>(q[{index[buffer.name]}]);"
 
 
-def _run(axes: Axes, tensors: Sequence[tuple[Node, object]], labels: Labels, parts: int, own: int) -> list[str]:
+def _run(
+    axes: Axes, tensors: Sequence[tuple[Node, object]], labels: Labels, calls: Sequence[str], own: int
+) -> list[str]:
     """The function that goes through the instances, on several threads."""
     scratch = 0
     pointers = []
@@ -115,21 +124,16 @@ def _run(axes: Axes, tensors: Sequence[tuple[Node, object]], labels: Labels, par
         f"for (long i = 0; i < {axes.count}; i++) {{",
         *counters,
         *pointers,
-        *(f"part{i}(q);" for i in range(parts)),
+        *calls,
         "} } }",
         "",
     ]
 
 
-def arena(statements: Sequence[Statement]) -> tuple[dict[str, int], int]:
+def arena(sections: Sequence[Part]) -> tuple[dict[str, int], int]:
     """Where in the kernel's own memory each buffer lies, and its size: what is not needed any more makes room."""
-    first: dict[Buffer, int] = {}
-    last: dict[Buffer, int] = {}
-    for i, statement in enumerate(statements):
-        for buffer in (*statement.reads(), *statement.writes()):
-            if buffer.kind == "own":
-                first.setdefault(buffer, i)
-                last[buffer] = i
+    statements = [statement for section in sections for statement in section.statements]
+    first, last = _lives(sections)
     ending: dict[int, list[Buffer]] = {}
     for buffer, i in last.items():
         ending.setdefault(i, []).append(buffer)
@@ -156,6 +160,30 @@ def arena(statements: Sequence[Statement]) -> tuple[dict[str, int], int]:
             begin = places[buffer.name]
             free = _join([*free, (begin, begin + -(-buffer.size // ALIGNMENT) * ALIGNMENT)])
     return places, top
+
+
+def _lives(sections: Sequence[Part]) -> tuple[dict[Buffer, int], dict[Buffer, int]]:
+    """The first and the last statement that touch each buffer of own memory.
+
+    What goes through several rounds, or is there before or after them, is there during all of them.
+    """
+    first: dict[Buffer, int] = {}
+    last: dict[Buffer, int] = {}
+    begin = 0
+    for section in sections:
+        end = begin + len(section.statements)
+        for i, statement in enumerate(section.statements, begin):
+            for view in statement.views():
+                if view.buffer.kind == "own":
+                    each = section.rounds == 1 or not view.step
+                    first[view.buffer] = min(first.get(view.buffer, i), i if each else begin)
+                    last[view.buffer] = max(last.get(view.buffer, i), i if each else end - 1)
+        if section.rounds > 1:
+            for buffer in first:
+                if first[buffer] < begin <= last[buffer]:
+                    last[buffer] = max(last[buffer], end - 1)
+        begin = end
+    return first, last
 
 
 def _join(gaps: list[tuple[int, int]]) -> list[tuple[int, int]]:

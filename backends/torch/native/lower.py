@@ -86,18 +86,18 @@ class Lowering:
             self.order.store(self.widened[value], value)
         return self.widened[value]
 
-    def target(self, node: Node, sizes: Sizes | None = None) -> View:
+    def target(self, node: Node, sizes: Sizes | None = None, strides: Sizes | None = None) -> View:
         """Where a node's value goes: to the output that it is, or into the kernel's own memory."""
         output = self.outputs.get(node)
         if output is not None and sizes in (None, output.sizes) and not output.buffer.half:
             return output
-        return self.own(sizes or self.labels.inner(node))
+        return self.own(sizes or self.labels.inner(node), strides)
 
-    def own(self, sizes: Sizes) -> View:
+    def own(self, sizes: Sizes, strides: Sizes | None = None) -> View:
         """New memory."""
         buffer = Buffer(f"t{len(self.buffers)}", math.prod(sizes), "own")
         self.buffers.append(buffer)
-        return View(buffer, sizes, contiguous(sizes))
+        return View(buffer, sizes, strides or contiguous(sizes))
 
     def rows(self, x: View) -> View:
         """The values with those of a row beside each other; turned once for all that use them."""
@@ -119,7 +119,7 @@ class Lowering:
         return x
 
     def _place(self, node: Node, value: Lazy | Padded) -> View:
-        target = self.target(node, value.sizes)
+        target = self.target(node, value.sizes, None if isinstance(value, Padded) else v.layout(value))
         self.write(target, value)
         if target.boolean:  # read again from what it is made of, not from bytes
             return target

@@ -101,7 +101,8 @@ def regions(graph: Graph, labels: Labels) -> list[list[Node]]:
 def _again(graph: Graph, labels: Labels, nodes: list[Node]) -> list[Node]:
     """Elementwise results of earlier regions that are computed again in this one, rather than stored there.
 
-    They are those that depend on stored values by few operations. New nodes, in order, that stand for them.
+    They are those that depend on stored values by few operations, or by none: two ways to look at a tensor are one
+    input. New nodes, in order, that stand for them.
     """
     if not nodes:
         return []
@@ -133,11 +134,7 @@ def _again(graph: Graph, labels: Labels, nodes: list[Node]) -> list[Node]:
 
     for node in nodes:
         for source in list(node.all_input_nodes):
-            if (
-                source in labels.inside
-                and source not in inside
-                and steps(source, MOST_AGAIN) in range(1, MOST_AGAIN + 1)
-            ):
+            if source in labels.inside and source not in inside and steps(source, MOST_AGAIN) <= MOST_AGAIN:
                 node.replace_input_with(source, copy(source))
     return list(new.values())
 

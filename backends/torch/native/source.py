@@ -26,7 +26,7 @@ class Text:
     def pointer(self, view: View, index: str = "") -> str:
         """Where a view begins, and what is to be added for a place."""
         self.names[view.buffer.name] = view.buffer
-        terms = [view.buffer.name, str(view.offset) if view.offset else "", index]
+        terms = [view.buffer.name, str(view.offset) if view.offset else "", _times("m", view.step), index]
         return " + ".join(term for term in terms if term)
 
 

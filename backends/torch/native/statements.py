@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from nsam.backends.torch.native.values import Buffer, Lazy, Sizes, View, leaves
+from nsam.backends.torch.native.values import Buffer, Lazy, Sizes, View, each, leaves
+
+
+class _Statement:
+    """What all statements say of themselves."""
+
+    def targets(self) -> Iterator[View]:
+        """The places that it writes."""
+        yield self.target  # type: ignore[attr-defined]
+
+    def sources(self) -> Iterator[View]:
+        """The places that it reads and has not written itself."""
+        yield self.source  # type: ignore[attr-defined]
+
+    def views(self) -> Iterator[View]:
+        """All places."""
+        yield from self.targets()
+        yield from self.sources()
+
+    def reads(self) -> Iterator[Buffer]:
+        """Buffers that it reads."""
+        yield from (view.buffer for view in self.sources())
+
+    def writes(self) -> Iterator[Buffer]:
+        """Buffers that it writes."""
+        yield from (view.buffer for view in self.targets())
 
 
 @dataclass(eq=False)
-class Loop:
+class Loop(_Statement):
     """Elementwise work of one shape: each value is computed and stored. Later ones may read earlier ones' values."""
 
     sizes: Sizes
     stores: list[tuple[View, Lazy]] = field(default_factory=list)
 
-    def reads(self) -> Iterator[Buffer]:
-        """Buffers that it reads and has not stored itself."""
+    def targets(self) -> Iterator[View]:
+        """The places that it writes."""
+        yield from (target for target, _ in self.stores)
+
+    def sources(self) -> Iterator[View]:
+        """The places that it reads and has not written itself."""
         own: set[View] = set()
         for target, value in self.stores:
-            yield from (leaf.buffer for leaf in leaves(value) if leaf not in own)
+            yield from (leaf for leaf in leaves(value) if leaf not in own)
             own.add(target)
-
-    def writes(self) -> Iterator[Buffer]:
-        """Buffers that it writes."""
-        yield from (target.buffer for target, _ in self.stores)
 
 
 @dataclass(eq=False)
-class Total:
+class Total(_Statement):
     """The sum of an expression over some of its dimensions, which the target keeps with size 1."""
 
     target: View
     value: Lazy
     dims: tuple[int, ...]
 
-    def reads(self) -> Iterator[Buffer]:
-        """Buffers that it reads."""
-        yield from (leaf.buffer for leaf in leaves(self.value))
-
-    def writes(self) -> Iterator[Buffer]:
-        """Buffers that it writes."""
-        yield self.target.buffer
+    def sources(self) -> Iterator[View]:
+        """The places that it reads."""
+        yield from leaves(self.value)
 
 
 @dataclass(eq=False)
-class Product:
+class Product(_Statement):
     """Products of matrices: a [n, M, K] times b [n, K, N], whose columns lie beside each other.
 
     With `half` their values may be rounded to bfloat16.
@@ -56,49 +77,46 @@ class Product:
     b: View
     half: bool = False
 
-    def reads(self) -> Iterator[Buffer]:
-        """Buffers that it reads."""
-        yield from (self.a.buffer, self.b.buffer)
-
-    def writes(self) -> Iterator[Buffer]:
-        """Buffers that it writes."""
-        yield self.target.buffer
+    def sources(self) -> Iterator[View]:
+        """The places that it reads."""
+        yield from (self.a, self.b)
 
 
 @dataclass(eq=False)
-class Turn:
+class Turn(_Statement):
     """A copy of matrices [.., K, N] in which the places of a row lie beside each other."""
 
     target: View
     source: View
 
-    def reads(self) -> Iterator[Buffer]:
-        """Buffers that it reads."""
-        yield self.source.buffer
-
-    def writes(self) -> Iterator[Buffer]:
-        """Buffers that it writes."""
-        yield self.target.buffer
-
 
 @dataclass(eq=False)
-class Running:
+class Running(_Statement):
     """Running sums along a dimension."""
 
     target: View
     source: View
     dim: int
 
-    def reads(self) -> Iterator[Buffer]:
-        """Buffers that it reads."""
-        yield self.source.buffer
-
-    def writes(self) -> Iterator[Buffer]:
-        """Buffers that it writes."""
-        yield self.target.buffer
-
 
 Statement = Loop | Total | Product | Turn | Running
+
+
+def changed(s: Statement, view: Callable[[View], View], sizes: Callable[[Sizes], Sizes]) -> Statement:
+    """The same statement with other views, and with the sizes that its shape becomes."""
+
+    def lazy(x: Lazy) -> Lazy:
+        return each(x, view, sizes(x.sizes))
+
+    if isinstance(s, Loop):
+        return Loop(sizes(s.sizes), [(view(target), lazy(value)) for target, value in s.stores])
+    if isinstance(s, Total):
+        return Total(view(s.target), lazy(s.value), s.dims)
+    if isinstance(s, Product):
+        return Product(view(s.target), view(s.a), view(s.b), s.half)
+    if isinstance(s, Turn):
+        return Turn(view(s.target), view(s.source))
+    return Running(view(s.target), view(s.source), s.dim)
 
 
 class Order:

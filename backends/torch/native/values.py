@@ -27,12 +27,16 @@ class Buffer:
 
 @dataclass(frozen=True)
 class View:
-    """Values in a buffer; strides in elements, 0 where one value stands for all places."""
+    """Values in a buffer; strides in elements, 0 where one value stands for all places.
+
+    `step`: how much further on it begins in each round of a part that is run several times (`groups`).
+    """
 
     buffer: Buffer
     sizes: Sizes
     strides: Sizes
     offset: int = 0
+    step: int = 0
 
     def __post_init__(self) -> None:
         # One way to say the same: a dimension of size 1 has no stride.
@@ -104,6 +108,19 @@ def contiguous(sizes: Sequence[int]) -> Sizes:
         strides.append(step)
         step *= size
     return tuple(reversed(strides))
+
+
+def layout(x: Lazy) -> Sizes:
+    """Strides for an expression's values that lie as those do of which it is made; row by row where these disagree."""
+    whole = [
+        leaf.strides for leaf in leaves(x) if all(d or n == 1 for n, d in zip(leaf.sizes, leaf.strides, strict=True))
+    ]
+    orders = {tuple(sorted(range(len(s)), key=lambda i: -abs(s[i]) if x.sizes[i] > 1 else 0)) for s in whole}
+    if len(orders) != 1:
+        return contiguous(x.sizes)
+    order = next(iter(orders))
+    dense = dict(zip(order, contiguous([x.sizes[i] for i in order]), strict=True))
+    return tuple(dense[i] for i in range(len(order)))
 
 
 def leaves(x: Lazy) -> Iterator[View]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nsam.backends.torch.runtime.compilation import CompilerSettings
 from nsam.backends.torch.runtime.cxx import options_for
+from nsam.backends.torch.runtime.instructions import decided
 from nsam.backends.torch.runtime.replay import Recorder
 
 
@@ -194,6 +195,8 @@ def _compile(function: Function, block: bool = False) -> Function:
         cpp_wrapper: bool, native: bool, recompute: bool, cuda: bool, more: tuple[tuple[str, Any], ...]
     ) -> Function:
         # One compiled function for each way to compile: torch's own guards do not ask how that was.
+        if not cuda:
+            decided()
         options: dict[str, Any] = {"cpp_wrapper": True, **dict(more)} if cpp_wrapper else dict(more)
         if native:
             from nsam.backends.torch.native.graph_pass import native_kernels

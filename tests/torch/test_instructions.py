@@ -1,0 +1,52 @@
+"""Vector instructions are decided once, without torch's long test, and without leaving a setting behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch._inductor.config
+from torch._inductor import cpu_vec_isa
+
+from nsam.backends.torch.runtime import instructions
+
+SETTINGS: Any = torch._inductor.config
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """What the setting is each time that torch decides."""
+    found: list[object] = []
+    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", lambda: found.append(SETTINGS.cpp.vec_isa_ok))
+    instructions.begin.cache_clear()
+    yield found
+    instructions.begin.cache_clear()
+
+
+def test_the_processor_is_taken_at_its_word(taken: list[object]) -> None:
+    assert SETTINGS.cpp.vec_isa_ok is None
+    instructions.begin()
+    instructions.decided()
+    instructions.decided()
+    assert taken == [True]
+    assert SETTINGS.cpp.vec_isa_ok is None
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_setting_of_the_user_stays(taken: list[object], monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    monkeypatch.setattr(SETTINGS.cpp, "vec_isa_ok", own)
+    instructions.decided()
+    assert taken == [own]
+    assert SETTINGS.cpp.vec_isa_ok is own
+
+
+def test_what_goes_wrong_is_said_where_it_is_waited_for(taken: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", broken)
+    instructions.begin()
+    with pytest.raises(OSError, match="no space left"):
+        instructions.decided()
+    assert SETTINGS.cpp.vec_isa_ok is None
