@@ -34,11 +34,11 @@ def test_the_processor_is_taken_at_its_word(taken: list[object]) -> None:
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_a_setting_of_the_user_stays(taken: list[object], monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
-    monkeypatch.setattr(SETTINGS.cpp, "vec_isa_ok", own)
-    instructions.decided()
+def test_a_setting_of_the_user_stays(taken: list[object], own: bool) -> None:
+    with SETTINGS.patch({"cpp.vec_isa_ok": own}):
+        instructions.decided()
+        assert SETTINGS.cpp.vec_isa_ok is own
     assert taken == [own]
-    assert SETTINGS.cpp.vec_isa_ok is own
 
 
 def test_what_goes_wrong_is_said_where_it_is_waited_for(taken: list[object], monkeypatch: pytest.MonkeyPatch) -> None:

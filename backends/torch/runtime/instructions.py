@@ -8,6 +8,7 @@ instructions beyond the plain ones is still tried, 4 s and 0.6 s.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import threading
 from concurrent.futures import Future
@@ -26,7 +27,9 @@ def begin() -> Future[None]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, name="nsam-instructions", daemon=True).start()  # a program that ends does not wait
+    # With the settings of who asks (torch keeps them by thread). A program that ends does not wait for it.
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(work,), name="nsam-instructions", daemon=True).start()
     return future
 
 
