@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import sys
 import tempfile
 from contextlib import suppress
@@ -66,7 +65,7 @@ def _read(kept: Path) -> Lark | None:
     try:
         with open(kept, "rb") as file:
             return Lark.load(file)
-    except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, pickle.UnpicklingError):
+    except Exception:  # whatever a broken pickle makes of itself; the tables are worked out anew
         return None
 
 

@@ -42,7 +42,7 @@ def test_tables_are_worked_out_once(kept: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(texts) == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x04N.", b"\x80\x04}."])
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"\x80\x04N.", b"\x80\x04}.", b"cnowhere\nnothing\n."])
 def test_what_cannot_be_read_is_made_anew(kept: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     first = again()
     (file,) = kept.iterdir()

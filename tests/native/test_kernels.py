@@ -49,6 +49,31 @@ def test_exponential_and_sigmoid(kind: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(s, torch.sigmoid(x.double()).to(dtype), **close)  # type: ignore[arg-type]
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kind", ["float", "double"])
+def test_truth_values_in_bytes(kind: str) -> None:
+    """From bytes to a vector and back: beside each other, apart, the same for all, and fewer than a vector."""
+    from torch._inductor.codecache import CppCodeCache
+
+    function = (
+        'extern "C" void run(const bool* x, bool* y, long step, long n) {'
+        "  if (n == L || n == 0) bytes(mask(x, step), y, 1); else bytes(mask(x, step, n), y, step, n);"
+        "}"
+        'extern "C" long lanes() { return L; }'
+    )
+    library = CppCodeCache.load(f"using T = {kind};\n{prelude()}\n{function}\n")
+    lanes = library.lanes()
+    x = torch.arange(3 * lanes) % 5 % 2 == 1
+    for step, n in ((1, lanes), (1, lanes - 1), (1, 1), (3, 0), (0, 0), (2, lanes - 1)):
+        count, out = n or lanes, step if n not in (0, lanes) else 1
+        y = torch.zeros(3 * lanes, dtype=torch.bool)
+        library.run(*(ctypes.c_void_p(t.data_ptr()) for t in (x, y)), ctypes.c_long(step), ctypes.c_long(n))
+        wanted = torch.zeros_like(y)
+        for i in range(count):
+            wanted[i * out] = x[i * step]
+        assert torch.equal(y, wanted), (step, n)
+
+
 def test_a_kernel_that_is_gone_is_an_internal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"nsam internal error: the native kernel gone .* report this"):
