@@ -12,6 +12,7 @@ from nsam.compiler.fast_memory import FastMemory, piece_of
 from nsam.compiler.loops import uncompiled
 from nsam.compiler.lower import state_shape
 from nsam.compiler.passes import switched_off
+from nsam.compiler.places import SEQUENCE
 from nsam.compiler.schedule import UnitPlan
 
 FEWEST_PRODUCTS = 4
@@ -22,8 +23,11 @@ LARGEST_PRODUCT = 1 << 24
 
 def why_library(plan: UnitPlan) -> str | None:
     """Why blocks are left to the kernels of torch.compile; None where they are not (on CPU, in one precision)."""
-    if "native" not in plan.passes:
-        return switched_off("native")
+    return _unsuited(plan) if "native" in plan.passes else switched_off("native")
+
+
+def _unsuited(plan: UnitPlan) -> str | None:
+    """Why native kernels would gain nothing."""
     if (reason := uncompiled(plan)) is not None:
         return f"the loop runs as plain PyTorch: {reason}"
     if not any(fold.algorithm != "summed" for fast in plan.lowered.fast for fold in fast.folds):
@@ -36,6 +40,17 @@ def why_library(plan: UnitPlan) -> str | None:
                     f"a product with {fast.memory.name}.{tensor} takes {flops / 1e6:.0f} MFLOP, as fast in the library"
                 )
     return None
+
+
+def made_later(plan: UnitPlan) -> frozenset[int]:
+    """Decays and triangles, by id, for which there is time before all loops, but which native kernels make themselves.
+
+    Such a kernel has what they are made of in its cache. To have them made before, by other kernels, and to read them
+    from memory takes longer. The plan has to allow for it also where the pass is off: that is asked when it runs.
+    """
+    if _unsuited(plan) is not None:
+        return frozenset()
+    return frozenset(i for i in plan.ahead if plan.places[i].level == SEQUENCE)
 
 
 def piece_of_any(fast: FastMemory) -> int | None:

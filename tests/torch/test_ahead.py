@@ -53,26 +53,81 @@ def test_tables_of_whole_chunks(first: str, second: str, period: int, decorator:
 @pytest.mark.parametrize("piece", [None, 3])
 @pytest.mark.parametrize(("offset", "length"), [(0, 16), (0, 21), (5, 3), (5, 14)])
 @pytest.mark.parametrize("retain", ["gates", "number"])
-def test_rows_are_those_of_each_chunk(retain: str, offset: int, length: int, piece: int | None) -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_rows_are_those_of_each_chunk(later: bool, retain: str, offset: int, length: int, piece: int | None) -> None:
     """Against decay and triangle of one chunk at a time."""
     generator = torch.Generator().manual_seed(0)
     key = torch.randn(2, 3, length, 4, dtype=torch.float64, generator=generator)
     keep = torch.rand(2, 3, length, 1, dtype=torch.float64, generator=generator)
     erase = 0.3 * torch.rand(2, 3, length, 1, dtype=torch.float64, generator=generator)
     at = rt.At(offset, 0, length, 2)
-    rows = rt.decay_rows(keep, at, 8, piece=piece, positive=True)
-    inverse = rt.triangle_rows(key, erase, rows if retain == "gates" else 0.9, at, 8, piece=piece)
-    assert rows.shape[-1] == 1 + (piece or 8)
+    rows = rt.decay_rows(keep, at, 8, piece=piece, positive=True, later=later)
+    inverse = rt.triangle_rows(key, erase, rows if retain == "gates" else 0.9, at, 8, piece=piece, later=later)
+    assert (rows.shape[-1], inverse.shape[-1]) == ((1, 0) if later else (1 + (piece or 8), piece or 8))
     pieces = rt.pieces(at, 8, ((8, False),), key, keep, erase, rows, inverse)
     assert len(pieces) > 1 or length == 3
     for inner, (k, a, e, some, rest) in pieces:
         gates = rt.decay(a if retain == "gates" else 0.9, inner.length, k, positive=True, piece=piece)
         wanted = rt.triangle(k, e, gates)
-        found = rt.triangle_of(rest, piece=piece)
+        mine = rt.decay_of(some, piece=piece, positive=True)
+        found = rt.triangle_of(rest, k, e, mine if retain == "gates" else 0.9, piece=piece)
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
         if retain == "gates":
-            mine = rt.decay_of(some, piece=piece)
             parts = zip(getattr(mine, "parts", (mine,)), getattr(gates, "parts", (gates,)), strict=True)
             for one, other in parts:
                 for name in ("gamma", "between", "before_gamma", "before"):
                     torch.testing.assert_close(getattr(one, name), getattr(other, name), rtol=0, atol=1e-13)
+
+
+def test_one_sequence_s_tables_are_made_before_the_loop() -> None:
+    """Work on one sequence and head is not done in native kernels; on several heads it is."""
+    at, key = rt.At(0, 0, 16, 1), torch.ones(1, 1, 16, 4)
+    keep, heads = torch.ones(1, 1, 1, 1), key.expand(1, 2, 16, 4)
+    assert rt.decay_rows(keep, at, 8, later=True).shape == (1, 1, 16, 9)
+    assert rt.triangle_rows(key, 0.1, 0.9, at, 8, later=True).shape == (1, 1, 16, 8)
+    assert rt.triangle_rows(heads, 0.1, 0.9, at, 8, later=True).shape == (1, 2, 16, 0)
+    assert rt.decay_rows(keep, at._replace(batch=2), 8, later=True).shape == (1, 1, 16, 1)
+
+
+GATED = """nsam 1
+use std.rules (dgd)
+system s(dim: int = 8) {
+  input k : [dim]
+  input v : [dim]
+  input rate : [1]
+  input keep : [1]
+  memory m : linear(dim -> dim) {
+    learn k -> v; minimize l2; by dgd(lr = rate, retain = sigmoid(keep)); every 16 tokens; init learned
+  }
+  output m(k)
+}
+"""
+
+
+@pytest.mark.parametrize("text", [GATED, GATED.replace("learn k ->", "learn normalize(k) ->")])
+def test_what_is_too_little_to_compile(text: str) -> None:
+    source = nsam.source(nsam.loads(text), "s")
+    light = "@rt.aligned(16, light=True)\ndef s_before(" in source
+    assert light is (text == GATED)
+    assert "@rt.aligned(16)\ndef s_before(" in source or light
+    assert "@rt.stage" not in source  # what is left after the loop merges heads
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_compiled_tables_of_kernels_equal_the_plain_form(batch: int) -> None:
+    program = nsam.loads(GATED)
+    torch.manual_seed(0)
+    fast, plain = (nsam.compile(program, "s", compiled=compiled).double() for compiled in (True, False))
+    plain.load_state_dict(fast.state_dict())
+    given = [torch.randn(batch, 75, size, dtype=torch.float64) for size in (8, 8, 1, 1)]
+    results = []
+    for module in (fast, plain):
+        inputs = [x.clone().requires_grad_() for x in given]
+        y, state = module(*inputs)
+        more, _ = module(*(x[:, :23] for x in inputs), state)
+        (y.square().sum() + more.square().sum()).backward()
+        results.append([y, more, *(x.grad for x in (*inputs, *module.parameters()))])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)

@@ -29,6 +29,8 @@ class FoldSource:
     like: dict[int, Node]
     passes: Passes = ALL
     ahead: frozenset[int] = frozenset()
+    later: frozenset[int] = frozenset()
+    """Of those ahead of all loops, what native kernels make themselves."""
     stacked: Mapping[int, Node] = field(default_factory=dict)
     """Layer outputs that the folds of memories that move as one take over from the forward pass, by the fold's id."""
 
@@ -55,13 +57,19 @@ class FoldSource:
     def rows(self, node: Node, p: Printer) -> str:
         """Decays or a triangle of many chunks, ahead of the loop that folds them."""
         chunks = f"at, {node.attr('block')}{', never=True' if node.attr('never') else ''}{piece_argument(node)}"
+        chunks += ", later=at.native" if node.id in self.later else ""
         if node.op == "decay":
             return f"rt.decay_rows({p.of(node.args[0])}, {chunks}{gate_sign([node.args[0]])})"
         return f"rt.triangle_rows({', '.join(p.of(a) for a in node.args)}, {chunks}{self.substitute})"
 
-    def unpacked(self, node: Node, name: str) -> str:
+    def unpacked(self, node: Node, p: Printer) -> str:
         """The statement that takes decays or a triangle of one chunk from their rows."""
-        return f"{name} = rt.{node.op}_of({name}{piece_argument(node)})"
+        name, more = p.of(node), piece_argument(node)
+        if node.id not in self.later:
+            return f"{name} = rt.{node.op}_of({name}{more})"
+        if node.op == "decay":
+            return f"{name} = rt.decay_of({name}{more}{gate_sign([node.args[0]])})"
+        return f"{name} = rt.triangle_of({', '.join(p.of(a) for a in (node, *node.args))}{more}{self.substitute})"
 
     def head(self, node: Node) -> str:
         """The fold's first arguments: the states and the tensor's path."""

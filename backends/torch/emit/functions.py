@@ -16,12 +16,20 @@ from nsam.compiler import loops as planned
 from nsam.compiler.arrange import Arranged, arrange
 from nsam.compiler.expressions import Node, postorder, valued
 from nsam.compiler.fast_memory import FastMemory
+from nsam.compiler.instances import made_later
 from nsam.compiler.schedule import Level, UnitPlan
 
 INDENT = "    "
 TIMELESS = frozenset({"sequence", "constant", "number", "weight", "state"})
-ALONE = frozenset({"add", "sub", "mul", "embedding", "linear"})
+ALONE = frozenset({"add", "sub", "mul", "embedding", "linear", "merge"})
 """What torch does by one kernel: as all that a stage does it is not compiled, which costs seconds and gains nothing."""
+LOOKS = frozenset({"split", "given", "gate"})
+"""Other ways to look at a tensor."""
+NARROW = frozenset({"sigmoid", "exp", "log", "softplus", "neg", "add", "sub", "mul", "div"})
+FEW = 8
+"""Numbers a token, a gate for each head, with which these take less time than the call of a compiled function."""
+MOST_NARROW = 4
+"""How many of them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,9 @@ class UnitSource:
         fast = {f.memory.name: f for f in self.plan.lowered.fast}
         self.arranged = arrange(self.plan)
         forward = self.arranged.stacks.forward
-        self.folds = FoldSource(self.prefix, fast, self.plan.lowered.like, self.plan.passes, self.plan.ahead, forward)
+        self.folds = FoldSource(
+            self.prefix, fast, self.plan.lowered.like, self.plan.passes, self.plan.ahead, made_later(self.plan), forward
+        )
         wide = wide_products(self.plan.lowered.fast)
         self.names.wide = wide | {part.whole.id for i, part in self.arranged.parts.items() if i in wide}
         self.names.sites = sites(self.plan, self.recorded)
@@ -78,6 +88,11 @@ class UnitSource:
             return identifier(f"{self.prefix}_segment_{loop.period}")
         return identifier(f"{self.prefix}_every_{'_'.join(map(str, loop.level.cuts))}")
 
+    def made_of(self, node: Node) -> list[Node]:
+        """What a node is computed from, and what triangles are that may be made where it is."""
+        triangles = [a for a in node.args if a.id in self.folds.later and a.op == "triangle"]
+        return [*node.args, *(b for a in triangles for b in a.args)]
+
     # --- what crosses the borders of functions -------------------------------------------------------
 
     def inside(self, level: int) -> list[Node]:
@@ -90,7 +105,7 @@ class UnitSource:
         here = {n.id for n in inside}
         found: dict[int, Node] = {}
         for node in inside:
-            for a in valued(node.args):
+            for a in valued(self.made_of(node)):
                 if a.id not in here and self.passed(a):
                     found.setdefault(a.id, a)
         found |= slots_of(inside, self.names.slots)
@@ -185,11 +200,11 @@ class UnitSource:
         lines += self.surprises(loop.level, printer)
         lines += self.losses(loop.level, printer)
         lines += advances(self.plan, self.prefix, self.arranged.stacks.of(loop.level), loop.level, printer)
+        used = {a.id for n in both if n.id not in self.folds.ahead for a in self.made_of(n)}
+        rows = [n for n in inputs if n.layout == "fold" and n.id in used]
+        unpacked = [self.folds.unpacked(n, printer) for n in sorted(rows, key=lambda n: n.op)]  # decays first
         opening = [*state_bindings(printer, printer.weights, "w"), *state_bindings(printer, printer.states, "s")]
-        opening += clocks(lines)
-        opening.append("new: dict[str, Tensor] = {}")
-        used = {a.id for n in both if n.id not in self.folds.ahead for a in n.args}
-        opening += [self.folds.unpacked(n, self.names.of(n)) for n in inputs if n.layout == "fold" and n.id in used]
+        opening += [*clocks(lines), "new: dict[str, Tensor] = {}", *unpacked]
         what = self.describe(loop.level)
         if self.needs_clock and position == len(self.loops) - 1:
             lines += [f'new["{c}"] = s["{c}"] + at.length' for c in ("clock", "clock.never")]
@@ -366,11 +381,20 @@ class UnitSource:
         body = [*opening, "new: dict[str, Tensor] = {}", *printer.lines, *self.results(outputs)]
         chunks = {int(str(n.attr("block"))) for n in stage.nodes if n.id in self.folds.ahead}
         never = any(n.attr("never") for n in stage.nodes if n.id in self.folds.ahead)
-        kind = f"aligned({math.lcm(*chunks)}{', never=True' if never else ''})" if chunks else "stage"
-        if len(stage.nodes) == 1 and stage.nodes[0].op in ALONE and len(stage.nodes[0].args) <= 2:
-            what = "All tokens at once, by one operation of torch."
-            return self.function(self.stage_name(index), inputs, what, body, None)
-        return self.function(self.stage_name(index), inputs, self.stage_title(index), body, None, stage=kind)
+        title, light = self.stage_title(index), self.light(stage.nodes)
+        if light and not chunks:
+            return self.function(self.stage_name(index), inputs, f"{title} Too little to compile.", body, None)
+        how = f"{math.lcm(*chunks)}{', never=True' if never else ''}{', light=True' if light else ''}"
+        kind = f"aligned({how})" if chunks else "stage"
+        return self.function(self.stage_name(index), inputs, title, body, None, stage=kind)
+
+    def light(self, nodes: Sequence[Node]) -> bool:
+        """Whether a stage is too little to compile: one operation at most, not counting gates and what kernels make."""
+        work = [n for n in nodes if n.op not in LOOKS and n.id not in self.folds.later]
+        narrow = [n for n in work if n.op in NARROW and math.prod(n.shape) <= FEW]
+        rest = [n for n in work if n not in narrow]
+        alone = len(rest) == 1 and rest[0].op in ALONE and len(rest[0].args) <= 2
+        return len(narrow) <= MOST_NARROW and (not rest or alone)
 
     def stage_name(self, index: int) -> str:
         """`titans_before`, `titans_after`, or a number where there are more."""

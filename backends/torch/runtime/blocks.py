@@ -143,11 +143,12 @@ def stage(function: Function) -> Function:
     return run
 
 
-def aligned(period: int, *, never: bool = False) -> Callable[[Function], Function]:
+def aligned(period: int, *, never: bool = False, light: bool = False) -> Callable[[Function], Function]:
     """Like `stage`, for work on chunks whose boundaries repeat after `period` tokens: the block's start counts.
 
     With `never` on the clock of memories that are never reset. Compiled where the sequence goes on at a boundary; after
-    a partial chunk it runs as plain PyTorch.
+    a partial chunk it runs as plain PyTorch. So it does if it is `light`: where native kernels make its triangles, what
+    is left takes less time than the call of a compiled function.
     """
 
     def decorate(function: Function) -> Function:
@@ -158,7 +159,8 @@ def aligned(period: int, *, never: bool = False) -> Callable[[Function], Functio
         def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
             start = (at.never if never else at.offset) % period
             here = at._replace(offset=0 if never else start, never=start if never else 0, replay=None)
-            whole = at.compiled and at.length >= SHORTEST_COMPILED and start == 0
+            little = light and at.native and at.batch > 1  # otherwise triangles may be made here
+            whole = at.compiled and at.length >= SHORTEST_COMPILED and start == 0 and not little
             return (compiled if whole else function)(w, s, here, *values)
 
         return run

@@ -213,7 +213,7 @@ class System(nn.Module):
             break
         s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
         time, batch = like.shape[1], like.shape[0]
-        native = self.native and like.device.type == "cpu" and not self.cpp_wrapper
+        native = self.native and self.compiled and like.device.type == "cpu" and not self.cpp_wrapper
         truncated = self.truncated and not goes_on()
         how = (self.compiled, self.observe, recorder(time), self.cpp_wrapper, truncated, self.recompute, native)
         at = At(old["position"], old["steps"], time, batch, *how)
