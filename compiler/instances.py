@@ -15,7 +15,7 @@ from nsam.compiler.passes import switched_off
 from nsam.compiler.places import SEQUENCE
 from nsam.compiler.schedule import UnitPlan
 
-FEWEST_PRODUCTS = 4
+FEWEST_PRODUCTS = 2
 """Products of matrices below which a kernel would not be worth its call."""
 LARGEST_PRODUCT = 1 << 24
 """Floating-point operations of one product, from which the library's kernels are no slower."""
