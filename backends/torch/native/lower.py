@@ -74,6 +74,11 @@ class Lowering:
             found = Number(float(x), sizes or ())
         return found if sizes is None else v.expand(found, sizes)
 
+    def matrix(self, x: Node) -> View:
+        """An operand that lies in memory, as it lies there."""
+        value = self.lazy(x)
+        return value if isinstance(value, View) else self._place(x, value)
+
     def stored(self, x: Node) -> View:
         """An operand that lies in memory, as numbers of the kernel's precision."""
         value = self.lazy(x)

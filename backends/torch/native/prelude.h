@@ -245,6 +245,24 @@ SEPARATE void product(const T* a, const T* b, T* c) {
   }
 }
 
+// The same where columns of B lie BC apart, and values may be bfloat16: what `product` does not take is laid out for it.
+template <int M, int N, int K, long AR, long AK, long BK, long BC, long CR, typename A, typename B>
+SEPARATE void any_product(const A* a, const B* b, T* c) {
+  if constexpr (!std::is_same_v<A, T>) {
+    alignas(64) T wide[M * K];
+    for (int m = 0; m < M; m++)
+      for (int k = 0; k < K; k++) wide[m * K + k] = static_cast<float>(a[m * AR + k * AK]);
+    any_product<M, N, K, K, 1, BK, BC, CR>(wide, b, c);
+  } else if constexpr (!std::is_same_v<B, T> || BC != 1) {
+    alignas(64) T wide[K * N];
+    for (int k = 0; k < K; k++)
+      for (int n = 0; n < N; n++) wide[k * N + n] = static_cast<float>(b[k * BK + n * BC]);
+    any_product<M, N, K, AR, AK, N, 1, CR>(a, wide, c);
+  } else {
+    product<M, N, K, AR, AK, BK, CR>(a, b, c);
+  }
+}
+
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(CPU_CAPABILITY_AVX512) && defined(__linux__)
 #define TILES 1
 #include <sys/syscall.h>
@@ -271,34 +289,62 @@ struct Tiles {
 ALWAYS __m512 some(const float* p, long n) {
   return n >= 16 ? _mm512_loadu_ps(p) : n <= 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps((1u << n) - 1, p);
 }
-// 16 pairs of one value of each row, rounded: what the matrix unit multiplies at once.
-ALWAYS __m512i pairs(__m512 first, __m512 second) {
+ALWAYS __m256i some_halves(const at::BFloat16* p, long n) {
+  return n >= 16 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                 : n <= 0 ? _mm256_setzero_si256() : _mm256_maskz_loadu_epi16((1u << n) - 1, p);
+}
+// Up to 32 values that lie beside each other, rounded.
+ALWAYS __m512i halves(const float* p, long n) { return (__m512i)_mm512_cvtne2ps_pbh(some(p + 16, n - 16), some(p, n)); }
+ALWAYS __m512i halves(const at::BFloat16* p, long n) {
+  return n >= 32 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16((1u << n) - 1, p);
+}
+// Up to 16 pairs of one value of each row: what the matrix unit multiplies at once.
+template <typename E>
+ALWAYS __m512i pairs(const E* first, long n, const E* second, long m) {
   alignas(64) static constexpr int16_t order[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  return _mm512_permutexvar_epi16(_mm512_load_si512(order), (__m512i)_mm512_cvtne2ps_pbh(second, first));
+  __m512i both;
+  if constexpr (std::is_same_v<E, float>)
+    both = (__m512i)_mm512_cvtne2ps_pbh(some(second, m), some(first, n));
+  else
+    both = _mm512_inserti64x4(_mm512_castsi256_si512(some_halves(first, n)), some_halves(second, m), 1);
+  return _mm512_permutexvar_epi16(_mm512_load_si512(order), both);
 }
-// A tile of 16 columns and 32 rows (less where the matrix ends): a row of pairs for each two rows.
-template <long ROW>
-ALWAYS void pack_columns(const float* p, long rows, long columns, __m512i* to) {
-  for (long k = 0; k < 16; k++)
-    to[k] = pairs(some(p + 2 * k * ROW, 2 * k < rows ? columns : 0), some(p + (2 * k + 1) * ROW, 2 * k + 1 < rows ? columns : 0));
+ALWAYS void turn_pairs(const __m512i* from, __m512i* to) {
+  at::vec::transpose_mxn<float>(reinterpret_cast<const float*>(from), 16, reinterpret_cast<float*>(to), 16, 16, 16);
 }
-// A tile of 16 rows and 32 columns.
-template <long ROW, long COLUMN>
-ALWAYS void pack_rows(const float* p, long rows, long columns, __m512i* to) {
+// A tile of 16 rows and 32 columns, less where the matrix ends.
+template <long ROW, long COLUMN, typename E>
+ALWAYS void pack_rows(const E* p, long rows, long columns, __m512i* to) {
   if constexpr (COLUMN == 1) {
-    for (long m = 0; m < 16; m++)
-      to[m] = m < rows ? (__m512i)_mm512_cvtne2ps_pbh(some(p + m * ROW + 16, columns - 16), some(p + m * ROW, columns)) : _mm512_setzero_si512();
+    for (long m = 0; m < 16; m++) to[m] = m < rows ? halves(p + m * ROW, columns) : _mm512_setzero_si512();
   } else if constexpr (ROW == 1) {
     alignas(64) __m512i turned[16];
-    pack_columns<COLUMN>(p, columns, rows, turned);
-    at::vec::transpose_mxn<float>(reinterpret_cast<float*>(turned), 16, reinterpret_cast<float*>(to), 16, 16, 16);
+    for (long k = 0; k < 16; k++) {
+      const E* first = p + 2 * k * COLUMN;
+      turned[k] = pairs(first, 2 * k < columns ? rows : 0, first + COLUMN, 2 * k + 1 < columns ? rows : 0);
+    }
+    turn_pairs(turned, to);
   } else {
     for (long m = 0; m < 16; m++) {
       alignas(64) float row[32] = {};
-      for (long k = 0; m < rows && k < 32 && k < columns; k++) row[k] = p[m * ROW + k * COLUMN];
-      to[m] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_load_ps(row + 16), _mm512_load_ps(row));
+      for (long k = 0; m < rows && k < 32 && k < columns; k++) row[k] = static_cast<float>(p[m * ROW + k * COLUMN]);
+      to[m] = halves(row, 32);
     }
+  }
+}
+// A tile of 16 columns and 32 rows: a row of pairs for each two rows.
+template <long ROW, long COLUMN, typename E>
+ALWAYS void pack_columns(const E* p, long rows, long columns, __m512i* to) {
+  if constexpr (COLUMN == 1) {
+    for (long k = 0; k < 16; k++) {
+      const E* first = p + 2 * k * ROW;
+      to[k] = pairs(first, 2 * k < rows ? columns : 0, first + ROW, 2 * k + 1 < rows ? columns : 0);
+    }
+  } else {
+    alignas(64) __m512i turned[16];
+    pack_rows<COLUMN, ROW>(p, columns, rows, turned);
+    turn_pairs(turned, to);
   }
 }
 
@@ -312,16 +358,19 @@ ALWAYS void pack_rows(const float* p, long rows, long columns, __m512i* to) {
       _mm512_mask_storeu_ps(c + (m + i) * CR + (n), n + 16 <= N ? 0xffff : (1u << (N - (n))) - 1, _mm512_load_ps(rest + 16 * i)); \
   }
 
-// The product of matrices whose values are rounded to bfloat16, summed in float32 by the matrix unit.
-template <int M, int N, int K, long AR, long AK, long BK, long CR>
-SEPARATE void product_of_halves(const float* a, const float* b, float* c) {
-  if (!tiles) return product<M, N, K, AR, AK, BK, CR>(a, b, c);
+// The product of matrices whose values are rounded to bfloat16, summed in float32 by the matrix unit. BC: stride of B's
+// columns.
+template <int M, int N, int K, long AR, long AK, long BK, long BC, long CR, typename A, typename B>
+SEPARATE void product_of_halves(const A* a, const B* b, float* c) {
+  if (!tiles) return any_product<M, N, K, AR, AK, BK, BC, CR>(a, b, c);
   constexpr int MT = (M + 15) / 16, NT = (N + 15) / 16, KT = (K + 31) / 32;
   alignas(64) __m512i left[MT + MT % 2][KT][16], right[NT + NT % 2][KT][16];
   for (int m = 0; m < MT; m++)
-    for (int k = 0; k < KT; k++) pack_rows<AR, AK>(a + m * 16 * AR + k * 32 * AK, M - m * 16, K - k * 32, left[m][k]);
+    for (int k = 0; k < KT; k++)
+      pack_rows<AR, AK>(a + m * 16 * AR + k * 32 * AK, M - m * 16, K - k * 32, left[m][k]);
   for (int n = 0; n < NT; n++)
-    for (int k = 0; k < KT; k++) pack_columns<BK>(b + k * 32 * BK + n * 16, K - k * 32, N - n * 16, right[n][k]);
+    for (int k = 0; k < KT; k++)
+      pack_columns<BK, BC>(b + k * 32 * BK + n * 16 * BC, K - k * 32, N - n * 16, right[n][k]);
   for (int n = 0; n < NT; n += 2)
     for (int m = 0; m < MT; m += 2) {
       _tile_zero(0);
@@ -352,9 +401,9 @@ SEPARATE void product_of_halves(const float* a, const float* b, float* c) {
 struct Tiles {
   Tiles() {}
 };
-template <int M, int N, int K, long AR, long AK, long BK, long CR>
-ALWAYS void product_of_halves(const T* a, const T* b, T* c) {
-  product<M, N, K, AR, AK, BK, CR>(a, b, c);
+template <int M, int N, int K, long AR, long AK, long BK, long BC, long CR, typename A, typename B>
+ALWAYS void product_of_halves(const A* a, const B* b, T* c) {
+  any_product<M, N, K, AR, AK, BK, BC, CR>(a, b, c);
 }
 #endif
 

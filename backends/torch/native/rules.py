@@ -161,12 +161,15 @@ def _scatter(low: Lowering, node: Node) -> Value:
 
 def _bmm(low: Lowering, node: Node) -> Value:
     """A product, or the product of the turned operands in the other order, whose result is the turned one."""
+    half = node.meta["val"].dtype == torch.bfloat16
+    a, b = (low.matrix(x) if half else low.stored(x) for x in operands_of(node))
+    if half and Product(a, a, b, half).tiled:
+        return _tiled(low, node, a, b)
     a, b = (low.stored(x) for x in operands_of(node))
     turned_a, turned_b = (v.permute(x, (0, 2, 1)) for x in (a, b))
     assert isinstance(turned_a, View)
     assert isinstance(turned_b, View)
     straight, across = _uses(node, low)
-    half = node.meta["val"].dtype == torch.bfloat16
     plain_cost = (not by_rows(b)) + (across > straight) * 1.5
     turned_cost = (not by_rows(turned_a)) + (across < straight) * 1.5
     if node not in low.outputs and turned_cost < plain_cost:
@@ -178,6 +181,24 @@ def _bmm(low: Lowering, node: Node) -> Value:
     if not by_rows(target):
         target = low.own(target.sizes)
     low.order.add(Product(target, a, low.rows(b), half))
+    return target
+
+
+def _tiled(low: Lowering, node: Node, a: View, b: View) -> Value:
+    """A product by the matrix unit, which lays out what it multiplies as it needs it."""
+    straight, across = _uses(node, low)
+    if node not in low.outputs and across > straight:
+        (count, rows, _), columns = a.sizes, b.sizes[2]
+        result = low.own((count, columns, rows))
+        turned_a, turned_b = (v.permute(x, (0, 2, 1)) for x in (a, b))
+        assert isinstance(turned_a, View)
+        assert isinstance(turned_b, View)
+        low.order.add(Product(result, turned_b, turned_a, half=True))
+        return v.permute(result, (0, 2, 1))
+    target = low.target(node)
+    if not by_rows(target):
+        target = low.own(target.sizes)
+    low.order.add(Product(target, a, b, half=True))
     return target
 
 

@@ -12,10 +12,6 @@ PART = 24
 """Statements of one C++ function: compilers are slow with long ones."""
 
 
-SMALLEST = 16
-"""Rows, columns or summands from which a product of halves is worth the matrix unit's tiles."""
-
-
 class Text:
     """The lines of one C++ function, and the buffers that they name."""
 
@@ -48,10 +44,11 @@ def write(text: Text, statement: Statement) -> None:
 
 def _product(text: Text, s: Product) -> None:
     (count, rows, inner), columns = s.a.sizes, s.b.sizes[2]
-    numbers = (rows, columns, inner, s.a.strides[1], s.a.strides[2], s.b.strides[1], s.target.strides[1])
+    left, right = s.a.strides[1:], s.b.strides[1:] if s.tiled else s.b.strides[1:2]
+    numbers = (rows, columns, inner, *left, *right, s.target.strides[1])
     steps = [x.strides[0] for x in (s.a, s.b, s.target)]
     a, b, c = (text.pointer(x, f"i * {step}" if count > 1 else "") for x, step in zip((s.a, s.b, s.target), steps))  # noqa: B905
-    name = "product_of_halves" if s.half and min(rows, columns, inner) >= SMALLEST else "product"
+    name = "product_of_halves" if s.tiled else "product"
     call = f"{name}<{', '.join(map(str, numbers))}>({a}, {b}, {c});"
     text.lines.append(f"for (long i = 0; i < {count}; i++) {call}" if count > 1 else call)
 

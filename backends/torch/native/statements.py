@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from nsam.backends.torch.native.values import Buffer, Lazy, Sizes, View, each, leaves
 
+SMALLEST = 16
+"""Rows, columns or summands from which a product of halves is worth the tiles of a matrix unit."""
+
 
 class _Statement:
     """What all statements say of themselves."""
@@ -69,13 +72,18 @@ class Total(_Statement):
 class Product(_Statement):
     """Products of matrices: a [n, M, K] times b [n, K, N], whose columns lie beside each other.
 
-    With `half` their values may be rounded to bfloat16.
+    With `half` their values may be rounded to bfloat16. If it is `tiled`, b may lie in any way, and both may be halves.
     """
 
     target: View
     a: View
     b: View
     half: bool = False
+
+    @property
+    def tiled(self) -> bool:
+        """Whether it is done by the processor's matrix unit, where there is one."""
+        return self.half and min(*self.a.sizes[1:], self.b.sizes[2]) >= SMALLEST
 
     def sources(self) -> Iterator[View]:
         """The places that it reads."""
