@@ -83,7 +83,8 @@ def layout(node: Node) -> Layout:
 def _pointer(buffer: Buffer, index: dict[str, int], places: dict[str, int]) -> str:
     kind = "bool" if buffer.boolean else "at::BFloat16" if buffer.half else "T"
     if buffer.kind == "own":
-        return f"{kind}* {buffer.name} = reinterpret_cast<T*>(q[{len(index)}]) + {places[buffer.name]};"
+        place = f"reinterpret_cast<T*>(q[{len(index)}]) + {places[buffer.name]}"
+        return f"{kind}* {buffer.name} = reinterpret_cast<{kind}*>({place});"
     return f"{kind}* {buffer.name} = reinterpret_cast<{kind}*>(q[{index[buffer.name]}]);"
 
 
@@ -145,7 +146,7 @@ def arena(sections: Sequence[Part]) -> tuple[dict[str, int], int]:
     top = 0
     for i in range(len(statements)):
         for buffer in starting.get(i, ()):
-            size = -(-buffer.size // ALIGNMENT) * ALIGNMENT
+            size = _room(buffer)
             fits = [gap for gap in free if gap[1] - gap[0] >= size]
             if fits:
                 gap = min(fits, key=lambda g: g[1] - g[0])
@@ -158,8 +159,13 @@ def arena(sections: Sequence[Part]) -> tuple[dict[str, int], int]:
                 top += size
         for buffer in ending.get(i, ()):
             begin = places[buffer.name]
-            free = _join([*free, (begin, begin + -(-buffer.size // ALIGNMENT) * ALIGNMENT)])
+            free = _join([*free, (begin, begin + _room(buffer))])
     return places, top
+
+
+def _room(buffer: Buffer) -> int:
+    """How much of the kernel's own memory a buffer takes, in numbers."""
+    return -(-buffer.size // (2 if buffer.half else 1) // ALIGNMENT) * ALIGNMENT
 
 
 def _lives(sections: Sequence[Part]) -> tuple[dict[Buffer, int], dict[Buffer, int]]:

@@ -11,9 +11,9 @@ from torch.fx import Node
 
 from nsam.backends.torch.native import values as v
 from nsam.backends.torch.native.labels import Labels
-from nsam.backends.torch.native.operations import CONSTANTS, FUNCTIONS, POINTWISE
+from nsam.backends.torch.native.operations import CONSTANTS, FUNCTIONS, POINTWISE, VIEWS
 from nsam.backends.torch.native.rules import RULES, Value
-from nsam.backends.torch.native.statements import Order, Statement, Turn
+from nsam.backends.torch.native.statements import SMALLEST, Order, Statement, Turn
 from nsam.backends.torch.native.values import (
     Buffer,
     Expression,
@@ -98,9 +98,9 @@ class Lowering:
             return output
         return self.own(sizes or self.labels.inner(node), strides)
 
-    def own(self, sizes: Sizes, strides: Sizes | None = None) -> View:
+    def own(self, sizes: Sizes, strides: Sizes | None = None, *, half: bool = False) -> View:
         """New memory."""
-        buffer = Buffer(f"t{len(self.buffers)}", math.prod(sizes), "own")
+        buffer = Buffer(f"t{len(self.buffers)}", math.prod(sizes), "own", half=half)
         self.buffers.append(buffer)
         return View(buffer, sizes, strides or contiguous(sizes))
 
@@ -124,12 +124,26 @@ class Lowering:
         return x
 
     def _place(self, node: Node, value: Lazy | Padded) -> View:
-        target = self.target(node, value.sizes, None if isinstance(value, Padded) else v.layout(value))
+        strides = None if isinstance(value, Padded) else v.layout(value)
+        if node.meta["val"].dtype == torch.bfloat16 and self._multiplied(node):
+            output = self.outputs.get(node)
+            same = output is not None and output.sizes == value.sizes
+            target = output if output is not None and same else self.own(value.sizes, strides, half=True)
+        else:
+            target = self.target(node, value.sizes, strides)
         self.write(target, value)
         if target.boolean:  # read again from what it is made of, not from bytes
             return target
         self.value[node] = target
         return target
+
+    def _multiplied(self, node: Node) -> bool:
+        """Whether all that is done with a matrix here is to multiply it, so that a half is all that is needed of it."""
+        users = [user for user in node.users if user in self.inside]
+        large = min(self.labels.inner(node)[-2:], default=0) >= SMALLEST
+        return large and all(
+            user.target is aten.bmm.default or (user.target in VIEWS and self._multiplied(user)) for user in users
+        )
 
     def write(self, target: View, value: Lazy | Padded) -> None:
         """Put a value where a view says."""
