@@ -15,6 +15,7 @@ from nsam.dsl.program import Program
 from nsam.runs.checkpoint import latest_checkpoint, load_checkpoint
 from nsam.runs.folder import RunDescription, RunFolder, create_run, open_run, update_overrides
 from nsam.runs.sources import program_sources
+from nsam.training.allocator import keep_freed_memory
 from nsam.training.corpus import Corpus, load_corpus
 from nsam.training.limits import require_reasonable_step
 from nsam.training.loop import Trainer
@@ -106,6 +107,8 @@ def _prepare(train: Train, data: Sequence[Path], settings: Settings) -> tuple[Co
     assert isinstance(context, int)
     assert isinstance(batch, int)
     require_reasonable_step(context, batch)
+    if settings.device == "cpu":
+        keep_freed_memory()
     if settings.compiled and settings.device == "cpu":
         instructions.begin()  # while the text is read and the model made
     return load_corpus(data, context), context, batch
