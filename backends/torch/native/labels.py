@@ -116,21 +116,10 @@ class Labels:
                 raise Unlabelled
         if node not in self.inside:
             if not any(self.of(node)) and node.op != "get_attr" and is_tensor(node):
-                self._seed(node, wanted)
+                self.seeds[node] = wanted  # the next round begins with it
             raise Unlabelled
         self._back(node, wanted)
         raise Unlabelled
-
-    def _seed(self, node: Node, wanted: Label) -> None:
-        """Begin the next round with the label of a node from outside, or with those of its operands if it follows.
-
-        So what is done to a tensor between where it comes from and where it is needed is work inside.
-        """
-        before = len(self.seeds)
-        if node.op == "call_function" and node.target is not aten.bmm.default and node.target in RULES:
-            self._back(node, wanted)
-        if len(self.seeds) == before:
-            self.seeds[node] = wanted
 
     def _back(self, node: Node, wanted: Label) -> None:
         """Ask a node's operands for the labels with which it would have the one that is wanted."""
@@ -161,16 +150,6 @@ class Labels:
             sizes = shape(source)
             lead = len(wanted) - len(sizes)
             self._try(source, tuple(a if s > 1 else () for a, s in zip(wanted[lead:], sizes, strict=True)))
-        elif target is aten.cat.default:
-            for operand in operands_of(node):
-                self._try(operand, wanted)
-        elif target in (aten.slice_scatter.default, aten.select_scatter.default):
-            base, part = operands_of(node)
-            dim = axis(node, 2) % len(wanted)
-            narrow = target is aten.select_scatter.default
-            self._try(part, wanted[:dim] + wanted[dim + 1 :] if narrow else wanted)
-            if base.target not in CONSTANTS:
-                self._try(base, wanted)
         elif target in (aten.slice.Tensor, aten.cumsum.default, prims.rev.default) or (
             target is aten.sum.dim_IntList and len(shape(source)) == len(wanted)
         ):
