@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from nsam.backends.torch.emit.folds import FoldSource
 from nsam.backends.torch.emit.keys import NO_SLOTS, NOWHERE, sites, slots, slots_of
+from nsam.backends.torch.emit.light import light
 from nsam.backends.torch.emit.moves import advances, quoted
 from nsam.backends.torch.emit.names import Names, identifier
 from nsam.backends.torch.emit.precision import wide_products
@@ -21,15 +22,6 @@ from nsam.compiler.schedule import Level, UnitPlan
 
 INDENT = "    "
 TIMELESS = frozenset({"sequence", "constant", "number", "weight", "state"})
-ALONE = frozenset({"add", "sub", "mul", "embedding", "linear", "merge"})
-"""What torch does by one kernel: as all that a stage does it is not compiled, which costs seconds and gains nothing."""
-LOOKS = frozenset({"split", "given", "gate"})
-"""Other ways to look at a tensor."""
-NARROW = frozenset({"sigmoid", "exp", "log", "softplus", "neg", "add", "sub", "mul", "div"})
-FEW = 8
-"""Numbers a token, a gate for each head, with which these take less time than the call of a compiled function."""
-MOST_NARROW = 4
-"""How many of them."""
 
 
 @dataclass(frozen=True)
@@ -381,20 +373,12 @@ class UnitSource:
         body = [*opening, "new: dict[str, Tensor] = {}", *printer.lines, *self.results(outputs)]
         chunks = {int(str(n.attr("block"))) for n in stage.nodes if n.id in self.folds.ahead}
         never = any(n.attr("never") for n in stage.nodes if n.id in self.folds.ahead)
-        title, light = self.stage_title(index), self.light(stage.nodes)
-        if light and not chunks:
+        title, little = self.stage_title(index), light(stage.nodes, self.folds.later)
+        if little and not chunks:
             return self.function(self.stage_name(index), inputs, f"{title} Too little to compile.", body, None)
-        how = f"{math.lcm(*chunks)}{', never=True' if never else ''}{', light=True' if light else ''}"
+        how = f"{math.lcm(*chunks)}{', never=True' if never else ''}{', light=True' if little else ''}"
         kind = f"aligned({how})" if chunks else "stage"
         return self.function(self.stage_name(index), inputs, title, body, None, stage=kind)
-
-    def light(self, nodes: Sequence[Node]) -> bool:
-        """Whether a stage is too little to compile: one operation at most, not counting gates and what kernels make."""
-        work = [n for n in nodes if n.op not in LOOKS and n.id not in self.folds.later]
-        narrow = [n for n in work if n.op in NARROW and math.prod(n.shape) <= FEW]
-        rest = [n for n in work if n not in narrow]
-        alone = len(rest) == 1 and rest[0].op in ALONE and len(rest[0].args) <= 2
-        return len(narrow) <= MOST_NARROW and (not rest or alone)
 
     def stage_name(self, index: int) -> str:
         """`titans_before`, `titans_after`, or a number where there are more."""

@@ -12,7 +12,7 @@ from torch.fx import Node
 from nsam.backends.torch.native import values as v
 from nsam.backends.torch.native.labels import axis, operands_of, shape
 from nsam.backends.torch.native.operations import CONSTANTS, GETITEM, SAME, VIEWS
-from nsam.backends.torch.native.statements import Product, Running, Total
+from nsam.backends.torch.native.statements import Product, Running, Total, large
 from nsam.backends.torch.native.values import Expression, Lazy, Number, Padded, View, by_rows
 
 if TYPE_CHECKING:
@@ -162,9 +162,10 @@ def _scatter(low: Lowering, node: Node) -> Value:
 def _bmm(low: Lowering, node: Node) -> Value:
     """A product, or the product of the turned operands in the other order, whose result is the turned one."""
     half = node.meta["val"].dtype == torch.bfloat16
-    a, b = (low.matrix(x) if half else low.stored(x) for x in operands_of(node))
-    if half and Product(a, a, b, half).tiled:
-        return _tiled(low, node, a, b)
+    if half:
+        a, b = (low.matrix(x) for x in operands_of(node))
+        if large(a, b):
+            return _tiled(low, node, a, b)
     a, b = (low.stored(x) for x in operands_of(node))
     turned_a, turned_b = (v.permute(x, (0, 2, 1)) for x in (a, b))
     assert isinstance(turned_a, View)

@@ -11,6 +11,11 @@ SMALLEST = 16
 """Rows, columns or summands from which a product of halves is worth the tiles of a matrix unit."""
 
 
+def large(a: View, b: View) -> bool:
+    """Whether the product of two matrices of halves is worth a matrix unit's tiles."""
+    return min(*a.sizes[1:], b.sizes[2]) >= SMALLEST
+
+
 class _Statement:
     """What all statements say of themselves."""
 
@@ -83,7 +88,7 @@ class Product(_Statement):
     @property
     def tiled(self) -> bool:
         """Whether it is done by the processor's matrix unit, where there is one."""
-        return self.half and min(*self.a.sizes[1:], self.b.sizes[2]) >= SMALLEST
+        return self.half and large(self.a, self.b)
 
     def sources(self) -> Iterator[View]:
         """The places that it reads."""
