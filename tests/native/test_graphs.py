@@ -10,9 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nsam.backends.torch.native import registry
+from nsam.backends.torch.native.kernel import Kernel, Layout
+
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 Step = Callable[[random.Random, list[Tensor]], Tensor]
+
+
+SUM = """#include <initializer_list>
+extern "C" void run(void** p, long) {
+    const double* x = static_cast<const double*>(p[0]);
+    double* y = static_cast<double*>(p[1]);
+    for (long i = 0; i < 12; i++) y[i] = x[i % 3] + 1;
+}"""
 
 
 def pick(rng: random.Random, values: list[Tensor], like: Callable[[Tensor], bool] = lambda x: True) -> Tensor:
@@ -118,3 +129,24 @@ def test_large_and_odd_sizes(check: Callable[..., list[object]]) -> None:
     a, b = (torch.randn(2, 2, *s, dtype=torch.float64).requires_grad_() for s in ((65, 131), (131, 47)))
     found = check(run, a, b)
     assert found
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.float32, torch.bool])
+def test_numbers_of_another_kind(kind: torch.dtype, check: Callable[..., list[object]]) -> None:
+    """A kernel reads its inputs as what it computes with: counts and other precisions are turned before it."""
+
+    def run(a: Tensor, b: Tensor, other: Tensor) -> list[Tensor]:
+        more = b + other.to(b.dtype) * a
+        return [a @ more.mT, torch.where(other >= 2, a, more) @ b.mT, (a * other).sum(-1, keepdim=True) * b]
+
+    a, b = (torch.randn(2, 3, 5, 6, dtype=torch.float64).requires_grad_() for _ in range(2))
+    other = torch.arange(180).reshape(2, 3, 5, 6).remainder(4).to(kind)
+    assert check(run, a, b, other)
+
+
+def test_inputs_whose_values_repeat(ran: list[str]) -> None:
+    """A kernel compiled for repeated values is given them one by one, or the other way round."""
+    name = registry.register(Kernel(SUM, (Layout((4, 3), (0, 1), "float64"),), (Layout((4, 3), (3, 1), "float64"),)))
+    repeated = torch.randn(3, dtype=torch.float64).expand(4, 3)
+    for x in (repeated, repeated.contiguous(), repeated.mT.contiguous().mT):
+        torch.testing.assert_close(registry.run(name, [x])[0], repeated + 1)

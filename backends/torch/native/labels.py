@@ -14,12 +14,13 @@ import torch
 from torch.fx import Graph, Node
 
 from nsam.backends.torch.native.axes import Label, vote
-from nsam.backends.torch.native.operations import CONSTANTS, POINTWISE, SAME, is_view
+from nsam.backends.torch.native.operations import CONSTANTS, OF_TRUTHS, POINTWISE, SAME, is_view
 
 aten, prims = torch.ops.aten, torch.ops.prims
 ROUNDS = 64
 """How often the labels of a graph's inputs may be refined."""
-NUMBERS = (torch.float32, torch.float64, torch.bfloat16, torch.bool)
+KINDS = ({torch.float32, torch.bfloat16, torch.bool}, {torch.float64, torch.bool})
+"""What one kernel reads and makes: numbers of other kinds are turned before it or after."""
 
 
 class Unlabelled(Exception):
@@ -34,6 +35,8 @@ class Labels:
 
     def __init__(self, graph: Graph) -> None:
         self.axes = vote([shape(node) for node in graph.nodes if node.op == "placeholder" and is_tensor(node)])
+        products = [node.meta["val"].dtype for node in graph.nodes if node.target is aten.bmm.default]
+        self.kinds = max(KINDS, key=lambda kinds: sum(product in kinds for product in products))
         self.seeds: dict[Node, Label] = {}
         self.label: dict[Node, Label] = {}
         self.inside: set[Node] = set()
@@ -84,7 +87,10 @@ class Labels:
             raise Unlabelled
         value = node.meta.get("val")
         values = value if isinstance(value, list | tuple) else [value]
-        if not all(isinstance(v, torch.Tensor) and v.dtype in NUMBERS and static(v) for v in values):
+        operands = [a.meta.get("val") for a in operands_of(node) if a.target not in CONSTANTS]
+        if not all(isinstance(v, torch.Tensor) and v.dtype in self.kinds and static(v) for v in [*values, *operands]):
+            raise Unlabelled
+        if node.target in POINTWISE and node.target not in OF_TRUTHS and any(v.dtype == torch.bool for v in operands):
             raise Unlabelled
         return rule(self, node)
 
@@ -116,10 +122,21 @@ class Labels:
                 raise Unlabelled
         if node not in self.inside:
             if not any(self.of(node)) and node.op != "get_attr" and is_tensor(node):
-                self.seeds[node] = wanted  # the next round begins with it
+                self._seed(node, wanted)
             raise Unlabelled
         self._back(node, wanted)
         raise Unlabelled
+
+    def _seed(self, node: Node, wanted: Label) -> None:
+        """Begin the next round with the label of a node from outside, or with those of its operands if it follows.
+
+        So what is done to a tensor between where it comes from and where it is needed is work inside.
+        """
+        before = len(self.seeds)
+        if node.op == "call_function" and node.target is not aten.bmm.default and node.target in RULES:
+            self._back(node, wanted)
+        if len(self.seeds) == before:
+            self.seeds[node] = wanted
 
     def _back(self, node: Node, wanted: Label) -> None:
         """Ask a node's operands for the labels with which it would have the one that is wanted."""
@@ -150,6 +167,16 @@ class Labels:
             sizes = shape(source)
             lead = len(wanted) - len(sizes)
             self._try(source, tuple(a if s > 1 else () for a, s in zip(wanted[lead:], sizes, strict=True)))
+        elif target is aten.cat.default:
+            for operand in operands_of(node):
+                self._try(operand, wanted)
+        elif target in (aten.slice_scatter.default, aten.select_scatter.default):
+            base, part = operands_of(node)
+            dim = axis(node, 2) % len(wanted)
+            narrow = target is aten.select_scatter.default
+            self._try(part, wanted[:dim] + wanted[dim + 1 :] if narrow else wanted)
+            if base.target not in CONSTANTS:
+                self._try(base, wanted)
         elif target in (aten.slice.Tensor, aten.cumsum.default, prims.rev.default) or (
             target is aten.sum.dim_IntList and len(shape(source)) == len(wanted)
         ):

@@ -81,6 +81,20 @@ POINTWISE: dict[Any, str] = {
 }
 """The C++ of one vector; a truth value is a mask, all bits of its place."""
 
+OF_TRUTHS: frozenset[Any] = frozenset(
+    {
+        aten.where.self,
+        aten.logical_and.default,
+        aten.bitwise_and.Tensor,
+        aten.logical_or.default,
+        aten.bitwise_or.Tensor,
+        aten.logical_not.default,
+        aten.bitwise_not.default,
+        prims.convert_element_type.default,
+    }
+)
+"""What takes truth values; all else would count with the bits of a mask."""
+
 FUNCTIONS = ("exp", "log", "sigmoid", "tanh", "erf", "sin", "cos", "sqrt", "pow", "/")
 """What takes the time of several operations."""
 GETITEM = operator.getitem

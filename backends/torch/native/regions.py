@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, Node
 
 from nsam.backends.torch.native.kernel import CTYPES, build, flops
-from nsam.backends.torch.native.labels import Labels, is_tensor
+from nsam.backends.torch.native.labels import Labels
 from nsam.backends.torch.native.operations import CONSTANTS, GETITEM, POINTWISE, VIEWS
 from nsam.backends.torch.native.registry import register
 from nsam.backends.torch.native.statements import Product
@@ -41,9 +41,7 @@ def replace(graph: Graph) -> list[Replaced]:
     if any(node.op == "call_function" and _mutates(node) for node in graph.nodes):
         return []
     labels = Labels(graph)
-    dtype = _dtype(labels)
-    if dtype is None:
-        return []
+    (dtype,) = labels.kinds & set(CTYPES)  # bfloat16 is computed with as float32
     done = []
     for nodes in [[*_again(graph, labels, nodes), *nodes] for nodes in regions(graph, labels)]:
         replaced = _replace(graph, labels, nodes, dtype)
@@ -61,16 +59,6 @@ def replace(graph: Graph) -> list[Replaced]:
 def _mutates(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
-
-
-def _dtype(labels: Labels) -> torch.dtype | None:
-    """What kernels compute with: the one type of all numbers inside, float32 where some or all are bfloat16."""
-    found = {node.meta["val"].dtype for node in labels.inside if is_tensor(node)} - {torch.bool}
-    if torch.bfloat16 in found:
-        found = found - {torch.bfloat16} or {torch.float32}
-        return torch.float32 if found == {torch.float32} else None
-    only = next(iter(found)) if len(found) == 1 else None
-    return only if only in CTYPES else None
 
 
 def regions(graph: Graph, labels: Labels) -> list[list[Node]]:

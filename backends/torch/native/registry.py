@@ -99,13 +99,21 @@ def run(name: str, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Run a kernel. Inputs that do not lie as it expects are copied."""
     expected, given = _types(name)
     placed = [
-        x if x.stride() == strides else torch.empty_strided(sizes, strides, dtype=dtype).copy_(x)
-        for x, (sizes, strides, dtype) in zip(inputs, expected, strict=True)
+        x if x.stride() == strides else _placed(x, sizes, strides)
+        for x, (sizes, strides, _) in zip(inputs, expected, strict=True)
     ]
     outputs = [torch.empty_strided(sizes, strides, dtype=dtype) for sizes, strides, dtype in given]
     pointers = (ctypes.c_void_p * (len(placed) + len(outputs)))(*[x.data_ptr() for x in (*placed, *outputs)])
     _loaded(name)(pointers, torch.get_num_threads())
     return outputs
+
+
+def _placed(x: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+    """The values as strides say: where one is 0 they repeat, and where there is but one it says nothing."""
+    if all(n == 1 or s == t for n, s, t in zip(sizes, x.stride(), strides, strict=True)):
+        return x
+    once = x[tuple([slice(None) if stride else slice(1) for stride in strides])]
+    return torch.empty_strided(once.shape, strides, dtype=x.dtype).copy_(once).expand(sizes)
 
 
 def _shapes(name: str, inputs: Sequence[Tensor]) -> list[Tensor]:
