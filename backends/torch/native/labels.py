@@ -87,10 +87,11 @@ class Labels:
             raise Unlabelled
         value = node.meta.get("val")
         values = value if isinstance(value, list | tuple) else [value]
-        operands = [a.meta.get("val") for a in operands_of(node) if a.target not in CONSTANTS]
-        if not all(isinstance(v, torch.Tensor) and v.dtype in self.kinds and static(v) for v in [*values, *operands]):
+        read = [a.meta.get("val") for a in operands_of(node) if a.target not in CONSTANTS]
+        if not all(isinstance(v, torch.Tensor) and v.dtype in self.kinds and static(v) for v in [*values, *read]):
             raise Unlabelled
-        if node.target in POINTWISE and node.target not in OF_TRUTHS and any(v.dtype == torch.bool for v in operands):
+        truths = any(v is not None and v.dtype == torch.bool for v in read)
+        if truths and node.target in POINTWISE and node.target not in OF_TRUTHS:
             raise Unlabelled
         return rule(self, node)
 
