@@ -46,7 +46,7 @@ def tokens(children: Children, kind: str) -> list[Token]:
 
 def _has_place(child: object) -> bool:
     """Whether a child counts for the span of the whole: anything but the separators."""
-    return not (isinstance(child, Token) and child.type in ("_NEWLINE", "SEMICOLON"))
+    return type(child) is not Token or child.type not in ("_NEWLINE", "SEMICOLON")
 
 
 class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):

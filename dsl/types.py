@@ -51,8 +51,10 @@ def shape_text(type_: ValueType) -> str:
 
 def same_size(left: Size, right: Size) -> bool:
     """Whether two sizes are equal, or may be once parameters are given."""
+    if left == right:
+        return True
     if isinstance(left, Poly) and isinstance(right, Poly) and left.names | right.names <= _OF_RULES:
-        return left == right
+        return False
     return equal(left, right) is not False
 
 
