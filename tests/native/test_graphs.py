@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nsam.backends.torch.native import registry
+from nsam.backends.torch.native import regions, registry
 from nsam.backends.torch.native.kernel import Kernel, Layout
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
@@ -142,6 +143,28 @@ def test_numbers_of_another_kind(kind: torch.dtype, check: Callable[..., list[ob
     a, b = (torch.randn(2, 3, 5, 6, dtype=torch.float64).requires_grad_() for _ in range(2))
     other = torch.arange(180).reshape(2, 3, 5, 6).remainder(4).to(kind)
     assert check(run, a, b, other)
+
+
+def test_one_sigmoid_for_all(check: Callable[..., list[object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """silu, its derivative and the sigmoid of some rows: the exponentials of one tensor, where that is less work."""
+    sources: list[str] = []
+    real = registry.register
+
+    def register(kernel: Kernel) -> str:
+        sources.append(kernel.source)
+        return real(kernel)
+
+    monkeypatch.setattr(regions, "register", register)
+
+    def run(a: Tensor, b: Tensor) -> list[Tensor]:
+        z = a @ b
+        rows = torch.sigmoid(z[..., 2:5, :])
+        return [F.silu(z) @ b.mT, (rows * z[..., 2:5, :]) @ b.mT]
+
+    a, b = (torch.randn(2, 3, *s, dtype=torch.float64).requires_grad_() for s in ((8, 16), (16, 32)))
+    assert check(run, a, b)
+    forward, backward = (len(re.findall(r"sigmoid_of\(v\d", source)) for source in sources)
+    assert (forward, backward) == (4, 2), "each twice: for whole vectors and for rests"
 
 
 def test_inputs_whose_values_repeat(ran: list[str]) -> None:

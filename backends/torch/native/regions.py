@@ -15,6 +15,7 @@ from torch.fx import Graph, Node
 
 from nsam.backends.torch.native.kernel import CTYPES, build, flops
 from nsam.backends.torch.native.labels import Labels
+from nsam.backends.torch.native.logistic import share_sigmoids
 from nsam.backends.torch.native.operations import CONSTANTS, GETITEM, POINTWISE, VIEWS
 from nsam.backends.torch.native.registry import register
 from nsam.backends.torch.native.statements import Product
@@ -40,6 +41,7 @@ def replace(graph: Graph) -> list[Replaced]:
     """Replace what can be replaced by kernels."""
     if any(node.op == "call_function" and _mutates(node) for node in graph.nodes):
         return []
+    share_sigmoids(graph)
     labels = Labels(graph)
     (dtype,) = labels.kinds & set(CTYPES)  # bfloat16 is computed with as float32
     done = []
