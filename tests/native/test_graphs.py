@@ -145,6 +145,18 @@ def test_numbers_of_another_kind(kind: torch.dtype, check: Callable[..., list[ob
     assert check(run, a, b, other)
 
 
+def test_what_heads_share_is_kept_apart(check: Callable[..., list[object]]) -> None:
+    """Several results that all heads have in common, and that each of them reads again."""
+
+    def run(a: Tensor, b: Tensor, gates: Tensor) -> list[Tensor]:
+        decays = gates.cumsum(-2)
+        sums = torch.exp(decays).cumsum(-2)
+        return [decays, sums, (a * decays) @ b, (a * sums) @ b]
+
+    shapes = [(2, 3, 5, 6), (2, 3, 6, 4), (2, 1, 5, 1)]
+    assert check(run, *(torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes))
+
+
 def test_one_sigmoid_for_all(check: Callable[..., list[object]], monkeypatch: pytest.MonkeyPatch) -> None:
     """silu, its derivative and the sigmoid of some rows: the exponentials of one tensor, where that is less work."""
     sources: list[str] = []

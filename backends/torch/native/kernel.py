@@ -21,6 +21,8 @@ from nsam.backends.torch.native.values import Buffer
 
 ALIGNMENT = 16
 """Own memory begins at multiples of so many elements: of a line of the cache, or two."""
+LINE = 64
+"""Bytes of a line of the cache."""
 CTYPES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -102,10 +104,11 @@ def _run(
         same = [axis for axis, step in enumerate(steps) if not step]
         pointer = f"static_cast<char*>(p[{i}]) + {offset}"
         if view.buffer.kind == "output" and same:  # type: ignore[attr-defined]
-            # All instances along these axes compute the same: the first one's is kept.
+            # All instances along these axes compute the same: the first one's is kept. The others read theirs again,
+            # so each has its own place.
             needed = size * (1 + sum((n - 1) * s for n, s in zip(view.sizes, view.strides, strict=True)))  # type: ignore[attr-defined]
-            scratch = max(scratch, needed)
-            pointer = f"{' || '.join(f'a{axis}' for axis in same)} ? spare : {pointer}"
+            pointer = f"{' || '.join(f'a{axis}' for axis in same)} ? spare + {scratch} : {pointer}"
+            scratch += -(-needed // LINE) * LINE
         pointers.append(f"q[{i}] = {pointer};")
     counters, rest = [], "i"
     for axis in reversed(range(len(axes.sizes))):
