@@ -69,6 +69,7 @@ def parts(rng: random.Random, values: list[Tensor]) -> Tensor:
             lambda: torch.cat([x[..., :1, :], x], -2).sum(-2, keepdim=True),
             lambda: x.flip(-2),
             lambda: torch.where(x > 0.1, x, 0.3 * x),
+            lambda: torch.where((x > 0).sum(-1, keepdim=True) > 1, x, 0.5 - x),
             lambda: torch.tril(x @ x.mT) @ x / size,
         ]
     )()
@@ -114,6 +115,8 @@ def test_kernels_give_what_torch_gives(seed: int, dtype: torch.dtype, check: Cal
     torch.manual_seed(seed)
     batch, heads = random.Random(seed).choice([(2, 3), (3, 1), (1, 4), (5, 2)])
     shapes = [(batch, 7, heads, 18), (batch, heads, 18, 20), (batch, heads, 20, 7), (batch, heads, 1, 18)]
+    if seed % 2:
+        shapes += [(batch, 1, 18, 20), (batch, 1, 18, 1)]  # all heads share them
     inputs = [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
     found = check(graph(seed), *inputs, tolerance=1e-9 if dtype == torch.float64 else 3e-4)
     assert found, "nothing was replaced"
