@@ -10,6 +10,19 @@ import torch
 RECOMPILE_LIMIT = 64
 """Variants of one function: lengths that start at different offsets, with and without gradients or observation."""
 CACHEABLE = {f"torch.amp.autocast_mode.{name}": "1" for name in ("_enter_autocast", "_exit_autocast")}
+LOST = ("_unsafe_view_ViewMeta", "resize__ViewMeta")
+"""Views of which torch's cache keeps sizes that are gone by then: it crashes, or the next start reads others."""
+
+
+def views_to_replay(output: Any) -> Any:
+    """How an output looks at what it is a view of, for torch's cache; None where torch cannot keep that.
+
+    It then goes by sizes and strides. (PyTorch issues 177442 and 185630; 2.13 still has the fault.)
+    """
+    from torch._functorch._aot_autograd.functional_utils import ViewMetaSequence
+
+    found = ViewMetaSequence(output)
+    return None if any(type(view).__name__ in LOST for view in found.sequence) else found
 
 
 class CompilerSettings:
@@ -22,6 +35,8 @@ class CompilerSettings:
 
     With `recompute` elementwise results are computed again in the backward pass, where their operands lie in the cache,
     rather than kept: half of the memory of a block of Hope, and half of what has to be fetched.
+
+    Views that torch's cache cannot keep are left out of it (`views_to_replay`).
 
     A call that compiles nothing pays for them too, and a small model on a GPU waits for the host: so they are set one
     by one, where they differ, in a third of the time that torch's own `patch` takes.
@@ -36,11 +51,14 @@ class CompilerSettings:
     def __enter__(self) -> None:
         dynamo: Any = torch._dynamo.config  # asked for first: torch loads its compiler, and then has the others
         functorch: Any = torch._functorch.config
+        from torch._functorch._aot_autograd import collect_metadata_analysis as analysis
+
         for config, name, value in (
             (dynamo, "recompile_limit", RECOMPILE_LIMIT),
             (dynamo, "accumulated_recompile_limit", 4096),
             (functorch, "autograd_cache_allow_custom_autograd_functions", True),
             (functorch, "aggressive_recomputation", self.recompute),
+            (analysis, "ViewMetaSequence", views_to_replay),
             (torch._inductor.config, "unsafe_marked_cacheable_functions", CACHEABLE),
         ):
             old = getattr(config, name)
