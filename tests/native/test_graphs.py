@@ -9,10 +9,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from nsam.backends.torch.native import regions, registry
 from nsam.backends.torch.native.kernel import Kernel, Layout
+from nsam.backends.torch.native.logistic import share_sigmoids
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
@@ -180,6 +182,18 @@ def test_one_sigmoid_for_all(check: Callable[..., list[object]], monkeypatch: py
     assert check(run, a, b)
     forward, backward = (len(re.findall(r"sigmoid_of\(v\d", source)) for source in sources)
     assert (forward, backward) == (4, 2), "each twice: for whole vectors and for rests"
+
+
+def test_the_sigmoid_of_an_input_comes_after_all_inputs() -> None:
+    graph = make_fx(lambda z, w: (z / (1 + torch.exp(-z)) + torch.sigmoid(z)) * w)(torch.ones(3), torch.ones(3)).graph
+    for node in graph.nodes:
+        node.meta.setdefault("val", torch.empty(3))
+    share_sigmoids(graph)
+    graph.lint()
+    assert [node.target for node in graph.nodes if "exp" in str(node.target)] == []
+    assert [node.target for node in graph.nodes].count(torch.ops.aten.sigmoid.default) == 1
+    kinds = [node.op for node in graph.nodes]
+    assert kinds.index("call_function") == kinds.count("placeholder")
 
 
 def test_inputs_whose_values_repeat(ran: list[str]) -> None:

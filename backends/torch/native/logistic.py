@@ -20,6 +20,7 @@ def share_sigmoids(graph: Graph) -> None:
 
     Not for the sake of a small part: that is computed as fast as the whole is stored.
     """
+    work = next(node for node in graph.nodes if node.op != "placeholder")
     for z in list(graph.nodes):
         negatives = [user for user in z.users if user.target is aten.neg.default]
         quotients = [found for negative in negatives for found in _quotients(negative)]
@@ -34,7 +35,7 @@ def share_sigmoids(graph: Graph) -> None:
         stored = whole or (quotients and sum(_size(user) for _, user in parts) >= _size(z))
         if not stored or len(quotients) + len(whole) + len(parts) < 2:
             continue
-        with graph.inserting_after(z):
+        with graph.inserting_before(work) if z.op == "placeholder" else graph.inserting_after(z):
             sigmoid = graph.call_function(aten.sigmoid.default, (z,))
         sigmoid.meta["val"] = (whole or negatives)[0].meta["val"]
         for quotient in quotients:
