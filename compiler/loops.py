@@ -17,7 +17,7 @@ UNROLLED_CHUNKS = 8
 """The most inner chunks that a compiled segment of short blocks unrolls; one block may unroll twice as many."""
 SEGMENT_TOKENS = 64
 """Blocks shorter than this are compiled several at a time, so that a call does at least this many tokens."""
-LONG_TOKENS = 256
+LONG_TOKENS = 512
 """The most tokens of a call where the work on a block is small. What is left of a sequence goes in shorter ones."""
 LARGEST_GRAPH = 128
 """The most operations of a plan that such a call unrolls."""
@@ -51,9 +51,8 @@ def plan_loops(plan: UnitPlan) -> tuple[Loop, ...]:
         period = alignment(plan, level)
         if index == compiled:
             size = _segment(plan, period, outer) if "segment" in plan.passes else period
-            long = _long_segment(plan, size, outer) if "segment" in plan.passes else size
-            if long > size:
-                loops.append(Loop(long, ((long, cuts[0][1]),), long, None))
+            longer = _long_segments(plan, size, outer) if "segment" in plan.passes else ()
+            loops += [Loop(long, ((long, cuts[0][1]),), long, None) for long in longer]
             if size > period or len(level.cuts) > 1:
                 loops.append(Loop(size, ((size, cuts[0][1]),), size, None))
                 loops.append(Loop(period, cuts, None, level))
@@ -121,14 +120,17 @@ def _segment(plan: UnitPlan, period: int, outer: int | None) -> int:
     return size
 
 
-def _long_segment(plan: UnitPlan, size: int, outer: int | None) -> int:
-    """Tokens of a longer call that is compiled beside that of `size` tokens, for sequences that have as many."""
-    long = size
-    while 2 * long <= LONG_TOKENS and _operations(plan, 2 * long) <= LARGEST_GRAPH:
-        if outer is not None and outer % (2 * long):
-            break
+def _long_segments(plan: UnitPlan, size: int, outer: int | None) -> list[int]:
+    """Tokens of longer calls beside that of `size` tokens, the longest first, each compiled where a sequence has as many.
+
+    The longest that may be, and half of it: a sequence that is just too short for the one finds the other.
+    """
+    found: list[int] = []
+    long = 2 * size
+    while long <= LONG_TOKENS and _operations(plan, long) <= LARGEST_GRAPH and not (outer and outer % long):
+        found.insert(0, long)
         long *= 2
-    return long
+    return found[:2]
 
 
 def _operations(plan: UnitPlan, tokens: int) -> int:

@@ -120,7 +120,8 @@ def test_the_explanation_says_what_each_pass_did() -> None:
     assert said["segment"] == "nothing: one call covers 64 tokens already"
     assert said["inverse"] == f"5 triangles of 64 × 64, from blocks of 16; 2 triangles of 16 × 16, by powers; {GPU}"
     assert told(deltanet())["exact"] == "m: 32 tokens at a time"
-    assert told(deltanet())["segment"] == "256 tokens a call: 8 blocks of 32; 64 tokens a call: 2 blocks of 32"
+    calls = "512 tokens a call: 16 blocks of 32; 256 tokens a call: 8 blocks of 32; 64 tokens a call: 2 blocks of 32"
+    assert told(deltanet())["segment"] == calls
 
 
 @pytest.mark.parametrize(("dim", "piece"), [(8, 64), (256, 128)])

@@ -266,7 +266,7 @@ def test_inductor_equals_eager(unit_of: UnitOf, wrapper: bool, request: pytest.F
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
 @pytest.mark.usefixtures("quick_kernels")
 def test_long_calls_short_ones_and_the_rest(unit_of: UnitOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    """256 tokens are one call, of what is left 64 another; the last 20 run as they are, and so does one token alone."""
+    """512 tokens are one call, of what is left 256 another and 64 a third; the last 20 run as they are, so does one."""
     learn = "learn k(x) -> v(x); minimize l2; by dgd(lr = 0.1, retain = 0.9); every 32 tokens"
     unit = unit_of(f"{LEARN} {{ {learn} }}\noutput m(x)")
     called: list[str] = []
@@ -285,11 +285,11 @@ def test_long_calls_short_ones_and_the_rest(unit_of: UnitOf, monkeypatch: pytest
     torch.manual_seed(0)
     fast, plain = build(unit).double(), build(unit, compiled=False).double()
     plain.load_state_dict(fast.state_dict())
-    x = torch.randn(2, 341, 4).double()
-    (found, state), (wanted, old) = fast(x[:, :340]), plain(x[:, :340])
-    assert [name for name in called if "segment" in name] == ["s_segment_256", "s_segment_64"]
+    x = torch.randn(2, 853, 4).double()
+    (found, state), (wanted, old) = fast(x[:, :852]), plain(x[:, :852])
+    assert [name for name in called if "segment" in name] == [f"s_segment_{n}" for n in (512, 256, 64)]
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(fast(x[:, 340:], state)[0], plain(x[:, 340:], old)[0], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(fast(x[:, 852:], state)[0], plain(x[:, 852:], old)[0], rtol=1e-9, atol=1e-10)
     for y in (found, wanted):
         y.square().sum().backward()
     for p, q in zip(fast.parameters(), plain.parameters(), strict=True):

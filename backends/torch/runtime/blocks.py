@@ -89,13 +89,29 @@ def pieces(
     return found
 
 
-def apart(x: Tensor, sizes: Sequence[int], axis: int) -> list[Tensor]:
+def apart(x: Tensor, sizes: Sequence[int], axis: int) -> tuple[Tensor, ...]:
     """Slices like those of torch.split, contiguous; a run of equal ones by one copy."""
-    runs = [(size, len(list(equal))) for size, equal in itertools.groupby(sizes)]
-    found: list[Tensor] = []
-    for part, (size, count) in zip(torch.split(x, [s * n for s, n in runs], axis), runs, strict=True):
-        found += torch.unflatten(part, axis, (count, size)).movedim(axis, 0).contiguous().unbind(0)
-    return found
+    return _Apart.apply(x, sizes, axis)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Apart(torch.autograd.Function):
+    """Its gradient is one concatenation; that of the operations it is made of copies three times."""
+
+    @staticmethod
+    def forward(x: Tensor, sizes: Sequence[int], axis: int) -> tuple[Tensor, ...]:
+        runs = [(size, len(list(equal))) for size, equal in itertools.groupby(sizes)]
+        found: tuple[Tensor, ...] = ()
+        for part, (size, count) in zip(torch.split(x, [s * n for s, n in runs], axis), runs, strict=True):
+            found += torch.unflatten(part, axis, (count, size)).movedim(axis, 0).contiguous().unbind(0)
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Sequence[int], int], output: tuple[Tensor, ...]) -> None:
+        ctx.axis = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return torch.cat(gradients, ctx.axis), None, None
 
 
 def join(parts: Sequence[Tensor], axis: int | None = None) -> Tensor:
