@@ -73,19 +73,32 @@ def candidate(name: str, shapes: Shapes, make: Callable[[list[Tensor]], Any], **
     return Candidate(name, made, **options)
 
 
+def ours(rule: str, shapes: Shapes) -> tuple[Candidate, ...]:
+    """The rule of nsam: compiled as everything else is, as it runs by default, and with products in bfloat16."""
+
+    def made(build: Build) -> Moves:
+        moved = parameters(shapes, build)
+        return Moves(moved, nsam.optimizer("std.rules", rule, moved, compiled=build.compiled, lr=RATE))
+
+    return (
+        Candidate("nsam", made),
+        candidate("nsam, not compiled", shapes, lambda p: nsam.optimizer("std.rules", rule, p, lr=RATE)),
+        candidate(
+            "nsam, bfloat16",
+            shapes,
+            lambda p: nsam.optimizer("std.rules", rule, p, lr=RATE, products=torch.bfloat16),
+            note="products in bfloat16, not compiled",
+            tolerance=COARSE,
+        ),
+    )
+
+
 def muon(what: str, shapes: Shapes) -> Case:
     """Return Muon on one set of matrices."""
     return Case(
         f"Muon, {what}",
         (
-            candidate("nsam", shapes, lambda p: nsam.optimizer("std.rules", "muon", p, lr=RATE)),
-            candidate(
-                "nsam, bfloat16",
-                shapes,
-                lambda p: nsam.optimizer("std.rules", "muon", p, lr=RATE, products=torch.bfloat16),
-                note="products in bfloat16",
-                tolerance=COARSE,
-            ),
+            *ours("muon", shapes),
             candidate(
                 "torch.optim.Muon",
                 shapes,
@@ -106,14 +119,7 @@ def m3(what: str, shapes: Shapes) -> Case:
     return Case(
         f"M3, {what}",
         (
-            candidate("nsam", shapes, lambda p: nsam.optimizer("std.rules", "m3", p, lr=RATE)),
-            candidate(
-                "nsam, bfloat16",
-                shapes,
-                lambda p: nsam.optimizer("std.rules", "m3", p, lr=RATE, products=torch.bfloat16),
-                note="products in bfloat16",
-                tolerance=COARSE,
-            ),
+            *ours("m3", shapes),
             candidate("loop", shapes, lambda p: M3Loop(p, RATE)),
         ),
         flops=(STEPS + 1) * orthogonalization_flops(shapes),

@@ -121,7 +121,7 @@ def _segment(plan: UnitPlan, period: int, outer: int | None) -> int:
 
 
 def _long_segments(plan: UnitPlan, size: int, outer: int | None) -> list[int]:
-    """Tokens of longer calls beside that of `size` tokens, the longest first, each compiled where a sequence has as many.
+    """Tokens of longer calls beside that of `size` tokens, the longest first, for sequences that have as many.
 
     The longest that may be, and half of it: a sequence that is just too short for the one finds the other.
     """

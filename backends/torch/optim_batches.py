@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import torch
@@ -51,6 +52,8 @@ class Layout:
         """Lay the tensors out as one; a single tensor is not copied."""
         if self.elementwise:
             return tensors[0] if len(tensors) == 1 else torch.cat([tensor.reshape(-1) for tensor in tensors])
+        if len(tensors) > 1 and self._single:
+            return torch.stack(tuple(tensors))
         matrices = [tensor.reshape(-1, *matrix_shape(tensor)) for tensor in tensors]
         return matrices[0] if len(matrices) == 1 else torch.cat(matrices)
 
@@ -61,10 +64,17 @@ class Layout:
         """
         if self.elementwise:
             sizes = [shape.numel() for shape in self.shapes]
+        elif self._single and batch.shape[-2:] == self.shapes[0]:
+            return list(batch.unbind(0))
         else:
             sizes = [shape[:-2].numel() for shape in self.shapes]
         parts = [batch] if len(self.shapes) == 1 else batch.split_with_sizes(sizes)
         return [part.reshape(self.target(part, shape)) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    @cached_property
+    def _single(self) -> bool:
+        """Whether each tensor is one matrix, all of one shape: one call of torch lays out many."""
+        return not self.elementwise and all(len(shape) == 2 for shape in self.shapes)
 
     def target(self, part: Tensor, shape: torch.Size) -> Sequence[int]:
         """Return the shape of a tensor's part of a batch."""

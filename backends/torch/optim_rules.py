@@ -252,12 +252,13 @@ class RuleOptimizer(torch.optim.Optimizer):
         after, states = steps(before, batch.states, grad, scalars, count, gram)
         states = tuple(_owned(state, before, grad) for state in states)
         torch._foreach_copy_(list(parameters), layout.scatter(after))
+        here = [self.state[p] for p in parameters]
         for name, old, new in zip(steps.names, batch.states, states, strict=True):
             if new is not old:
-                for p, part in zip(parameters, layout.scatter(new), strict=True):
-                    self.state[p][name] = part
-        for p in parameters:
-            self.state[p][COUNT] = count
+                for state, part in zip(here, layout.scatter(new), strict=True):
+                    state[name] = part
+        for state in here:
+            state[COUNT] = count
         batch.states = states
 
     # --- saving ----------------------------------------------------------------------------------
