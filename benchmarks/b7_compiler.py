@@ -54,7 +54,15 @@ def _checking(rounds: int) -> Iterator[Reading]:
     yield _timed("check hope.nsam after start-up", lambda: nsam.load(HOPE), rounds)
     command = [sys.executable, "-m", "nsam", "check", str(HOPE)]
     label = "`nsam check hope.nsam`, the whole process"
-    yield _timed(label, lambda: subprocess.run(command, check=True, capture_output=True), rounds, most=0.5)
+    with tempfile.TemporaryDirectory() as bytecode:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
+
+        def check() -> None:
+            subprocess.run(command, check=True, capture_output=True, env=environment)
+
+        check()
+        yield _timed(label, check, rounds, most=0.5)
 
 
 def _lowering(rounds: int, layers: int) -> Iterator[Reading]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import lcm
+from math import lcm, prod
 
 from nsam.compiler.fast_memory import FastMemory
+from nsam.compiler.lower import state_shape
 from nsam.compiler.schedule import Level, UnitPlan
 
 UNROLLED_CHUNKS = 8
@@ -19,6 +20,8 @@ SEGMENT_TOKENS = 64
 """Blocks shorter than this are compiled several at a time, so that a call does at least this many tokens."""
 LONG_TOKENS = 512
 """The most tokens of a call where the work on a block is small. What is left of a sequence goes in shorter ones."""
+SMALL_MATRIX = 1 << 16
+"""Entries of a fast memory's matrix up to which the time of calls counts; of larger ones half as many tokens go."""
 LARGEST_GRAPH = 128
 """The most operations of a plan that such a call unrolls."""
 
@@ -126,11 +129,18 @@ def _long_segments(plan: UnitPlan, size: int, outer: int | None) -> list[int]:
     The longest that may be, and half of it: a sequence that is just too short for the one finds the other.
     """
     found: list[int] = []
+    most = LONG_TOKENS if _largest_matrix(plan) <= SMALL_MATRIX else LONG_TOKENS // 2
     long = 2 * size
-    while long <= LONG_TOKENS and _operations(plan, long) <= LARGEST_GRAPH and not (outer and outer % long):
+    while long <= most and _operations(plan, long) <= LARGEST_GRAPH and not (outer and outer % long):
         found.insert(0, long)
         long *= 2
     return found[:2]
+
+
+def _largest_matrix(plan: UnitPlan) -> int:
+    """Entries of the largest tensor of one head of a fast memory."""
+    memories = [f.memory for f in plan.lowered.fast]
+    return max((prod(state_shape(m, tensor)) for m in memories for tensor in m.structure.tensors()), default=0)
 
 
 def _operations(plan: UnitPlan, tokens: int) -> int:

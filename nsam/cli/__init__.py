@@ -8,10 +8,10 @@ def main() -> None:
     import io
     import sys
 
-    from nsam.cli.app import app
+    from nsam.cli.app import application
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a sign of ours (η, ●) gets a question mark, not an error.
             stream.reconfigure(errors="replace")
-    app(prog_name="nsam")
+    application(sys.argv[1] if len(sys.argv) > 1 else None)(prog_name="nsam")

@@ -10,16 +10,10 @@ import typer
 from nsam.cli import bench, check, compile, explain, fmt, generate, graph, schedule, train, verify
 from nsam.cli.guard import guarded
 
-app = typer.Typer(
-    name="nsam",
-    help="A language and compiler for nested learning: declare memories and their levels, get PyTorch.",
-    epilog="Set NSAM_DEBUG=1 to see the traceback of an internal error.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Programs": (check.check, fmt.fmt, explain.explain, graph.graph, schedule.schedule),
+    "Models": (compile.compile_, verify.verify, train.train, generate.generate, bench.bench),
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -30,7 +24,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
@@ -39,10 +32,23 @@ def _options(
     """Hold the options that stand before a command."""
 
 
-_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Programs": (check.check, fmt.fmt, explain.explain, graph.graph, schedule.schedule),
-    "Models": (compile.compile_, verify.verify, train.train, generate.generate, bench.bench),
-}
-for _panel, _commands in _PANELS.items():
-    for _command in _commands:
-        app.command(_command.__name__.rstrip("_"), rich_help_panel=_panel)(guarded(_command))
+def application(first: str | None = None) -> typer.Typer:
+    """The command `nsam`; where `first`, the first argument, is the name of a command, with that command only.
+
+    typer prepares all options of all commands it knows before it runs one.
+    """
+    made = typer.Typer(
+        name="nsam",
+        help="A language and compiler for nested learning: declare memories and their levels, get PyTorch.",
+        epilog="Set NSAM_DEBUG=1 to see the traceback of an internal error.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(_options)
+    named = [(panel, f, f.__name__.rstrip("_")) for panel, commands in _PANELS.items() for f in commands]
+    for panel, command, name in [each for each in named if each[2] == first] or named:
+        made.command(name, rich_help_panel=panel)(guarded(command))
+    return made

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nsam.cli.app import app
+from nsam.cli.app import application
 
 TINY = """nsam 1
 
@@ -95,7 +95,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     torch.set_num_threads(1)
 
     def call(*arguments: object) -> Finished:
-        found = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="nsam")
+        given = [str(argument) for argument in arguments]
+        found = CliRunner().invoke(application(given[0] if given else None), given, prog_name="nsam")
         return Finished(found.exit_code, found.stdout, found.stderr)
 
     yield call

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from nsam.cli.app import application
+
 Run: TypeAlias = Callable[..., Any]
 
 COMMANDS = ("check", "fmt", "graph", "schedule", "explain", "compile", "verify", "train", "generate", "bench")
@@ -62,6 +64,14 @@ def test_wrong_usage_exits_2(run: Run, arguments: list[str]) -> None:
     found = run(*arguments)
     assert found.returncode == 2
     assert "Traceback" not in found.stderr
+
+
+def test_a_command_that_is_named_is_made_alone_otherwise_all_are(run: Run) -> None:
+    assert [command.name for command in application("fmt").registered_commands] == ["fmt"]
+    assert [command.name for command in application("fnt").registered_commands] == [
+        "check", "fmt", "explain", "graph", "schedule", "compile", "verify", "train", "generate", "bench"
+    ]  # fmt: skip
+    assert "No such command 'fnt'" in run("fnt").stderr
 
 
 def test_missing_and_hostile_files_are_diagnostics(run: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,12 @@ def test_the_explanation_says_what_each_pass_did() -> None:
     assert told(deltanet())["exact"] == "m: 32 tokens at a time"
     calls = "512 tokens a call: 16 blocks of 32; 256 tokens a call: 8 blocks of 32; 64 tokens a call: 2 blocks of 32"
     assert told(deltanet())["segment"] == calls
+
+
+@pytest.mark.parametrize(("dim", "tokens"), [(512, ("512", "256")), (514, ("256", "128"))])
+def test_calls_are_longest_where_matrices_are_small(dim: int, tokens: tuple[str, str]) -> None:
+    unit = Program.load(EXAMPLES / "linear_memories" / "linear_memories.nsam").instantiate("deltanet", {"dim": dim})
+    assert tuple(re.findall(r"(\d+) tokens a call", told(unit)["segment"]))[:2] == tokens
 
 
 @pytest.mark.parametrize(("dim", "piece"), [(8, 64), (256, 128)])

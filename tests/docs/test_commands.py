@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import nsam
-from nsam.cli.app import app
+from nsam.cli.app import application
 from nsam.cli.request import unknown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +16,9 @@ PAGES = ["README.md", "examples/hope/README.md", "examples/zoo/README.md", "docs
 
 
 def test_every_command_that_a_page_names_exists() -> None:
-    commands = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    commands = {
+        command.name or getattr(command.callback, "__name__", "") for command in application().registered_commands
+    }
     readme = set(re.findall(r"`nsam ([a-z]+)[ `]", (ROOT / "README.md").read_text("utf-8")))
     assert {"check", "graph", "explain", "verify", "train", "generate"} <= readme
     for page in PAGES:
