@@ -266,7 +266,7 @@ def test_inductor_equals_eager(unit_of: UnitOf, wrapper: bool, request: pytest.F
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
 @pytest.mark.usefixtures("quick_kernels")
 def test_long_calls_short_ones_and_the_rest(unit_of: UnitOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The longest call takes 256 tokens here; what is left takes 128, then 64; the last 20 run as they are, so does one."""
+    """The longest call has 256 tokens here, what is left 128, then 64; the last 20 run as they are, so does one."""
     learn = "learn k(x) -> v(x); minimize l2; by dgd(lr = 0.1, retain = 0.9); every 32 tokens"
     unit = unit_of(f"{LEARN} {{ {learn} }}\noutput m(x)")
     monkeypatch.setattr("nsam.compiler.loops.LONG_TOKENS", 256)  # 512 take twice as long to compile
