@@ -38,18 +38,54 @@ ALWAYS __m512 logistic(__m512 x) {
   const __m512 guess = _mm512_rcp14_ps(d);
   return _mm512_fmadd_ps(_mm512_fnmadd_ps(d, guess, _mm512_set1_ps(1.f)), guess, guess);
 }
+#elif defined(CPU_CAPABILITY_AVX2)
+// The same in vectors of 8. `shift` is n, at the place of a float's exponent: nothing multiplies by 2^n here.
+template <int S>
+ALWAYS __m256 power(__m256 x, __m256i& shift) {
+  const __m256 magic = _mm256_set1_ps(12582912.f);
+  const __m256 sum = _mm256_fmadd_ps(x, _mm256_set1_ps(S * 1.44269504088896341f), magic);
+  const __m256 n = _mm256_sub_ps(sum, magic);
+  shift = _mm256_slli_epi32(_mm256_castps_si256(sum), 23);  // the lowest bits of n + 1.5 2^23 are those of n
+  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(S * 0.693147182f), x);
+  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(S * -1.90465430e-9f), r);
+  __m256 p = _mm256_set1_ps(1.3824619683e-3f);
+  for (float c : {S * 8.3687774066e-3f, 4.1668209473e-2f, S * 1.6666520250e-1f, 4.9999994183e-1f, S * 1.f, 1.f})
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+  return p;
+}
+ALWAYS __m256 exponential(__m256 x) {
+  const __m256 most = _mm256_set1_ps(88.722832f);
+  __m256i shift;
+  const __m256 p = power<1>(_mm256_max_ps(_mm256_set1_ps(-88.f), _mm256_min_ps(most, x)), shift);
+  const __m256 y = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), shift));
+  const __m256 normal = _mm256_cmp_ps(x, _mm256_set1_ps(-87.336f), _CMP_NLT_UQ);
+  const __m256 beyond = _mm256_cmp_ps(x, most, _CMP_NLE_UQ);  // infinity, and a NaN stays one
+  const __m256 large = _mm256_mul_ps(x, _mm256_set1_ps(std::numeric_limits<float>::infinity()));
+  return _mm256_blendv_ps(_mm256_and_ps(y, normal), large, beyond);
+}
+ALWAYS __m256 logistic(__m256 x) {
+  __m256i shift;
+  const __m256 p = power<-1>(_mm256_max_ps(_mm256_set1_ps(-87.f), _mm256_min_ps(_mm256_set1_ps(87.f), x)), shift);
+  const __m256 scale = _mm256_castsi256_ps(_mm256_add_epi32(shift, _mm256_set1_epi32(127 << 23)));
+  const __m256 one = _mm256_set1_ps(1.f);
+  return _mm256_div_ps(one, _mm256_fmadd_ps(p, scale, one));
+}
+#endif
+
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+#define OWN_FUNCTIONS 1
 #endif
 
 template <typename V>
 ALWAYS V exponential_of(V x) {
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(OWN_FUNCTIONS)
   if constexpr (std::is_same_v<V, at::vec::Vectorized<float>>) return exponential(x);
 #endif
   return x.exp();
 }
 template <typename V>
 ALWAYS V sigmoid_of(V x) {
-#if defined(CPU_CAPABILITY_AVX512)
+#if defined(OWN_FUNCTIONS)
   if constexpr (std::is_same_v<V, at::vec::Vectorized<float>>) return logistic(x);
 #endif
   return V(T(1)) / (V(T(1)) + x.neg().exp());
@@ -111,6 +147,52 @@ ALWAYS bool bytes_row(V x, bool* p) {
   if constexpr (std::is_same_v<V, at::vec::Vectorized<float>>) {
     const __m512i lanes = _mm512_castps_si512(x);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_maskz_set1_epi8(_mm512_test_epi32_mask(lanes, lanes), 1));
+    return true;
+  }
+  return false;
+}
+#elif defined(CPU_CAPABILITY_AVX2)
+template <typename V>
+ALWAYS bool wide_row(const at::BFloat16* p, V& x) {
+  if constexpr (std::is_same_v<V, at::vec::Vectorized<float>>) {
+    const __m256i row = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    x = _mm256_castsi256_ps(_mm256_slli_epi32(row, 16));
+    return true;
+  }
+  return false;
+}
+template <typename V>
+ALWAYS bool narrow_row(V x, at::BFloat16* p) {
+  if constexpr (std::is_same_v<V, at::vec::Vectorized<float>>) {
+    // To the nearest, of two to the even one; a NaN's bits could overflow, so it becomes the usual one.
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd), 16);
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i lanes = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(lanes, lanes), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+    return true;
+  }
+  return false;
+}
+template <typename V>
+ALWAYS bool mask_row(const bool* p, V& x) {
+  if constexpr (std::is_same_v<V, at::vec::Vectorized<float>>) {
+    const __m256i row = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    x = _mm256_castsi256_ps(_mm256_cmpgt_epi32(row, _mm256_setzero_si256()));
+    return true;
+  }
+  return false;
+}
+template <typename V>
+ALWAYS bool bytes_row(V x, bool* p) {
+  if constexpr (std::is_same_v<V, at::vec::Vectorized<float>>) {
+    const __m256i zeros = _mm256_cmpeq_epi32(_mm256_castps_si256(x), _mm256_setzero_si256());
+    const __m256i ones = _mm256_andnot_si256(zeros, _mm256_set1_epi32(1));
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(ones, ones), 0x08);
+    const __m128i lanes = _mm256_castsi256_si128(words);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(lanes, lanes));
     return true;
   }
   return false;
@@ -200,20 +282,48 @@ ALWAYS void tile(const T* __restrict a, const T* __restrict b, T* __restrict c) 
       else acc[r][w].store(c + r * CR + w * L);
 }
 
+// Rows of a tile of W vectors: as many as leave registers for a row of B and a value of A.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr int tile_rows(int W) { return W == 3 ? 4 : W == 2 ? 6 : 12; }  // of 16 registers
+constexpr int tile_vectors(int left) { return left == 1 || left == 3 ? left : 2; }
+#else
+constexpr int tile_rows(int W) { return W == 4 ? 6 : W == 3 ? 8 : W == 2 ? 12 : 16; }  // of 32
+constexpr int tile_vectors(int left) { return left == 5 ? 3 : left < 4 ? left : 4; }
+#endif
+
 template <int M, int W, int REST, int K, long AR, long AK, long BK, long CR>
 ALWAYS void columns(const T* a, const T* b, T* c) {
-  constexpr int R = W == 4 ? 6 : W == 3 ? 8 : W == 2 ? 12 : 16;
+  constexpr int R = tile_rows(W), LEFT = M % R;
+  // Few rows would leave the units waiting for each other's sums: with those before them they are two tiles alike.
+  constexpr int LAST = M > R && LEFT > 0 && LEFT * W < 8 ? R + LEFT : LEFT;
   int m = 0;
-  for (; m + R <= M; m += R) tile<R, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
-  if constexpr (M % R > 0) tile<M % R, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
+  for (; m + R <= M - LAST; m += R) tile<R, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
+  if constexpr (LAST > R) {
+    tile<(LAST + 1) / 2, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
+    m += (LAST + 1) / 2;
+    tile<LAST / 2, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
+  } else if constexpr (LAST > 0) {
+    tile<LAST, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
+  }
+}
+
+// How many tiles of the same width the first columns take.
+constexpr int tiles_alike(int vectors) {
+  const int width = tile_vectors(vectors);
+  int count = 0;
+  for (; vectors > 0 && tile_vectors(vectors) == width; vectors -= width) count++;
+  return count;
 }
 
 template <int M, int N, int K, long AR, long AK, long BK, long CR>
 ALWAYS void all_columns(const T* a, const T* b, T* c) {
-  constexpr int NV = N / L, REST = N % L;
-  constexpr int W = NV % 4 == 0 ? 4 : NV % 3 == 0 ? 3 : NV % 2 == 0 ? 2 : 1;
-  for (int n = 0; n + W <= NV; n += W) columns<M, W, 0, K, AR, AK, BK, CR>(a, b + n * L, c + n * L);
-  if constexpr (REST > 0) columns<M, 1, REST, K, AR, AK, BK, CR>(a, b + NV * L, c + NV * L);
+  if constexpr (N >= L) {
+    constexpr int W = tile_vectors(N / L) * L, DONE = W * tiles_alike(N / L);
+    for (int n = 0; n < DONE; n += W) columns<M, W / L, 0, K, AR, AK, BK, CR>(a, b + n, c + n);
+    all_columns<M, N - DONE, K, AR, AK, BK, CR>(a, b + DONE, c + DONE);
+  } else if constexpr (N > 0) {
+    columns<M, 1, N, K, AR, AK, BK, CR>(a, b, c);
+  }
 }
 
 template <int N>
@@ -412,7 +522,7 @@ template <int K, int N, long R, long S>
 SEPARATE void turn(const T* a, T* b) {
   constexpr int KV = R == 1 ? K / L * L : 0, NV = R == 1 ? N / L * L : 0;
   for (int n = 0; n < NV; n += L)
-    for (int k = 0; k < KV; k += L) at::vec::transpose_mxn<T>(a + n * S + k, S, b + k * N + n, N, L, L);
+    for (int k = 0; k < KV; k += L) at::vec::transpose_mxn<T, L, L>(a + n * S + k, S, b + k * N + n, N);
   for (int n = 0; n < N; n++)
     for (int k = n < NV ? KV : 0; k < K; k++) b[k * N + n] = a[k * R + n * S];
 }
