@@ -21,6 +21,9 @@ from nsam.backends.torch.native.values import Buffer
 
 ALIGNMENT = 16
 """Own memory begins at multiples of so many elements: of a line of the cache, or two."""
+APART = 3
+"""Lines between large buffers: many of them are powers of two long, and a loop reads them side by side. Without these,
+the same places of all of them would have to share a few lines of the cache."""
 LINE = 64
 """Bytes of a line of the cache."""
 CTYPES = {torch.float32: "float", torch.float64: "double"}
@@ -168,7 +171,8 @@ def arena(sections: Sequence[Part]) -> tuple[dict[str, int], int]:
 
 def _room(buffer: Buffer) -> int:
     """How much of the kernel's own memory a buffer takes, in numbers."""
-    return -(-buffer.size // (2 if buffer.half else 1) // ALIGNMENT) * ALIGNMENT
+    lines = -(-buffer.size // (2 if buffer.half else 1) // ALIGNMENT)
+    return (lines + (APART if lines >= 32 else 0)) * ALIGNMENT
 
 
 def _lives(sections: Sequence[Part]) -> tuple[dict[Buffer, int], dict[Buffer, int]]:

@@ -253,16 +253,99 @@ ALWAYS void vectors(F body) {
   if constexpr (SIZE % L != 0) body(SIZE - SIZE % L, std::false_type{});
 }
 
-// One tile of C = A B: R rows of W vectors (the last one of REST places, where REST is not 0), all of K.
-template <int R, int W, int REST, int K, long AR, long AK, long BK, long CR>
-ALWAYS void tile(const T* __restrict a, const T* __restrict b, T* __restrict c) {
+// From where to where along K a part of a matrix has values other than 0. Half of a triangle has none, and what has none
+// adds nothing to a product.
+struct Range {
+  int from, to;
+};
+constexpr int STEP = 4;  // summands that a loop takes at once
+constexpr int BAND = 4;  // rows whose zeros are looked for together
+constexpr bool may_be_triangle(int rows, int columns) { return rows == columns && rows >= 32 && rows % STEP == 0; }
+
+// Whether N values that lie beside each other are all 0.
+template <int N>
+ALWAYS bool zeros(const T* p) {
+  for (int i = 0; i + L <= N; i += L)
+    if (Vec::loadu(p + i).zero_mask() != (1 << L) - 1) return false;
+  for (int i = N / L * L; i < N; i++)
+    if (p[i] != 0) return false;
+  return true;
+}
+// Looked for from both ends, by so many at once: where there are no zeros, that is one place at each.
+template <int BY, typename F>
+ALWAYS Range not_zero(Range found, F zero) {
+  while (found.to - found.from >= BY && zero(found.to - BY)) found.to -= BY;
+  while (found.to - found.from >= BY && zero(found.from)) found.from += BY;
+  return found;
+}
+// Of the bands of L rows of A whose columns lie beside each other.
+template <int K, long AK>
+ALWAYS void lanes_used(const T* a, Range* used) {
+  constexpr int COUNT = L / BAND, ALL = (1 << BAND) - 1;
+  const auto search = [&](int k, int step, int Range::*end) {
+    for (int left = (1 << COUNT) - 1; left && k >= 0 && k < K; k += step) {
+      const int zero = Vec::loadu(a + k * AK).zero_mask();
+      for (int i = 0; i < COUNT; i++)
+        if ((left >> i & 1) && (zero >> i * BAND & ALL) != ALL) {
+          used[i].*end = step < 0 ? k / STEP * STEP + STEP : k / STEP * STEP;
+          left &= ~(1 << i);
+        }
+    }
+  };
+  for (int i = 0; i < COUNT; i++) used[i] = {0, 0};  // as long as nothing is found
+  search(K - 1, -1, &Range::to);
+  search(0, 1, &Range::from);
+}
+// Of the rows of A, band by band.
+template <int M, int K, long AR, long AK>
+ALWAYS void find_used(const T* a, Range* used) {
+  int m = 0;
+  if constexpr (AR == 1 && L % BAND == 0)
+    for (; m + L <= M; m += L) lanes_used<K, AK>(a + m, used + m / BAND);
+  for (; m < M; m += BAND) {
+    const int end = std::min(M, m + BAND);
+    Range found = {0, K};
+    if constexpr (AK == 1)
+      found = not_zero<L>(found, [&](int k) {
+        for (int r = m; r < end; r++)
+          if (!zeros<L>(a + r * AR + k)) return false;
+        return true;
+      });
+    used[m / BAND] = not_zero<STEP>(found, [&](int k) {
+      for (int i = k; i < k + STEP; i++)
+        for (int r = m; r < end; r++)
+          if (a[r * AR + i * AK] != 0) return false;
+      return true;
+    });
+  }
+}
+// Of N columns of B.
+template <int N, int K, long BK>
+ALWAYS Range used_by(const T* b) {
+  return not_zero<STEP>({0, K}, [&](int k) {
+    for (int i = k; i < k + STEP; i++)
+      if (!zeros<N>(b + i * BK)) return false;
+    return true;
+  });
+}
+// Of R rows of A.
+template <int R>
+ALWAYS Range used_by_rows(const Range* used, int m) {
+  Range rows = used[m / BAND];
+  for (int band = m / BAND + 1; band <= (m + R - 1) / BAND; band++)
+    rows = {std::min(rows.from, used[band].from), std::max(rows.to, used[band].to)};
+  return rows;
+}
+
+// One tile of C = A B: R rows of W vectors (the last one of REST places, where REST is not 0), summed over a range of K, or `ALL`.
+template <int R, int W, int REST, int K, bool ALL, long AR, long AK, long BK, long CR>
+ALWAYS void tile(const T* __restrict a, const T* __restrict b, T* __restrict c, Range range) {
   Vec acc[R][W];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
     for (int w = 0; w < W; w++) acc[r][w] = Vec(T(0));
-#pragma GCC unroll 4
-  for (int k = 0; k < K; k++) {
+  const auto add = [&](int k) __attribute__((always_inline)) {
     Vec row[W];
 #pragma GCC unroll 8
     for (int w = 0; w < W; w++)
@@ -273,6 +356,13 @@ ALWAYS void tile(const T* __restrict a, const T* __restrict b, T* __restrict c) 
 #pragma GCC unroll 8
       for (int w = 0; w < W; w++) acc[r][w] = at::vec::fmadd(x, row[w], acc[r][w]);
     }
+  };
+  if constexpr (ALL) {
+#pragma GCC unroll 4
+    for (int k = 0; k < K; k++) add(k);
+  } else {
+#pragma GCC unroll 4
+    for (long k = range.from; k < range.to; k++) add(k);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++)
@@ -291,20 +381,33 @@ constexpr int tile_rows(int W) { return W == 4 ? 6 : W == 3 ? 8 : W == 2 ? 12 : 
 constexpr int tile_vectors(int left) { return left == 5 ? 3 : left < 4 ? left : 4; }
 #endif
 
-template <int M, int W, int REST, int K, long AR, long AK, long BK, long CR>
-ALWAYS void columns(const T* a, const T* b, T* c) {
+// Which matrices are looked through for zeros.
+template <bool ROWS, bool COLUMNS>
+struct Look {
+  static constexpr bool rows = ROWS, columns = COLUMNS;
+};
+
+template <int M, int W, int REST, int K, typename LOOK, long AR, long AK, long BK, long CR>
+ALWAYS void columns(const T* a, const T* b, T* c, const Range* used) {
   constexpr int R = tile_rows(W), LEFT = M % R;
   // Few rows would leave the units waiting for each other's sums: with those before them they are two tiles alike.
   constexpr int LAST = M > R && LEFT > 0 && LEFT * W < 8 ? R + LEFT : LEFT;
+  constexpr int FIRST = LAST > R ? (LAST + 1) / 2 : LAST, SECOND = LAST - FIRST;
+  Range here = {0, K};
+  if constexpr (LOOK::columns) here = used_by<REST ? W * L - L + REST : W * L, K, BK>(b);
+  const auto rows = [&](int m, auto count) __attribute__((always_inline)) {
+    constexpr int N = decltype(count)::value;
+    Range range = here;
+    if constexpr (LOOK::rows) {
+      const Range there = used_by_rows<N>(used, m);
+      range = {std::max(here.from, there.from), std::min(here.to, there.to)};
+    }
+    tile<N, W, REST, K, !LOOK::rows && !LOOK::columns, AR, AK, BK, CR>(a + m * AR, b, c + m * CR, range);
+  };
   int m = 0;
-  for (; m + R <= M - LAST; m += R) tile<R, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
-  if constexpr (LAST > R) {
-    tile<(LAST + 1) / 2, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
-    m += (LAST + 1) / 2;
-    tile<LAST / 2, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
-  } else if constexpr (LAST > 0) {
-    tile<LAST, W, REST, K, AR, AK, BK, CR>(a + m * AR, b, c + m * CR);
-  }
+  for (; m + R <= M - LAST; m += R) rows(m, std::integral_constant<int, R>{});
+  if constexpr (FIRST > 0) rows(m, std::integral_constant<int, FIRST>{});
+  if constexpr (SECOND > 0) rows(m + FIRST, std::integral_constant<int, SECOND>{});
 }
 
 // How many tiles of the same width the first columns take.
@@ -315,15 +418,22 @@ constexpr int tiles_alike(int vectors) {
   return count;
 }
 
-template <int M, int N, int K, long AR, long AK, long BK, long CR>
-ALWAYS void all_columns(const T* a, const T* b, T* c) {
+template <int M, int N, int K, typename LOOK, long AR, long AK, long BK, long CR>
+ALWAYS void some_columns(const T* a, const T* b, T* c, const Range* used) {
   if constexpr (N >= L) {
     constexpr int W = tile_vectors(N / L) * L, DONE = W * tiles_alike(N / L);
-    for (int n = 0; n < DONE; n += W) columns<M, W / L, 0, K, AR, AK, BK, CR>(a, b + n, c + n);
-    all_columns<M, N - DONE, K, AR, AK, BK, CR>(a, b + DONE, c + DONE);
+    for (int n = 0; n < DONE; n += W) columns<M, W / L, 0, K, LOOK, AR, AK, BK, CR>(a, b + n, c + n, used);
+    some_columns<M, N - DONE, K, LOOK, AR, AK, BK, CR>(a, b + DONE, c + DONE, used);
   } else if constexpr (N > 0) {
-    columns<M, 1, N, K, AR, AK, BK, CR>(a, b, c);
+    columns<M, 1, N, K, LOOK, AR, AK, BK, CR>(a, b, c, used);
   }
+}
+
+template <int M, int N, int K, typename LOOK, long AR, long AK, long BK, long CR>
+ALWAYS void all_columns(const T* a, const T* b, T* c) {
+  Range used[(M + BAND - 1) / BAND];
+  if constexpr (LOOK::rows) find_used<M, K, AR, AK>(a, used);
+  some_columns<M, N, K, LOOK, AR, AK, BK, CR>(a, b, c, used);
 }
 
 template <int N>
@@ -336,6 +446,7 @@ ALWAYS void beside(const T* from, T* to) {
 // C [M, N] = A [M, K] B [K, N]; AR, AK: strides of A's rows and columns, BK and CR of the rows of B and C.
 template <int M, int N, int K, long AR, long AK, long BK, long CR>
 SEPARATE void product(const T* a, const T* b, T* c) {
+  using LOOK = Look<may_be_triangle(M, K), may_be_triangle(K, N)>;
   if constexpr (AR == 1 && AK * sizeof(T) >= 256 && K >= 32 && N >= 2 * L) {
     // A column of A would fill a few sets of the cache, over and over: rows of it are laid beside each other first.
     constexpr int ROWS = 24;
@@ -343,15 +454,15 @@ SEPARATE void product(const T* a, const T* b, T* c) {
     int m = 0;
     for (; m + ROWS <= M; m += ROWS) {
       for (int k = 0; k < K; k++) beside<ROWS>(a + m + k * AK, some + k * ROWS);
-      all_columns<ROWS, N, K, 1, ROWS, BK, CR>(some, b, c + m * CR);
+      all_columns<ROWS, N, K, LOOK, 1, ROWS, BK, CR>(some, b, c + m * CR);
     }
     constexpr int REST = M % ROWS;
     if constexpr (REST > 0) {
       for (int k = 0; k < K; k++) beside<REST>(a + m + k * AK, some + k * REST);
-      all_columns<REST, N, K, 1, REST, BK, CR>(some, b, c + m * CR);
+      all_columns<REST, N, K, LOOK, 1, REST, BK, CR>(some, b, c + m * CR);
     }
   } else {
-    all_columns<M, N, K, AR, AK, BK, CR>(a, b, c);
+    all_columns<M, N, K, LOOK, AR, AK, BK, CR>(a, b, c);
   }
 }
 
