@@ -466,19 +466,51 @@ SEPARATE void product(const T* a, const T* b, T* c) {
   }
 }
 
+// B [K, N], its rows laid beside each other, from A with strides R and S of rows and columns.
+template <int K, int N, long R, long S>
+SEPARATE void turn(const T* a, T* b) {
+  constexpr int KV = R == 1 ? K / L * L : 0, NV = R == 1 ? N / L * L : 0;
+  for (int n = 0; n < NV; n += L)
+    for (int k = 0; k < KV; k += L) at::vec::transpose_mxn<T, L, L>(a + n * S + k, S, b + k * N + n, N);
+  for (int n = 0; n < N; n++)
+    for (int k = n < NV ? KV : 0; k < K; k++) b[k * N + n] = a[k * R + n * S];
+}
+
+// N values that lie beside each other, in float32.
+template <int N>
+ALWAYS void widened(const at::BFloat16* from, T* to) {
+  for (int i = 0; i + L <= N; i += L) wide(from + i, 1).store(to + i);
+  for (int i = N / L * L; i < N; i++) to[i] = static_cast<float>(from[i]);
+}
+
 // The same where columns of B lie BC apart, and values may be bfloat16: what `product` does not take is laid out for it.
 template <int M, int N, int K, long AR, long AK, long BK, long BC, long CR, typename A, typename B>
 SEPARATE void any_product(const A* a, const B* b, T* c) {
   if constexpr (!std::is_same_v<A, T>) {
-    alignas(64) T wide[M * K];
-    for (int m = 0; m < M; m++)
-      for (int k = 0; k < K; k++) wide[m * K + k] = static_cast<float>(a[m * AR + k * AK]);
-    any_product<M, N, K, K, 1, BK, BC, CR>(wide, b, c);
+    constexpr bool BY_COLUMNS = AR == 1 && AK != 1;
+    alignas(64) T some[M * K];
+    if constexpr (BY_COLUMNS)
+      for (int k = 0; k < K; k++) widened<M>(a + k * AK, some + k * M);
+    else if constexpr (AK == 1)
+      for (int m = 0; m < M; m++) widened<K>(a + m * AR, some + m * K);
+    else
+      for (int m = 0; m < M; m++)
+        for (int k = 0; k < K; k++) some[m * K + k] = static_cast<float>(a[m * AR + k * AK]);
+    any_product<M, N, K, BY_COLUMNS ? 1 : K, BY_COLUMNS ? M : 1, BK, BC, CR>(some, b, c);
+  } else if constexpr (!std::is_same_v<B, T> && BC != 1 && BK == 1) {
+    alignas(64) T some[N * K];
+    for (int n = 0; n < N; n++) widened<K>(b + n * BC, some + n * K);
+    any_product<M, N, K, AR, AK, 1, K, CR>(a, some, c);
   } else if constexpr (!std::is_same_v<B, T> || BC != 1) {
-    alignas(64) T wide[K * N];
-    for (int k = 0; k < K; k++)
-      for (int n = 0; n < N; n++) wide[k * N + n] = static_cast<float>(b[k * BK + n * BC]);
-    any_product<M, N, K, AR, AK, N, 1, CR>(a, wide, c);
+    alignas(64) T some[K * N];
+    if constexpr (!std::is_same_v<B, T> && BC == 1)
+      for (int k = 0; k < K; k++) widened<N>(b + k * BK, some + k * N);
+    else if constexpr (std::is_same_v<B, T> && BK == 1)
+      turn<K, N, BK, BC>(b, some);
+    else
+      for (int k = 0; k < K; k++)
+        for (int n = 0; n < N; n++) some[k * N + n] = static_cast<float>(b[k * BK + n * BC]);
+    any_product<M, N, K, AR, AK, N, 1, CR>(a, some, c);
   } else {
     product<M, N, K, AR, AK, BK, CR>(a, b, c);
   }
@@ -627,13 +659,3 @@ ALWAYS void product_of_halves(const A* a, const B* b, T* c) {
   any_product<M, N, K, AR, AK, BK, BC, CR>(a, b, c);
 }
 #endif
-
-// B [K, N], its rows laid beside each other, from A with strides R and S of rows and columns.
-template <int K, int N, long R, long S>
-SEPARATE void turn(const T* a, T* b) {
-  constexpr int KV = R == 1 ? K / L * L : 0, NV = R == 1 ? N / L * L : 0;
-  for (int n = 0; n < NV; n += L)
-    for (int k = 0; k < KV; k += L) at::vec::transpose_mxn<T, L, L>(a + n * S + k, S, b + k * N + n, N);
-  for (int n = 0; n < N; n++)
-    for (int k = n < NV ? KV : 0; k < K; k++) b[k * N + n] = a[k * R + n * S];
-}
