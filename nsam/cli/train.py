@@ -151,7 +151,7 @@ def train(
 def _describe(console: Console, run: Run) -> None:
     from rich.markup import escape
 
-    from nsam.training.settings import why_no_graph
+    from nsam.training.settings import why_no_graph, why_slow
 
     corpus, path = run.corpus, escape(str(run.folder.path))
     console.print(f"[bold]{run.train.name}[/]  {run.trainer.parameters:,} parameters  [dim]run folder[/] {path}")
@@ -162,6 +162,8 @@ def _describe(console: Console, run: Run) -> None:
     )
     if corpus.skipped:
         console.print(f"[yellow]{len(corpus.skipped)} files are not UTF-8 text and were left out[/]")
+    if slow := why_slow(run.trainer.settings):
+        console.print(f"[yellow]{slow}[/]", soft_wrap=True)
     if run.trainer.device.type == "cuda":
         no = why_no_graph(run.train, run.trainer.settings)
         told = (

@@ -62,6 +62,18 @@ def require_device(name: str) -> torch.device:
     return device
 
 
+def why_slow(settings: Settings) -> str | None:
+    """Why products in the precision of `settings` are slow on its device; None where they are not known to be."""
+    if torch.device(settings.device).type != "cpu" or settings.precision is not torch.bfloat16:
+        return None
+    if not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return (
+        "this processor has no instructions for bfloat16, and multiplies many times slower in it than in float32 "
+        "(leave --dtype out)"
+    )
+
+
 def why_no_graph(train: Train, settings: Settings) -> str | None:
     """Why a step of `train` is not one CUDA graph; None where it is. N0522 when one is asked for and cannot be."""
     device = torch.device(settings.device)

@@ -24,7 +24,7 @@ from nsam.training.limits import memory_errors
 from nsam.training.loop import Outcome, Trainer
 from nsam.training.objective import require_byte_model
 from nsam.training.progress import Progress
-from nsam.training.settings import Settings, why_no_graph
+from nsam.training.settings import Settings, why_no_graph, why_slow
 from tests.recorder import Again
 
 MakeTrain: TypeAlias = Callable[..., Train]
@@ -361,3 +361,14 @@ def test_steps_on_a_gpu_are_recorded_where_they_can_be(
 ) -> None:
     found = why_no_graph(make_train(reset=reset), Settings(**{"device": "cuda", **settings}))
     assert found == reason if reason is None else reason in (found or "")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_products_that_a_processor_has_no_instructions_for_are_told(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: known)
+    assert why_slow(Settings()) is None
+    said = why_slow(Settings(dtype="bfloat16"))
+    assert said is None if known else said is not None and "leave --dtype out" in said
