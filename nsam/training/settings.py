@@ -66,7 +66,7 @@ def why_slow(settings: Settings) -> str | None:
     """Why products in the precision of `settings` are slow on its device; None where they are not known to be."""
     if torch.device(settings.device).type != "cpu" or settings.precision is not torch.bfloat16:
         return None
-    if not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # type: ignore[no-untyped-call]
         return None
     return (
         "this processor has no instructions for bfloat16, and multiplies many times slower in it than in float32 "

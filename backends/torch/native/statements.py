@@ -132,6 +132,31 @@ def changed(s: Statement, view: Callable[[View], View], sizes: Callable[[Sizes],
     return Running(view(s.target), view(s.source), s.dim)
 
 
+def apart(loop: Loop) -> list[Loop]:
+    """Loops for what has nothing in common: stores of one loop all read some of the same values, or each other's.
+
+    A loop that walks along many tensors at once has them push each other out of the cache, where their strides are
+    powers of two.
+    """
+    found: list[tuple[set[View], list[tuple[View, Lazy]]]] = []
+    for target, value in loop.stores:
+        touched = {target, *(leaf for leaf in leaves(value) if _everywhere(leaf))}
+        joined = [part for part in found if part[0] & touched]
+        found = [part for part in found if not part[0] & touched]
+        touched.update(*(views for views, _ in joined))
+        found.append((touched, [*(store for _, stores in joined for store in stores), (target, value)]))
+    order = {target: i for i, (target, _) in enumerate(loop.stores)}
+    for _, stores in found:
+        stores.sort(key=lambda store: order[store[0]])
+    found.sort(key=lambda part: order[part[1][0][0]])
+    return [Loop(loop.sizes, stores) for _, stores in found]
+
+
+def _everywhere(view: View) -> bool:
+    """Whether a view has a value of its own for each place, not one for many of them."""
+    return all(stride or size == 1 for size, stride in zip(view.sizes, view.strides, strict=True))
+
+
 class Order:
     """The statements of a kernel in order. Elementwise work waits for more of its shape until someone reads it."""
 
@@ -172,7 +197,7 @@ class Order:
         for statement in self.done:
             if isinstance(statement, Loop):
                 statement.stores = [s for s in statement.stores if _needed(s, statement, read)]
-        return [s for s in self.done if not isinstance(s, Loop) or s.stores]
+        return [part for s in self.done for part in (apart(s) if isinstance(s, Loop) else [s])]
 
     def _close(self, loop: Loop) -> None:
         if self.open.get(loop.sizes) is not loop:
