@@ -26,6 +26,7 @@ APART = 3
 the same places of all of them would have to share a few lines of the cache."""
 LINE = 64
 """Bytes of a line of the cache."""
+PRELUDE = ("vectors.h", "products.h", "halves.h")
 CTYPES = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -48,7 +49,7 @@ class Kernel(NamedTuple):
 @functools.cache
 def prelude() -> str:
     """The C++ that all kernels begin with."""
-    return Path(__file__).with_name("prelude.h").read_text()
+    return "\n".join(Path(__file__).with_name(name).read_text() for name in PRELUDE)
 
 
 def build(
