@@ -74,6 +74,46 @@ def test_truth_values_in_bytes(kind: str) -> None:
         assert torch.equal(y, wanted), (step, n)
 
 
+@pytest.mark.filterwarnings("default")
+def test_halves_are_rounded_as_torch_rounds_them() -> None:
+    """To bfloat16 and back: ties, what overflows, and what is no number; beside each other and apart."""
+    function = (
+        'extern "C" void run(const T* x, at::BFloat16* y, T* z, long step, long n) {'
+        "  for (long i = 0; i < n; i += L) {"
+        "    narrow(Vec::loadu(x + i), y + i * step, step); wide(y + i * step, step).store(z + i);"
+        "  } }"
+    )
+    run = registry._library(f"using T = float;\n{prelude()}\n{function}\n").run
+    ties = torch.tensor([0x3F808000, 0x3F818000, 0x3F80FFFF, 0x3F807FFF, 0x7F7FFFFF, 0x00000001], dtype=torch.int32)
+    special = torch.tensor([float("inf"), -float("inf"), float("nan"), -float("nan"), 0.0, -0.0])
+    x = torch.cat([ties.view(torch.float32), -ties.view(torch.float32), special, torch.randn(494) * 1e3])
+    payloads = torch.tensor([0x7FFFFFFF, 0x7F800001], dtype=torch.int32).view(torch.float32)
+    x[-2:] = payloads  # not numbers either: rounded up, the first would be -0, the second infinite
+    for step in (1, 3):
+        y, z = torch.zeros(step * len(x), dtype=torch.bfloat16), torch.empty_like(x)
+        run(*(ctypes.c_void_p(t.data_ptr()) for t in (x, y, z)), ctypes.c_long(step), ctypes.c_long(len(x)))
+        wanted = x.bfloat16()
+        torch.testing.assert_close(y[::step], wanted, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(z, wanted.float(), rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(torch.signbit(y[::step][~x.isnan()]), torch.signbit(x[~x.isnan()]))
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(("kind", "dtype"), [("float", torch.float32), ("double", torch.float64)])
+def test_matrices_are_turned(kind: str, dtype: torch.dtype) -> None:
+    """Whole blocks of vectors, what is left of them, and matrices with any strides."""
+    sizes = [(64, 32, 1, 64), (20, 33, 1, 23), (3, 5, 1, 3), (17, 18, 40, 2)]  # rows, columns, and their strides
+    calls = [
+        f'extern "C" void t{i}(T* a, T* b) {{ turn<{", ".join(map(str, s))}>(a, b); }}' for i, s in enumerate(sizes)
+    ]
+    library = registry._library("\n".join([f"using T = {kind};", prelude(), *calls]))
+    for i, (rows, columns, *strides) in enumerate(sizes):
+        a = torch.randn(rows * strides[0] + columns * strides[1], dtype=dtype).as_strided((rows, columns), strides)
+        b = torch.full((rows, columns), torch.nan, dtype=dtype)
+        getattr(library, f"t{i}")(ctypes.c_void_p(a.data_ptr()), ctypes.c_void_p(b.data_ptr()))
+        assert torch.equal(a, b)
+
+
 def test_a_kernel_that_is_gone_is_an_internal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"nsam internal error: the native kernel gone .* report this"):
