@@ -90,8 +90,11 @@ def run(names: Sequence[str], settings: Settings, out: Path | None) -> int:
     from benchmarks import plots, report
     from benchmarks.machine import describe, host_kind
     from benchmarks.report import wide_console
+    from nsam.training.allocator import keep_freed_memory
 
     settings.apply()
+    if settings.device == "cpu":
+        keep_freed_memory()  # as `nsam train` does; for the baselines too
     torch.manual_seed(0)
     console = wide_console()
     machine = describe(settings) | {"begun": datetime.datetime.now().isoformat(timespec="minutes")}

@@ -64,14 +64,19 @@ def require_device(name: str) -> torch.device:
 
 def why_slow(settings: Settings) -> str | None:
     """Why products in the precision of `settings` are slow on its device; None where they are not known to be."""
-    if torch.device(settings.device).type != "cpu" or settings.precision is not torch.bfloat16:
-        return None
-    if not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():  # type: ignore[no-untyped-call]
+    if settings.precision is not torch.bfloat16 or multiplies_in_bfloat16(torch.device(settings.device)):
         return None
     return (
         "this processor has no instructions for bfloat16, and multiplies many times slower in it than in float32 "
         "(leave --dtype out)"
     )
+
+
+def multiplies_in_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16, as far as torch can tell."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def why_no_graph(train: Train, settings: Settings) -> str | None:
