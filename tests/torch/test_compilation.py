@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCache
+from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.codecache import LambdaFuture
 
-from nsam.backends.torch.runtime.compilation import LOST, CompilerSettings
+from nsam.backends.torch.runtime.compilation import LOST, CompilerSettings, on_cpu
+from nsam.backends.torch.runtime.later import wait_later
 
 
 @pytest.mark.filterwarnings("default")
@@ -35,3 +39,53 @@ def test_views_that_the_cache_loses_are_not_kept(monkeypatch: pytest.MonkeyPatch
     assert kept
     views = [output.view_meta_sequence for entry in kept for output in entry.runtime_metadata.output_info]
     assert not any(type(view).__name__ in LOST for seen in views if seen is not None for view in seen.sequence)
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("quick_kernels")
+@pytest.mark.parametrize(("cuda", "graphs"), [(False, 2), (True, 1)])
+def test_backward_is_lowered_with_the_forward_on_a_cpu(cuda: bool, graphs: int) -> None:
+    torch._dynamo.reset()
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    lowered: list[Any] = []
+    function = torch.compile(
+        lambda x: x.sin().sum(), fullgraph=True, options={"post_grad_custom_post_pass": lowered.append}
+    )
+    with CompilerSettings(cuda=cuda), torch._inductor.config.patch(force_disable_caches=True):
+        y = function(x)
+    assert len(lowered) == graphs
+    y.backward()
+    torch.testing.assert_close(x.grad, x.cos())
+
+
+def test_a_kernel_is_waited_for_by_its_first_call() -> None:
+    compiled: list[str] = []
+    other: Future[str] = Future()
+    other.set_result("ready")
+
+    def result() -> Any:
+        compiled.append("kernel")
+        return max
+
+    scope: dict[str, Any] = {"kernel": LambdaFuture(result), "other": other, "constant": 3}
+    with torch._inductor.config.patch(compile_threads=2):
+        wait_later()(AsyncCompile(), scope)
+    assert scope["other"] == "ready"
+    assert scope["constant"] == 3
+    assert not compiled
+    assert scope["kernel"](1, 2) == 2
+    assert scope["kernel"] is max
+    assert compiled == ["kernel"]
+
+
+def test_settings_end_with_the_call() -> None:
+    before = AsyncCompile.wait, torch._functorch.config.force_non_lazy_backward_lowering
+    with CompilerSettings():
+        assert AsyncCompile.wait is wait_later()
+    assert (AsyncCompile.wait, torch._functorch.config.force_non_lazy_backward_lowering) == before
+
+
+@pytest.mark.parametrize("known", [None, True, False])
+def test_what_the_user_says_of_instructions_holds(known: bool | None) -> None:
+    with torch._inductor.config.patch({"cpp.vec_isa_ok": known}):
+        assert on_cpu().get("cpp.vec_isa_ok") is (True if known is None else None)

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.runtime.compilation import CompilerSettings
+from nsam.backends.torch.runtime.compilation import CompilerSettings, on_cpu
 from nsam.backends.torch.runtime.cxx import options_for
-from nsam.backends.torch.runtime.instructions import decided
 from nsam.backends.torch.runtime.replay import Recorder
 
 
@@ -213,9 +212,9 @@ def _compile(function: Function, block: bool = False) -> Function:
         cpp_wrapper: bool, native: bool, recompute: bool, cuda: bool, more: tuple[tuple[str, Any], ...]
     ) -> Function:
         # One compiled function for each way to compile: torch's own guards do not ask how that was.
-        if not cuda:
-            decided()
         options: dict[str, Any] = {"cpp_wrapper": True, **dict(more)} if cpp_wrapper else dict(more)
+        if not cuda:
+            options |= on_cpu()
         if native:
             from nsam.backends.torch.native.graph_pass import native_kernels
 
@@ -233,7 +232,7 @@ def _compile(function: Function, block: bool = False) -> Function:
         tensors = (*values, *w.values())
         cuda = any(x.is_cuda for x in tensors)
         compiled = ready(at.cpp_wrapper, native, recompute, cuda, tuple(options_for(tensors).items()))
-        with CompilerSettings(recompute):
+        with CompilerSettings(recompute, cuda):
             return compiled(w, s, at, *values)
 
     return run

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 
+from nsam.backends.torch.runtime.instructions import decided
+from nsam.backends.torch.runtime.later import wait_later
+
 RECOMPILE_LIMIT = 64
 """Variants of one function: lengths that start at different offsets, with and without gradients or observation."""
+EARLY = "force_non_lazy_backward_lowering"
 CACHEABLE = {f"torch.amp.autocast_mode.{name}": "1" for name in ("_enter_autocast", "_exit_autocast")}
 LOST = ("_unsafe_view_ViewMeta", "resize__ViewMeta")
 """Views of which torch's cache keeps sizes that are gone by then: it crashes, or the next start reads others."""
@@ -38,20 +41,24 @@ class CompilerSettings:
 
     Views that torch's cache cannot keep are left out of it (`views_to_replay`).
 
+    On a CPU the backward graph is lowered together with the forward one, and no graph waits for its kernels before they
+    run (`wait_later`): g++ works meanwhile.
+
     A call that compiles nothing pays for them too, and a small model on a GPU waits for the host: so they are set one
     by one, where they differ, in a third of the time that torch's own `patch` takes.
     """
 
-    __slots__ = ("before", "recompute")
+    __slots__ = ("before", "cuda", "recompute")
 
-    def __init__(self, recompute: bool = False) -> None:
-        self.recompute = recompute
-        self.before: list[tuple[ModuleType, str, Any]] = []
+    def __init__(self, recompute: bool = False, cuda: bool = False) -> None:
+        self.recompute, self.cuda = recompute, cuda
+        self.before: list[tuple[Any, str, Any]] = []
 
     def __enter__(self) -> None:
         dynamo: Any = torch._dynamo.config  # asked for first: torch loads its compiler, and then has the others
         functorch: Any = torch._functorch.config
         from torch._functorch._aot_autograd import collect_metadata_analysis as analysis
+        from torch._inductor.async_compile import AsyncCompile
 
         for config, name, value in (
             (dynamo, "recompile_limit", RECOMPILE_LIMIT),
@@ -60,6 +67,7 @@ class CompilerSettings:
             (functorch, "aggressive_recomputation", self.recompute),
             (analysis, "ViewMetaSequence", views_to_replay),
             (torch._inductor.config, "unsafe_marked_cacheable_functions", CACHEABLE),
+            *(() if self.cuda else ((functorch, EARLY, True), (AsyncCompile, "wait", wait_later()))),
         ):
             old = getattr(config, name)
             if old != value:
@@ -70,3 +78,17 @@ class CompilerSettings:
         for config, name, old in self.before:
             setattr(config, name, old)
         self.before.clear()
+
+
+def on_cpu() -> dict[str, Any]:
+    """Options of torch.compile for a CPU, once it is decided which instructions there are.
+
+    Of torch's rewritings by patterns none serves these graphs there, and looking for them takes a tenth of the time
+    until the first step.
+    """
+    decided()
+    config: Any = torch._inductor.config
+    options: dict[str, Any] = {"pattern_matcher": False}
+    if config.cpp.vec_isa_ok is None:
+        options["cpp.vec_isa_ok"] = True
+    return options
