@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from nsam.dsl import syntax
 from nsam.dsl.checked import Constant, RuleUse, Train, Unit
+from nsam.dsl.collector import paused
 from nsam.dsl.constants import Evaluator, Value, conforms, kind_of, show
 from nsam.dsl.diagnostics import Diagnostic, ProgramError
 from nsam.dsl.findings import Findings, Skip, TooMany, did_you_mean
@@ -37,11 +38,13 @@ class Program:
     warnings: tuple[Diagnostic, ...] = ()
 
     @staticmethod
+    @paused()
     def load(path: str | os.PathLike[str]) -> Program:
         """Read and check the program at `path`; raise `ProgramError` with everything found."""
         return _checked(load_file(Path(path)))
 
     @staticmethod
+    @paused()
     def loads(text: str, name: str = "<text>") -> Program:
         """Check a program given as text; raise `ProgramError` with everything found."""
         return _checked(load_text(text, name))

@@ -9,6 +9,7 @@ import typer
 
 from nsam.cli import bench, check, compile, explain, fmt, generate, graph, schedule, train, verify
 from nsam.cli.guard import guarded
+from nsam.dsl.collector import paused
 
 _PANELS: dict[str, tuple[Callable[..., None], ...]] = {
     "Programs": (check.check, fmt.fmt, explain.explain, graph.graph, schedule.schedule),
@@ -50,5 +51,6 @@ def application(first: str | None = None) -> typer.Typer:
     made.callback()(_options)
     named = [(panel, f, f.__name__.rstrip("_")) for panel, commands in _PANELS.items() for f in commands]
     for panel, command, name in [each for each in named if each[2] == first] or named:
-        made.command(name, rich_help_panel=panel)(guarded(command))
+        short = panel == "Programs"  # over before there is anything to collect
+        made.command(name, rich_help_panel=panel)(guarded(paused()(command) if short else command))
     return made
