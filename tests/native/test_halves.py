@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nsam.backends.torch.native.kernel import prelude
-from nsam.backends.torch.native.registry import _library
+from nsam.backends.torch.runtime.cxx import library as compiled
 
 SIZES = [(16, 16, 16), (64, 32, 128), (128, 64, 16), (17, 33, 48), (50, 16, 70), (31, 100, 33)]
 LAYOUTS = {"rows": lambda m, k: (k + 3, 1), "columns": lambda m, k: (1, m + 5), "both": lambda m, k: (2 * k, 2)}
@@ -34,7 +34,7 @@ def products() -> dict[object, Call]:
         a, b = (f"({NAMES[kind]}*)p[{i}]" for i, kind in enumerate(types))
         lines += [f'extern "C" void {name}(void** p) {{', "Tiles ready;"]
         lines += [f"{function}<{', '.join(map(str, numbers))}>({a}, {b}, (T*)p[2]);", "}"]
-    library = _library("\n".join(lines))
+    library = compiled("\n".join(lines))
     return {key: getattr(library, name) for key, name in names.items()}
 
 

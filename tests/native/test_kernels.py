@@ -13,6 +13,7 @@ from nsam import Program
 from nsam.backends.torch.build import build
 from nsam.backends.torch.native import registry
 from nsam.backends.torch.native.kernel import prelude
+from nsam.backends.torch.runtime.cxx import library as compiled
 from nsam.compiler.passes import passes_without
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -83,7 +84,7 @@ def test_halves_are_rounded_as_torch_rounds_them() -> None:
         "    narrow(Vec::loadu(x + i), y + i * step, step); wide(y + i * step, step).store(z + i);"
         "  } }"
     )
-    run = registry._library(f"using T = float;\n{prelude()}\n{function}\n").run
+    run = compiled(f"using T = float;\n{prelude()}\n{function}\n").run
     ties = torch.tensor([0x3F808000, 0x3F818000, 0x3F80FFFF, 0x3F807FFF, 0x7F7FFFFF, 0x00000001], dtype=torch.int32)
     special = torch.tensor([float("inf"), -float("inf"), float("nan"), -float("nan"), 0.0, -0.0])
     x = torch.cat([ties.view(torch.float32), -ties.view(torch.float32), special, torch.randn(494) * 1e3])
@@ -106,7 +107,7 @@ def test_matrices_are_turned(kind: str, dtype: torch.dtype) -> None:
     calls = [
         f'extern "C" void t{i}(T* a, T* b) {{ turn<{", ".join(map(str, s))}>(a, b); }}' for i, s in enumerate(sizes)
     ]
-    library = registry._library("\n".join([f"using T = {kind};", prelude(), *calls]))
+    library = compiled("\n".join([f"using T = {kind};", prelude(), *calls]))
     for i, (rows, columns, *strides) in enumerate(sizes):
         a = torch.randn(rows * strides[0] + columns * strides[1], dtype=dtype).as_strided((rows, columns), strides)
         b = torch.full((rows, columns), torch.nan, dtype=dtype)

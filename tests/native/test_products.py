@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nsam.backends.torch.native.kernel import prelude
-from nsam.backends.torch.native.registry import _library
+from nsam.backends.torch.runtime.cxx import library as compiled
 
 KINDS = {"float": torch.float32, "double": torch.float64}
 SIZES = [(m, n, k) for m, k in ((64, 64), (13, 20), (7, 5)) for n in (3, 8, 24, 40, 72, 100)]
@@ -31,7 +31,7 @@ def products(request: pytest.FixtureRequest) -> tuple[torch.dtype, dict[object, 
         strides = (1, m + 3) if turned else (k + 3, 1)
         call = f"product<{m}, {n}, {k}, {strides[0]}, {strides[1]}, {n + 1}, {n + 2}>((T*)p[0], (T*)p[1], (T*)p[2]);"
         lines.append(f'extern "C" void {name}(void** p) {{ {call} }}')
-    library = _library("\n".join(lines))
+    library = compiled("\n".join(lines))
     return KINDS[request.param], {key: getattr(library, name) for key, name in names.items()}
 
 

@@ -239,7 +239,7 @@ def test_surprise_is_kept_with_a_memory_that_is_never_reset(unit_of: UnitOf) -> 
     [PROGRAMS["nested, both adaptive"], one(f"{EVERY}0.4; reset every 16 tokens", LINEAR, "momentum(lr = 0.05)")],
     ids=["nested", "momentum"],
 )
-def test_through_inductor(text: str, unit_of: UnitOf, quick_kernels: None) -> None:
+def test_through_inductor(text: str, unit_of: UnitOf, quick_kernels: None, short_calls: None) -> None:
     """One compiled function for every decision: values and gradients of the eager run, whoever moves when."""
     unit = unit_of(text)
     torch.manual_seed(0)

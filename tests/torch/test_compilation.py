@@ -10,7 +10,7 @@ from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCache
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import LambdaFuture
 
-from nsam.backends.torch.runtime.compilation import LOST, CompilerSettings, on_cpu
+from nsam.backends.torch.runtime.compilation import LOST, CompilerSettings
 from nsam.backends.torch.runtime.later import wait_later
 
 
@@ -83,9 +83,3 @@ def test_settings_end_with_the_call() -> None:
     with CompilerSettings():
         assert AsyncCompile.wait is wait_later()
     assert (AsyncCompile.wait, torch._functorch.config.force_non_lazy_backward_lowering) == before
-
-
-@pytest.mark.parametrize("known", [None, True, False])
-def test_what_the_user_says_of_instructions_holds(known: bool | None) -> None:
-    with torch._inductor.config.patch({"cpp.vec_isa_ok": known}):
-        assert on_cpu().get("cpp.vec_isa_ok") is (True if known is None else None)

@@ -1,20 +1,26 @@
-"""Which C++ compiler is asked for: without one optimisation where there is bfloat16 on a CPU with AVX-512."""
+"""Which C++ compiler is asked for, and what is added to its options: linking, and care with bfloat16."""
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 
 from nsam.backends.torch.runtime import cxx
+
+HALF = torch.zeros(2, dtype=torch.bfloat16)
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     cxx.compiler.cache_clear()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
@@ -22,26 +28,54 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     cxx.compiler.cache_clear()
 
 
-def test_only_for_bfloat16(cache: Path) -> None:
-    assert cxx.options_for((torch.zeros(2),)) == {}
-    assert cxx.options_for((torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16))) != {}
+def script(*values: torch.Tensor) -> str:
+    found: str = cxx.options_for(values)["cpp.cxx"][1]
+    return found
+
+
+def commands(path: str, *options: str) -> str:
+    """What the compiler says that it runs."""
+    return subprocess.run([path, "-###", *options], capture_output=True, text=True, check=True).stderr
+
+
+def test_care_is_only_taken_for_bfloat16(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = script(torch.zeros(2))
+    assert script(torch.zeros(2), HALF) != plain
     with torch.autocast("cpu", torch.bfloat16):
-        assert cxx.options_for((torch.zeros(2),)) != {}
-
-
-def test_other_processors_need_no_care(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert script(torch.zeros(2)) != plain
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert cxx.options_for((torch.zeros(2, dtype=torch.bfloat16),)) == {}
+    assert script(HALF) == plain
 
 
-def test_the_script_is_the_compiler_with_one_more_flag(cache: Path) -> None:
-    script = cxx.options_for((torch.zeros(2, dtype=torch.bfloat16),))["cpp.cxx"][1]
-    assert Path(script).is_relative_to(cache)
-    source = cache / "x.cpp"
-    source.write_text("int main() { return 0; }\n")
-    done = subprocess.run([script, "-v", "-c", str(source), "-o", str(cache / "x.o")], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert cxx.FLAG in done.stderr
+def test_other_devices_have_other_compilers() -> None:
+    assert cxx.options_for((torch.zeros(2, device="meta"),)) == {}
+
+
+def test_the_script_is_the_compiler_with_more_options(cache: Path) -> None:
+    assert Path(script(HALF)).is_relative_to(cache)
+    for path, careful in ((script(torch.zeros(2)), False), (script(HALF), True)):
+        for shared in (["-shared"], ["-c"]):
+            said = commands(path, *shared, "x.cpp", "-ltorch", "-o", "x.so")
+            assert (cxx.FLAG in said) is careful
+            assert ("--no-as-needed" in said) is (shared == ["-shared"])
+
+
+def test_a_kernel_finds_in_torch_what_the_linker_was_not_shown(cache: Path, tmp_path: Path) -> None:
+    """An empty library stands for torch's; at run time its functions are those of the process."""
+    source = 'namespace at { int get_num_threads(); }\nextern "C" int threads() { return at::get_num_threads(); }\n'
+    (tmp_path / "x.cpp").write_text(source)
+    made = tmp_path / "x.so"
+    libraries = [f"-l{name.removeprefix('lib').removesuffix('.so')}" for name in cxx.LIBRARIES]
+    command = [script(torch.zeros(2)), "-shared", "-fPIC", str(tmp_path / "x.cpp"), *libraries, "-o", str(made)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert ctypes.CDLL(str(made)).threads() == torch.get_num_threads()
+
+
+def test_without_torchs_libraries_nothing_stands_for_them(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cxx, "_loaded", lambda: set(cxx.LIBRARIES[1:]))
+    assert cxx.linking(cache / "lib", "g++") == []
+    assert cxx.compiler() is None
+    assert cxx.compiler(careful=True) is not None
 
 
 def test_another_compiler_is_left_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +84,10 @@ def test_another_compiler_is_left_alone(cache: Path, monkeypatch: pytest.MonkeyP
     other.chmod(0o755)
     monkeypatch.setenv("CXX", str(other))
     assert cxx.compiler() is None
+
+
+@pytest.mark.parametrize("known", [None, True, False])
+def test_what_the_user_says_of_instructions_holds(known: bool | None) -> None:
+    settings: Any = torch._inductor.config
+    with settings.patch({"cpp.vec_isa_ok": known}):
+        assert cxx.compiler_options().get("cpp.vec_isa_ok") is (True if known is None else None)

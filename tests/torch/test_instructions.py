@@ -19,6 +19,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     """What the setting is each time that torch decides."""
     found: list[object] = []
     monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", lambda: found.append(SETTINGS.cpp.vec_isa_ok))
+    monkeypatch.setattr(instructions, "prepare", lambda: None)
     instructions.begin.cache_clear()
     yield found
     instructions.begin.cache_clear()

@@ -235,10 +235,11 @@ def test_inductor_equals_eager(unit_of: UnitOf, wrapper: bool, request: pytest.F
     """Two layers, several blocks, values and gradients: compiled blocks against the same code uncompiled.
 
     Two blocks are one compiled call; from 128 tokens on it would be four, and take twice as long to compile. In the
-    first case the kernels are those of every user; in the second what calls them is tested.
+    first case calls and kernels are those of every user; in the second, one block a call, what calls them is tested.
     """
     if wrapper:
         request.getfixturevalue("quick_kernels")
+        request.getfixturevalue("short_calls")
     learn = "learn normalize(k(h)) -> self(normalize(n(h))); minimize pseudo_huber(1)"
     learn += "; by safe_dgd(lr = rate, retain = 0.99)"
     unit = unit_of(
@@ -266,10 +267,10 @@ def test_inductor_equals_eager(unit_of: UnitOf, wrapper: bool, request: pytest.F
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
 @pytest.mark.usefixtures("quick_kernels")
 def test_long_calls_short_ones_and_the_rest(unit_of: UnitOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The longest call has 256 tokens here, what is left 128, then 64; the last 20 run as they are, so does one."""
+    """The longest call has 128 tokens here, what is left 64; the last 20 run as they are, so does one."""
     learn = "learn k(x) -> v(x); minimize l2; by dgd(lr = 0.1, retain = 0.9); every 32 tokens"
     unit = unit_of(f"{LEARN} {{ {learn} }}\noutput m(x)")
-    monkeypatch.setattr("nsam.compiler.loops.LONG_TOKENS", 256)  # 512 take twice as long to compile
+    monkeypatch.setattr("nsam.compiler.loops.LONG_TOKENS", 128)  # 512 take four times as long to compile
     called: list[str] = []
     compiled = blocks._compile
 
@@ -286,11 +287,11 @@ def test_long_calls_short_ones_and_the_rest(unit_of: UnitOf, monkeypatch: pytest
     torch.manual_seed(0)
     fast, plain = build(unit).double(), build(unit, compiled=False).double()
     plain.load_state_dict(fast.state_dict())
-    x = torch.randn(2, 469, 4).double()
-    (found, state), (wanted, old) = fast(x[:, :468]), plain(x[:, :468])
-    assert [name for name in called if "segment" in name] == [f"s_segment_{n}" for n in (256, 128, 64)]
+    x = torch.randn(2, 213, 4).double()
+    (found, state), (wanted, old) = fast(x[:, :212]), plain(x[:, :212])
+    assert [name for name in called if "segment" in name] == [f"s_segment_{n}" for n in (128, 64)]
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
-    torch.testing.assert_close(fast(x[:, 468:], state)[0], plain(x[:, 468:], old)[0], rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(fast(x[:, 212:], state)[0], plain(x[:, 212:], old)[0], rtol=1e-9, atol=1e-10)
     for y in (found, wanted):
         y.square().sum().backward()
     for p, q in zip(fast.parameters(), plain.parameters(), strict=True):

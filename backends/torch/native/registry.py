@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nsam.backends.torch.native.kernel import Kernel, Layout
+from nsam.backends.torch.runtime.cxx import library
 
 KNOWN: dict[str, Kernel] = {}
 
@@ -29,7 +30,7 @@ def register(kernel: Kernel) -> str:
     name = hashlib.sha256(repr(kernel).encode()).hexdigest()[:32]
     if name not in KNOWN:
         KNOWN[name] = kernel
-        _LIBRARIES[name] = _POOL.submit(_library, kernel.source)  # while torch goes on with the rest of the graph
+        _LIBRARIES[name] = _POOL.submit(library, kernel.source)  # while torch goes on with the rest of the graph
         path = _path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written aside and moved: another process may read it.
@@ -68,23 +69,10 @@ _POOL = ThreadPoolExecutor(2, thread_name_prefix="nsam-kernels")
 _LIBRARIES: dict[str, Future[Any]] = {}
 
 
-def _library(source: str) -> Any:
-    from torch._inductor.codecache import CppCodeCache
-
-    class KernelCache(CppCodeCache):
-        """With torch's header for kernels compiled ahead, which is two seconds less for each of ours."""
-
-        @classmethod
-        def _get_uncompiled_header(cls, device: str) -> str | None:
-            return "torch/csrc/inductor/cpp_prefix.h"
-
-    return KernelCache.load(source)
-
-
 @functools.cache
 def _loaded(name: str) -> Callable[..., None]:
     known = _LIBRARIES.pop(name, None)
-    run = (known.result() if known is not None else _library(find(name).source)).run
+    run = (known.result() if known is not None else library(find(name).source)).run
     run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_long], None
     return run  # type: ignore[no-any-return]
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.runtime.compilation import CompilerSettings, on_cpu
+from nsam.backends.torch.runtime.compilation import PLAIN, CompilerSettings
 from nsam.backends.torch.runtime.cxx import options_for
+from nsam.backends.torch.runtime.instructions import decided
 from nsam.backends.torch.runtime.replay import Recorder
 
 
@@ -214,7 +215,8 @@ def _compile(function: Function, block: bool = False) -> Function:
         # One compiled function for each way to compile: torch's own guards do not ask how that was.
         options: dict[str, Any] = {"cpp_wrapper": True, **dict(more)} if cpp_wrapper else dict(more)
         if not cuda:
-            options |= on_cpu()
+            decided()
+            options |= PLAIN
         if native:
             from nsam.backends.torch.native.graph_pass import native_kernels
 

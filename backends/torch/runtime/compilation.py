@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 
-from nsam.backends.torch.runtime.instructions import decided
 from nsam.backends.torch.runtime.later import wait_later
 
 RECOMPILE_LIMIT = 64
 """Variants of one function: lengths that start at different offsets, with and without gradients or observation."""
 EARLY = "force_non_lazy_backward_lowering"
 CACHEABLE = {f"torch.amp.autocast_mode.{name}": "1" for name in ("_enter_autocast", "_exit_autocast")}
+PLAIN: dict[str, Any] = {"pattern_matcher": False}
+"""Options of torch.compile for a CPU. Of torch's rewritings by patterns none serves these graphs there, and looking for
+them takes a tenth of the time until the first step."""
 LOST = ("_unsafe_view_ViewMeta", "resize__ViewMeta")
 """Views of which torch's cache keeps sizes that are gone by then: it crashes, or the next start reads others."""
 
@@ -78,17 +80,3 @@ class CompilerSettings:
         for config, name, old in self.before:
             setattr(config, name, old)
         self.before.clear()
-
-
-def on_cpu() -> dict[str, Any]:
-    """Options of torch.compile for a CPU, once it is decided which instructions there are.
-
-    Of torch's rewritings by patterns none serves these graphs there, and looking for them takes a tenth of the time
-    until the first step.
-    """
-    decided()
-    config: Any = torch._inductor.config
-    options: dict[str, Any] = {"pattern_matcher": False}
-    if config.cpp.vec_isa_ok is None:
-        options["cpp.vec_isa_ok"] = True
-    return options

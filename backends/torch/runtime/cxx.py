@@ -1,8 +1,12 @@
-"""The C++ compiler for bfloat16 on CPU.
+"""The C++ compiler that torch calls for a CPU: g++, by a script that adds what torch has no options for.
 
-GCC 12 at -O3 miscompiles the transposition of bfloat16 tiles in torch's headers (AVX-512): its vectoriser of straight
-lines of code loses the tile, and gradients become garbage or NaN. Without that one optimisation the same code is right.
-torch has no option for flags, but it can be told which compiler to call: a script that adds the flag.
+Linking. A kernel is linked with torch's libraries, and the linker reads the names of everything in half a gigabyte to
+find a handful: 0.4 s for each kernel, as much as compiling a small one takes (2 cores). At run time they are loaded
+anyway, and names are looked up there. So the linker is shown empty libraries of the same names.
+
+bfloat16. GCC 12 at -O3 miscompiles the transposition of bfloat16 tiles in torch's headers (AVX-512): its vectoriser of
+straight lines of code loses the tile, and gradients become garbage or NaN. Without that one optimisation the same code
+is right.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import functools
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,35 +25,101 @@ import torch
 from torch import Tensor
 
 FLAG = "-fno-tree-slp-vectorize"
+HEADER = "torch/csrc/inductor/cpp_prefix.h"
+LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_python.so")
 
 
 def options_for(values: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Options of torch.compile for a call with these values: the careful compiler where there is bfloat16 on CPU."""
-    half = any(x.dtype == torch.bfloat16 for x in values)
-    on_cpu = any(x.device.type == "cpu" for x in values)
-    if not on_cpu or not (half or torch.is_autocast_enabled("cpu")):
+    """Options of torch.compile for a call with these values: on a CPU the script, the careful one for bfloat16."""
+    if not any(x.device.type == "cpu" for x in values):
         return {}
-    if "AVX512" not in torch.backends.cpu.get_cpu_capability():
-        return {}
-    script = compiler()
-    return {} if script is None else {"cpp.cxx": (None, script)}
+    half = torch.is_autocast_enabled("cpu") or any(x.dtype == torch.bfloat16 for x in values)
+    return compiler_options(careful=half and "AVX512" in torch.backends.cpu.get_cpu_capability())
+
+
+def compiler_options(careful: bool = False) -> dict[str, Any]:
+    """What torch is to be told: the script, and not to try out vector instructions (`instructions.py`)."""
+    script, config = compiler(careful), torch._inductor.config
+    options: dict[str, Any] = {} if script is None else {"cpp.cxx": (None, script)}
+    if config.cpp.vec_isa_ok is None:
+        options["cpp.vec_isa_ok"] = True
+    return options
 
 
 @functools.cache
-def compiler() -> str | None:
-    """The path of the script, which lies in torch's compilation cache; None if the compiler is not GCC's g++."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+def compiler(careful: bool = False) -> str | None:
+    """The path of the script; None if the compiler is not GCC's g++ or nothing is to be added.
+
+    It lies where torch keeps its precompiled headers, which are made for one path of the compiler.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     wanted = os.environ.get("CXX", "g++")
     real = shutil.which(wanted)
     if real is None or "g++" not in Path(real).name or "clang" in Path(real).name:
         return None
-    script = Path(cache_dir()) / "nsam" / "bin" / "g++"  # torch takes its flags from the name
+    here = Path(default_cache_dir()) / "nsam"
+    linked, more = linking(here / "lib", real), [FLAG] if careful else []
+    if not linked and not more:
+        return None
+    script = here / ("careful" if careful else "bin") / "g++"  # torch takes its flags from the name
     script.parent.mkdir(parents=True, exist_ok=True)
-    text = f'#!/bin/sh\nexec {shlex.quote(real)} "$@" {FLAG}\n'
+    command, rest = f"exec {shlex.quote(real)}", f'"$@" {shlex.join(more)}'.rstrip()
+    lines = ["#!/bin/sh", f"{command} {rest}", ""]
+    if linked:  # options of the linker would make a program of a header
+        lines.insert(1, f'for word in "$@"; do [ "$word" = -shared ] && {command} {shlex.join(linked)} {rest}; done')
+    text = "\n".join(lines)
     if not script.exists() or script.read_text() != text:
         with tempfile.NamedTemporaryFile("w", dir=script.parent, delete=False) as file:
             file.write(text)
         os.chmod(file.name, 0o755)
         os.replace(file.name, script)
     return str(script)
+
+
+def library(source: str) -> Any:
+    """A library of C++ that begins like torch's own kernels: with its header, compiled ahead once for a machine."""
+    from torch._inductor.codecache import CppCodeCache
+
+    class Cache(CppCodeCache):
+        @classmethod
+        def _get_uncompiled_header(cls, device: str) -> str | None:
+            return HEADER
+
+    settings: Any = torch._inductor.config
+    with settings.patch(compiler_options()):
+        return Cache.load(source)
+
+
+def prepare() -> None:
+    """Have torch's header compiled, which takes several seconds the first time on a machine."""
+    library(f'#include <{HEADER}>\nextern "C" void nothing() {{}}\n')
+
+
+def linking(folder: Path, real: str) -> list[str]:
+    """Options with which the linker finds empty libraries in `folder` where torch's are asked for.
+
+    None of them unless torch's are loaded under these very names: a kernel looks its names up there.
+    """
+    if not sys.platform.startswith("linux") or not set(LIBRARIES) <= _loaded():
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in LIBRARIES:
+        if not (folder / name).exists():
+            with tempfile.TemporaryDirectory(dir=folder) as aside:
+                made = Path(aside) / name
+                command = [real, "-shared", "-nostdlib", f"-Wl,-soname,{name}", "-x", "c", os.devnull, "-o", str(made)]
+                if subprocess.run(command, capture_output=True).returncode != 0:
+                    return []
+                made.replace(folder / name)
+    # Some systems' linkers leave out libraries of which they need nothing, and of these they need nothing.
+    return ["-Wl,--no-as-needed", f"-L{folder}"]
+
+
+def _loaded() -> set[str]:
+    """The file names of the libraries of this process."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {Path(line.split(maxsplit=5)[5]).name for line in lines if "/" in line}

@@ -3,7 +3,8 @@
 torch asks the processor, and then the C++ compiler: for each of four kinds of instructions it compiles and loads
 programs with its large header, one after the other, 17 s with an empty cache and 3 s with a full one (2 cores), in the
 middle of compiling the first graph. What the processor reports is taken at its word here; that the compiler knows the
-instructions beyond the plain ones is still tried, 4 s and 0.6 s.
+instructions beyond the plain ones is still tried, 4 s and 0.6 s. Afterwards the thread has torch's header for kernels
+compiled.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import contextvars
 import functools
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
+
+from nsam.backends.torch.runtime.cxx import prepare
 
 
 @functools.cache
@@ -26,6 +30,9 @@ def begin() -> Future[None]:
             future.set_result(None)
         except BaseException as error:
             future.set_exception(error)
+        else:
+            with suppress(Exception):  # whoever needs the header is told what is wrong with it
+                prepare()
 
     # With the settings of who asks (torch keeps them by thread). A program that ends does not wait for it.
     context = contextvars.copy_context()
