@@ -115,6 +115,7 @@ def test_what_is_too_little_to_compile(text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("short_calls")
 @pytest.mark.parametrize("batch", [1, 3])
 def test_compiled_tables_of_kernels_equal_the_plain_form(batch: int, request: pytest.FixtureRequest) -> None:
     if batch == 1:  # tables for torch's kernels; for more, in ours

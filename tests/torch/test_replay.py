@@ -143,7 +143,7 @@ def test_nothing_is_computed_again_without_gradients(shipped: Any, random: Any) 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
-@pytest.mark.usefixtures("quick_kernels")
+@pytest.mark.usefixtures("short_calls", "quick_kernels")
 def test_compiled_blocks_are_computed_again_too(shipped: Any, random: Any) -> None:
     module = module_of(shipped, "zoo", "gated_deltanet", dim=8)
     for part in module.modules():
