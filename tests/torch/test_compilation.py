@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from concurrent.futures import Future
 from typing import Any
 
@@ -82,4 +83,8 @@ def test_settings_end_with_the_call() -> None:
     before = AsyncCompile.wait, torch._functorch.config.force_non_lazy_backward_lowering
     with CompilerSettings():
         assert AsyncCompile.wait is wait_later()
+        with CompilerSettings():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
     assert (AsyncCompile.wait, torch._functorch.config.force_non_lazy_backward_lowering) == before

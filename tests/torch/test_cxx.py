@@ -86,6 +86,17 @@ def test_another_compiler_is_left_alone(cache: Path, monkeypatch: pytest.MonkeyP
     assert cxx.compiler() is None
 
 
+def test_where_nothing_can_be_written_torch_goes_on_as_it_does(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(cache / "file"))
+    assert cxx.compiler() is None
+
+
+def test_where_no_script_can_be_run_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert cxx.compiler() is None
+
+
 @pytest.mark.parametrize("known", [None, True, False])
 def test_what_the_user_says_of_instructions_holds(known: bool | None) -> None:
     settings: Any = torch._inductor.config

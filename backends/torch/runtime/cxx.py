@@ -48,7 +48,7 @@ def compiler_options(careful: bool = False) -> dict[str, Any]:
 
 @functools.cache
 def compiler(careful: bool = False) -> str | None:
-    """The path of the script; None if the compiler is not GCC's g++ or nothing is to be added.
+    """The path of the script; None if the compiler is not GCC's g++, nothing is to be added or no script can be run.
 
     It lies where torch keeps its precompiled headers, which are made for one path of the compiler.
     """
@@ -59,22 +59,30 @@ def compiler(careful: bool = False) -> str | None:
     if real is None or "g++" not in Path(real).name or "clang" in Path(real).name:
         return None
     here = Path(default_cache_dir()) / "nsam"
-    linked, more = linking(here / "lib", real), [FLAG] if careful else []
-    if not linked and not more:
+    try:
+        linked, more = linking(here / "lib", real), [FLAG] if careful else []
+        if not linked and not more:
+            return None
+        script = _written(here / ("careful" if careful else "bin"), real, linked, more)
+    except OSError:  # no room, or not ours to write
         return None
-    script = here / ("careful" if careful else "bin") / "g++"  # torch takes its flags from the name
-    script.parent.mkdir(parents=True, exist_ok=True)
+    return str(script) if os.access(script, os.X_OK) else None
+
+
+def _written(folder: Path, real: str, linked: list[str], more: list[str]) -> Path:
+    """The script that calls the compiler `real` with `more` options, and others where it links."""
     command, rest = f"exec {shlex.quote(real)}", f'"$@" {shlex.join(more)}'.rstrip()
     lines = ["#!/bin/sh", f"{command} {rest}", ""]
     if linked:  # options of the linker would make a program of a header
         lines.insert(1, f'for word in "$@"; do [ "$word" = -shared ] && {command} {shlex.join(linked)} {rest}; done')
-    text = "\n".join(lines)
+    text, script = "\n".join(lines), folder / "g++"  # torch takes its flags from the name
+    folder.mkdir(parents=True, exist_ok=True)
     if not script.exists() or script.read_text() != text:
-        with tempfile.NamedTemporaryFile("w", dir=script.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
             file.write(text)
         os.chmod(file.name, 0o755)
         os.replace(file.name, script)
-    return str(script)
+    return script
 
 
 def library(source: str) -> Any:
