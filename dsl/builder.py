@@ -53,6 +53,17 @@ class _Docstring(s.Node):
     text: str
 
 
+def _type_of(default: s.Expression | None) -> str:
+    """The type that a parameter's default tells; `int` for what tells none."""
+    if isinstance(default, s.Unary):
+        return _type_of(default.operand)
+    if isinstance(default, s.Number):
+        return "int" if default.is_int else "float"
+    if isinstance(default, s.ListOf):
+        return f"list[{_type_of(default.items[0] if default.items else None)}]"
+    return "str" if isinstance(default, s.Text) else "bool" if isinstance(default, s.Boolean) else "int"
+
+
 class Builder(ExpressionBuilder):
     """Builds the tree of one piece of `source` that starts at character `offset`."""
 
@@ -288,9 +299,10 @@ class Builder(ExpressionBuilder):
             if parameter.type is None:
                 message = f"parameter `{parameter.name}` of a system needs a type"
                 end = parameter.span.start + len(parameter.name)
-                fix = Fix(Span(self.source, end, end), ": int")
+                kind = _type_of(parameter.default)
+                fix = Fix(Span(self.source, end, end), f": {kind}")
                 span = Span(self.source, parameter.span.start, end)
-                self.report.add("N0110", message, span, "expected `: int` or another type", fix=fix)
+                self.report.add("N0110", message, span, f"expected `: {kind}` or another type", fix=fix)
         self.check_body(body, in_rule=False)
         return s.SystemDeclaration(self.over(children), children[1], parameters, body)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import nsam
 from nsam.dsl import syntax as s
 from nsam.dsl.diagnostics import Diagnostic, ProgramError, Report
 from nsam.dsl.grammar import grammar
@@ -312,3 +313,27 @@ def test_reports_are_added_to() -> None:
 
 def test_the_grammar_has_no_conflicts_and_named_terminals() -> None:
     assert all(not terminal.name.startswith("__ANON") for terminal in grammar().terminals)
+
+
+@pytest.mark.parametrize(
+    ("default", "kind"),
+    [
+        ("0.1", "float"),
+        ("-0.5", "float"),
+        ("inf", "float"),
+        ("4", "int"),
+        ('"a"', "str"),
+        ("true", "bool"),
+        ("[1]", "list[int]"),
+    ],
+)
+def test_the_type_that_is_missing_is_that_of_the_default(default: str, kind: str) -> None:
+    text = f"nsam 1\nsystem s(d: int, r = {default}) {{ input x : [d]; output x }}\n"
+    with pytest.raises(ProgramError) as raised:
+        nsam.loads(text)
+    (found,) = raised.value.diagnostics
+    assert found.code == "N0110"
+    assert found.fix is not None
+    at = found.fix.span.start
+    nsam.loads(text[:at] + found.fix.replacement + text[at:])
+    assert found.fix.replacement == f": {kind}"
