@@ -11,6 +11,7 @@ from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCache
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import LambdaFuture
 
+from nsam.backends.torch.runtime import blocks
 from nsam.backends.torch.runtime.compilation import LOST, CompilerSettings
 from nsam.backends.torch.runtime.later import wait_later
 
@@ -83,8 +84,12 @@ def test_settings_end_with_the_call() -> None:
     before = AsyncCompile.wait, torch._functorch.config.force_non_lazy_backward_lowering
     with CompilerSettings():
         assert AsyncCompile.wait is wait_later()
-        with CompilerSettings():
-            assert not gc.isenabled()
-        assert not gc.isenabled()
-    assert gc.isenabled()
     assert (AsyncCompile.wait, torch._functorch.config.force_non_lazy_backward_lowering) == before
+
+
+def test_nothing_is_collected_while_torch_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **how: lambda *given: seen.append(gc.isenabled()))
+    blocks._compile(lambda w, s, at, x: x)({}, {}, blocks.At(0, 0, 64, 1, compiled=True), torch.zeros(1))
+    assert seen == [False]
+    assert gc.isenabled()

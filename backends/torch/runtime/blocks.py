@@ -14,6 +14,7 @@ from nsam.backends.torch.runtime.compilation import PLAIN, CompilerSettings
 from nsam.backends.torch.runtime.cxx import options_for
 from nsam.backends.torch.runtime.instructions import decided
 from nsam.backends.torch.runtime.replay import Recorder
+from nsam.dsl.collector import paused
 
 
 class At(NamedTuple):
@@ -234,7 +235,7 @@ def _compile(function: Function, block: bool = False) -> Function:
         tensors = (*values, *w.values())
         cuda = any(x.is_cuda for x in tensors)
         compiled = ready(at.cpp_wrapper, native, recompute, cuda, tuple(options_for(tensors).items()))
-        with CompilerSettings(recompute, cuda):
+        with paused(), CompilerSettings(recompute, cuda):  # compiling makes millions of objects that stay
             return compiled(w, s, at, *values)
 
     return run

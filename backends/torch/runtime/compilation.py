@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import torch
@@ -47,23 +46,17 @@ class CompilerSettings:
     On a CPU the backward graph is lowered together with the forward one, and no graph waits for its kernels before they
     run (`wait_later`): g++ works meanwhile.
 
-    Python's collector of cycles waits until the call has ended: compiling makes millions of objects that stay, and it
-    would look through them, and all else that the process holds, again and again.
-
     A call that compiles nothing pays for them too, and a small model on a GPU waits for the host: so they are set one
     by one, where they differ, in a third of the time that torch's own `patch` takes.
     """
 
-    __slots__ = ("before", "collecting", "cuda", "recompute")
+    __slots__ = ("before", "cuda", "recompute")
 
     def __init__(self, recompute: bool = False, cuda: bool = False) -> None:
         self.recompute, self.cuda = recompute, cuda
         self.before: list[tuple[Any, str, Any]] = []
-        self.collecting = False
 
     def __enter__(self) -> None:
-        self.collecting = gc.isenabled()
-        gc.disable()
         dynamo: Any = torch._dynamo.config  # asked for first: torch loads its compiler, and then has the others
         functorch: Any = torch._functorch.config
         from torch._functorch._aot_autograd import collect_metadata_analysis as analysis
@@ -87,5 +80,3 @@ class CompilerSettings:
         for config, name, old in self.before:
             setattr(config, name, old)
         self.before.clear()
-        if self.collecting:
-            gc.enable()
