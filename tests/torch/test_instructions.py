@@ -20,6 +20,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     found: list[object] = []
     monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", lambda: found.append(SETTINGS.cpp.vec_isa_ok))
     monkeypatch.setattr(instructions, "prepare", lambda: None)
+    monkeypatch.setattr(instructions, "_keys", lambda: None)
     instructions.begin.cache_clear()
     yield found
     instructions.begin.cache_clear()

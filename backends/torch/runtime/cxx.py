@@ -87,9 +87,12 @@ def _written(folder: Path, real: str, linked: list[str], more: list[str]) -> Pat
 
 def library(source: str) -> Any:
     """A library of C++ that begins like torch's own kernels: with its header, compiled ahead once for a machine."""
-    from torch._inductor.codecache import CppCodeCache
+    from torch._inductor.codecache import CppCodeCache, CppPythonBindingsCodeCache
 
     class Cache(CppCodeCache):
+        # As for torch's own kernels: the header is compiled, and looked for in a later process, once for both.
+        cpp_compile_command_flags = CppPythonBindingsCodeCache.cpp_compile_command_flags
+
         @classmethod
         def _get_uncompiled_header(cls, device: str) -> str | None:
             return HEADER

@@ -3,8 +3,10 @@
 torch asks the processor, and then the C++ compiler: for each of four kinds of instructions it compiles and loads
 programs with its large header, one after the other, 17 s with an empty cache and 3 s with a full one (2 cores), in the
 middle of compiling the first graph. What the processor reports is taken at its word here; that the compiler knows the
-instructions beyond the plain ones is still tried, 4 s and 0.6 s. Afterwards the thread has torch's header for kernels
-compiled.
+instructions beyond the plain ones is still tried, 4 s and 0.6 s.
+
+Afterwards the thread asks what torch's cache is keyed by, hashes of all files of torch's compiler and of Triton (0.7 s),
+and has torch's header for kernels compiled. By the time that a function is traced, all that is known.
 """
 
 from __future__ import annotations
@@ -31,13 +33,21 @@ def begin() -> Future[None]:
         except BaseException as error:
             future.set_exception(error)
         else:
-            with suppress(Exception):  # whoever needs the header is told what is wrong with it
-                prepare()
+            for work_ahead in (_keys, prepare):
+                with suppress(Exception):  # whoever needs its result asks again, and is told what is wrong
+                    work_ahead()
 
     # With the settings of who asks (torch keeps them by thread). A program that ends does not wait for it.
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(work,), name="nsam-instructions", daemon=True).start()
     return future
+
+
+def _keys() -> None:
+    from torch._inductor.codecache import CacheBase, torch_key
+
+    torch_key()
+    CacheBase.get_system()
 
 
 def decided() -> None:
