@@ -18,7 +18,7 @@ from test_random_programs import found
 from nsam.backends.torch.runtime import blocks
 from nsam.compiler import loops
 
-SEEDS = range(10)
+SEEDS = range(7)
 PERIOD = SMALL.periods[0]
 TIME = 4 * PERIOD + 1
 """Two segments and a rest."""

@@ -19,7 +19,7 @@ from sizes import LARGE, Size
 
 from nsam.dsl.diagnostics import ProgramError
 
-FIRST, LAST = (int(n) for n in os.environ.get("NSAM_DIFFERENTIAL", "0:300").split(":"))
+FIRST, LAST = (int(n) for n in os.environ.get("NSAM_DIFFERENTIAL", "0:240").split(":"))
 ATTEMPTS = 40
 REFERENCE_LACKS = "a rule with `key` on a bias whose context is a window"
 """The one thing that is generated, compiled and not interpreted by the reference."""

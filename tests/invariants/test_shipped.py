@@ -40,16 +40,16 @@ def test_cms(shipped: Shipped) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("chunk", "slow", "tokens"), [(1, 1, 512), (16, 64, 8192), (5, 7, 2048)])
+@pytest.mark.parametrize(("chunk", "slow", "tokens"), [(1, 1, 512), (5, 7, 2048)])
 def test_titans_at_other_periods(shipped: Shipped, chunk: int, slow: int, tokens: int) -> None:
-    """About as many boundaries of the loop in each: what a sequence of thousands of tokens costs is these."""
+    """As many tokens as boundaries allow: what a long sequence costs is these. Its own periods come with `hope`."""
     report = verify_unit(shipped("hope", "titans", dim=8, chunk=chunk, slow=slow), stability_tokens=tokens)
     assert report.ok, report.text
 
 
 @pytest.mark.slow
 def test_hope(shipped: Shipped) -> None:
-    report = verify_unit(shipped("hope", "hope", dim=8), stability_tokens=4096)
+    report = verify_unit(shipped("hope", "hope", dim=8, layers=1), stability_tokens=4096)
     assert report.ok, report.text
 
 
