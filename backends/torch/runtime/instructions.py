@@ -5,8 +5,8 @@ programs with its large header, one after the other, 17 s with an empty cache an
 middle of compiling the first graph. What the processor reports is taken at its word here; that the compiler knows the
 instructions beyond the plain ones is still tried, 4 s and 0.6 s.
 
-Afterwards the thread asks what torch's cache is keyed by, hashes of all files of torch's compiler and of Triton (0.7 s),
-and has torch's header for kernels compiled. By the time that a function is traced, all that is known.
+Afterwards the thread asks what torch's cache is keyed by, hashes of all files of torch's compiler and of Triton (0.7
+s), and has torch's header for kernels compiled. By the time that a function is traced, all that is known.
 """
 
 from __future__ import annotations
