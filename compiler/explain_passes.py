@@ -11,7 +11,7 @@ from nsam.compiler.explain_model import Line, Part
 from nsam.compiler.explain_schedule import describe
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.fast_memory import FastMemory, Fold, piece_of, reusable
-from nsam.compiler.instances import made_later, why_library
+from nsam.compiler.instances import made_later, where_native, why_library
 from nsam.compiler.loops import plan_loops, uncompiled
 from nsam.compiler.passes import PASSES
 from nsam.compiler.places import SEQUENCE, Place
@@ -254,7 +254,7 @@ def _native(plan: UnitPlan) -> Told:
     if reason is not None:
         return False, reason
     tables = ", its decays and triangles made there, not before the loop" if made_later(plan) else ""
-    return True, f"a block's products and what lies between them{tables}, on CPU, where batch × heads is 2 or more"
+    return True, f"a block's products and what lies between them{tables}, {where_native(plan)}"
 
 
 _TOLD: dict[str, Callable[[UnitPlan], Told]] = {

@@ -1,14 +1,14 @@
 """Whether a block's work is done instance by instance: one sequence's head after the other, in one kernel of our own.
 
 What such a kernel computes stays in a core's cache from one operation to the next, and a block is one call instead of
-hundreds. Large products are as fast in the library, and gain nothing.
+hundreds. The largest products are faster in the library; large ones too where there are fewer instances than cores,
+because a library shares one product among all cores, and a kernel gives each core instances of its own.
 """
 
 from __future__ import annotations
 
-from math import prod
+from math import ceil, prod
 
-from nsam.compiler.fast_memory import FastMemory, piece_of
 from nsam.compiler.loops import uncompiled
 from nsam.compiler.lower import state_shape
 from nsam.compiler.passes import switched_off
@@ -17,8 +17,12 @@ from nsam.compiler.schedule import UnitPlan
 
 FEWEST_PRODUCTS = 2
 """Products of matrices below which a kernel would not be worth its call."""
-LARGEST_PRODUCT = 1 << 24
-"""Floating-point operations of one product, from which the library's kernels are no slower."""
+LARGE_PRODUCT = 1 << 24
+"""Floating-point operations of one product, above which the library may be faster."""
+LARGEST_MATRIX = 1 << 18
+"""Numbers in the right-hand matrix of a large product, above which the library is faster: it leaves the cache."""
+FEWEST_BUSY = 0.75
+"""The part of all cores, on average over a block, that instances have to keep busy where products are that large."""
 
 
 def why_library(plan: UnitPlan) -> str | None:
@@ -32,14 +36,27 @@ def _unsuited(plan: UnitPlan) -> str | None:
         return f"the loop runs as plain PyTorch: {reason}"
     if not any(fold.algorithm != "summed" for fast in plan.lowered.fast for fold in fast.folds):
         return "no update is folded, so a block has few products"
-    for fast in plan.lowered.fast:
-        for tensor in fast.memory.structure.tensors():
-            flops = 2 * (piece_of_any(fast) or fast.block) * prod(state_shape(fast.memory, tensor))
-            if flops > LARGEST_PRODUCT:
-                return (
-                    f"a product with {fast.memory.name}.{tensor} takes {flops / 1e6:.0f} MFLOP, as fast in the library"
-                )
+    size, flops, state = _largest_product(plan)
+    if flops > LARGE_PRODUCT and size > LARGEST_MATRIX:
+        return f"a product with {state} takes {flops / 1e6:.0f} MFLOP, faster in the library"
     return None
+
+
+def _largest_product(plan: UnitPlan) -> tuple[int, int, str]:
+    """The largest state of an instance: its numbers, operations of a chunk's product with it, its name."""
+    sizes = [
+        (prod(state_shape(fast.memory, tensor)), fast.block, f"{fast.memory.name}.{tensor}")
+        for fast in plan.lowered.fast
+        for tensor in fast.memory.structure.tensors()
+    ]
+    return max((size, 2 * tokens * size, name) for size, tokens, name in sizes)
+
+
+def where_native(plan: UnitPlan) -> str:
+    """Which calls have their blocks done in native kernels."""
+    if _largest_product(plan)[1] > LARGE_PRODUCT:
+        return f"on CPU, where batch × heads keep {FEWEST_BUSY:.0%} of the threads busy"
+    return "on CPU, where batch × heads is 2 or more"
 
 
 def made_later(plan: UnitPlan) -> frozenset[int]:
@@ -53,6 +70,7 @@ def made_later(plan: UnitPlan) -> frozenset[int]:
     return frozenset(i for i in plan.ahead if plan.places[i].level == SEQUENCE)
 
 
-def piece_of_any(fast: FastMemory) -> int | None:
-    """Tokens of a piece, where a long chunk is folded in pieces."""
-    return next(filter(None, (piece_of(fold.node) for fold in fast.folds)), None)
+def library_is_faster(flops: int, matrix: int, instances: int, cores: int) -> bool:
+    """Whether a block is left to the library: by its largest product, and numbers in its largest right-hand matrix."""
+    busy = instances / (cores * ceil(instances / cores))
+    return flops > LARGE_PRODUCT and (matrix > LARGEST_MATRIX or busy < FEWEST_BUSY)
