@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(names: Sequence[str], settings: Settings, out: Path | None) -> int:
-    """Run the benchmarks called `names`; results are written after each one."""
+    """Run the benchmarks called `names`; results are written after each case, for a run may be cut off."""
     import torch
 
     from benchmarks import plots, report
@@ -107,7 +107,9 @@ def run(names: Sequence[str], settings: Settings, out: Path | None) -> int:
     outcomes: list[report.Outcome] = []
     for name in names:
         begun = time.perf_counter()
-        outcomes.append(_benchmark(name, settings, console))
+        outcomes.append(report.Outcome(name, registry.module(name).TITLE))
+        for _ in _benchmark(outcomes[-1], settings, console):
+            report.write(out, machine, outcomes)
         report.write(out, machine, outcomes)
         plots.draw(out, outcomes[-1])
         console.print(f"[dim]{name} took {time.perf_counter() - begun:.0f} s[/]")
@@ -125,14 +127,14 @@ def _apart(benchmark: str, case: str, names: Sequence[str], settings: Settings, 
     return measure_apart(benchmark, case, candidate, settings) if candidate in names else {}
 
 
-def _benchmark(name: str, settings: Settings, console: Console) -> Outcome:
-    """Run one benchmark, printing each result as it comes."""
+def _benchmark(outcome: Outcome, settings: Settings, console: Console) -> Iterator[None]:
+    """Run one benchmark; yields whenever `outcome` has a new result, which is printed."""
     from benchmarks import report
     from benchmarks.measure import run_case
 
+    name = outcome.name
     chosen = registry.module(name)
     console.print(f"\n[bold]{name}: {chosen.TITLE}[/]")
-    outcome = report.Outcome(name, chosen.TITLE)
     cases = [case for case in registry.cases(name, settings) if settings.only in case.label]
     if not cases and settings.only:
         console.print(f"no case of {name} has {settings.only!r} in its name", style="yellow")
@@ -145,11 +147,12 @@ def _benchmark(name: str, settings: Settings, console: Console) -> Outcome:
             apart = functools.partial(_apart, name, case.label, names, settings)
         outcome.cases.append(run_case(case, settings, apart))
         report.show_case(console, name, outcome.cases[-1])
+        yield
     if hasattr(chosen, "readings") and not settings.only:
         for reading in chosen.readings(settings):
             outcome.readings.append(reading)
             report.show_reading(console, reading)
-    return outcome
+            yield
 
 
 if __name__ == "__main__":

@@ -110,6 +110,28 @@ def test_the_command_writes_table_json_and_markdown(tmp_path: Path, capsys: pyte
     assert "<svg" in (tmp_path / "B6.svg").read_text()
 
 
+def test_a_run_that_is_cut_off_leaves_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure = load("measure")
+    run_case, begun = measure.run_case, []
+
+    def interrupted(*arguments: object) -> object:
+        begun.append(arguments)
+        if len(begun) > 1:
+            raise KeyboardInterrupt
+        return run_case(*arguments)
+
+    monkeypatch.setattr(measure, "run_case", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load("__main__").main(
+            ["B6", "--quick", "--no-compile", "--no-memory", "--threads", "1", "--out", str(tmp_path)]
+        )
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert len(found["benchmarks"][0]["cases"]) == 1
+    assert "## B6" in (tmp_path / "results.md").read_text()
+
+
 def test_unknown_benchmarks_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         load("__main__").main(["B9"])
