@@ -70,7 +70,11 @@ def made_later(plan: UnitPlan) -> frozenset[int]:
     return frozenset(i for i in plan.ahead if plan.places[i].level == SEQUENCE)
 
 
-def library_is_faster(flops: int, matrix: int, instances: int, cores: int) -> bool:
-    """Whether a block is left to the library: by its largest product, and numbers in its largest right-hand matrix."""
+def library_is_faster(flops: int, matrix: int, instances: int, cores: int, *, halves: bool = False) -> bool:
+    """Whether a block is left to the library: by its largest product, and numbers in its largest right-hand matrix.
+
+    `halves`: large products are of bfloat16, for which the processor has instructions. `cores` are those of when it is
+    compiled; torch's cache does not ask again.
+    """
     busy = instances / (cores * ceil(instances / cores))
-    return flops > LARGE_PRODUCT and (matrix > LARGEST_MATRIX or busy < FEWEST_BUSY)
+    return flops > LARGE_PRODUCT and (halves or matrix > LARGEST_MATRIX or busy < FEWEST_BUSY)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nsam.backends.torch.runtime import instructions
 from nsam.dsl.checked import Repeat, Train, Unit
 from nsam.dsl.diagnostics import fail
 
@@ -74,9 +75,7 @@ def why_slow(settings: Settings) -> str | None:
 
 def multiplies_in_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products in bfloat16, as far as torch can tell."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return True
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type != "cpu" or instructions.multiplies_in_bfloat16()
 
 
 def why_no_graph(train: Train, settings: Settings) -> str | None:

@@ -33,6 +33,7 @@ system s(dim: int, chunk: int) {
 )
 def test_large_products_are_the_librarys(flops: int, matrix: int, instances: int, cores: int, library: bool) -> None:
     assert library_is_faster(flops, matrix, instances, cores) is library
+    assert library_is_faster(flops, matrix, instances, cores, halves=True) is (flops > LARGE_PRODUCT)
 
 
 @pytest.mark.parametrize(

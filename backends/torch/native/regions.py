@@ -19,6 +19,7 @@ from nsam.backends.torch.native.logistic import share_sigmoids
 from nsam.backends.torch.native.operations import CONSTANTS, GETITEM, POINTWISE, VIEWS
 from nsam.backends.torch.native.registry import register
 from nsam.backends.torch.native.statements import Product
+from nsam.backends.torch.runtime.instructions import multiplies_in_bfloat16
 from nsam.compiler.instances import FEWEST_PRODUCTS, library_is_faster
 
 aten = torch.ops.aten
@@ -155,7 +156,8 @@ def _replace(graph: Graph, labels: Labels, nodes: list[Node], dtype: torch.dtype
     kernel, low = build(labels, nodes, inputs, outputs, dtype)
     products = [s for s in low.statements if isinstance(s, Product)]
     most, matrix = max(flops([s]) for s in products), max(s.b.sizes[1] * s.b.sizes[2] for s in products)
-    if library_is_faster(most, matrix, labels.axes.count, torch.get_num_threads()):
+    halves = any(s.tiled for s in products) and multiplies_in_bfloat16()
+    if library_is_faster(most, matrix, labels.axes.count, torch.get_num_threads(), halves=halves):
         return None
     _insert(graph, labels, nodes, inputs, outputs, views, register(kernel))
     return Replaced(len(nodes), len(products), flops(products) * labels.axes.count)

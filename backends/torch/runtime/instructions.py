@@ -18,6 +18,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
+import torch
+
 from nsam.backends.torch.runtime.cxx import prepare
 
 
@@ -68,3 +70,10 @@ def _decide() -> None:
         pick_vec_isa()  # torch keeps what it finds
     finally:
         settings.cpp.vec_isa_ok = None
+
+
+def multiplies_in_bfloat16() -> bool:
+    """Whether the processor has instructions for products in bfloat16; True where torch cannot tell."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
