@@ -106,12 +106,14 @@ class Lowering:
     # --- expressions -------------------------------------------------------------------------------
 
     def ref(self, name: str, direct: frozenset[str]) -> Node:
-        """The value of a binding or input, with reads of the `direct` memories detached."""
+        """The value of a binding or input, with reads of the `direct` memories detached; not inside of calls."""
         if (name, direct) in self.values:
             return self.values[name, direct]
         if name not in self.bindings:
             return self.values[name, frozenset()]
         binding = self.bindings[name]
+        if direct and "." in binding.source:  # into or out of a call or repeat that is written out here: as if it ran
+            return self.ref(name, frozenset())
         node = self.expr(binding.value, direct)
         if node.op not in ("number", "input"):
             self.b.name(node, binding.name)

@@ -28,6 +28,13 @@ CASES = {
   transfer w -> m : direct
   output m(x) + k(x)
 """,
+    "context through a repeat in the loop": f"""
+  let h = m(k(x))
+  repeat 2 {{ memory n : linear(dim -> dim); h = n(h) }}
+  memory m : linear(dim -> dim) {{ learn h -> k(x); {MOVES} }}
+  transfer k -> m : direct
+  output h
+""",
 }
 
 
