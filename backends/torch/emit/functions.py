@@ -310,7 +310,8 @@ class UnitSource:
         printer.lines, printer.sites, printer.slots = [], NOWHERE, NO_SLOTS
         for fast in (self.folds.memories[name] for name in level.memories):
             if fast.slowest is not None:
-                printer.statements(self.loss_nodes(fast, level.index)[0], [fast.loss])
+                live = self.live(fast.loss, printer)
+                printer.statements([n for n in self.loss_nodes(fast, level.index)[0] if n.id in live], [fast.loss])
         return printer.lines
 
     def losses(self, level: Level, printer: Printer) -> list[str]:
