@@ -141,10 +141,29 @@ class UnitSource:
         outside = [n for lv in self.plan.levels if lv.index < level for n in (*lv.before, *lv.after)]
         outside += [n for stage in self.plan.stages for n in (*stage.nodes, *([stage.event] if stage.event else []))]
         roots = [n for _, n in self.plan.lowered.outputs]
-        for node in [*(a for o in outside for a in valued(o.args)), *valued(roots)]:
+        losses = [f.loss for f in self.folds.memories.values() if self.level_of(f) < level]
+        lost = [n for loss in losses for n in self.reached(loss, here)]
+        for node in [*(a for o in outside for a in valued(o.args)), *valued(roots), *lost]:
             if node.id in here:
                 wanted.setdefault(node.id, node)
         return list(wanted.values())
+
+    def reached(self, loss: Node, here: set[int]) -> list[Node]:
+        """The values among `here` that a loss outside is computed from."""
+        found: dict[int, Node] = {}
+        seen: set[int] = set()
+        todo = [loss]
+        while todo:
+            node = todo.pop()
+            stands_for = node.op in ("given", "shown")
+            if node.id in seen or (node.layout == "fold" and not stands_for):
+                continue
+            seen.add(node.id)
+            if node.id in here and not stands_for and self.passed(node):
+                found[node.id] = node
+            else:
+                todo += node.args
+        return list(found.values())
 
     def level_of(self, fast: FastMemory) -> int:
         """The level in which a memory folds."""
