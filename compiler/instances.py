@@ -36,25 +36,26 @@ def _unsuited(plan: UnitPlan) -> str | None:
         return f"the loop runs as plain PyTorch: {reason}"
     if not any(fold.algorithm != "summed" for fast in plan.lowered.fast for fold in fast.folds):
         return "no update is folded, so a block has few products"
-    size, flops, state = _largest_product(plan)
+    flops, size, state = _largest_product(plan)
     if flops > LARGE_PRODUCT and size > LARGEST_MATRIX:
         return f"a product with {state} takes {flops / 1e6:.0f} MFLOP, faster in the library"
     return None
 
 
 def _largest_product(plan: UnitPlan) -> tuple[int, int, str]:
-    """The largest state of an instance: its numbers, operations of a chunk's product with it, its name."""
+    """Operations of the largest product of a chunk with a state, numbers of the largest state, whose product it is."""
     sizes = [
         (prod(state_shape(fast.memory, tensor)), fast.block, f"{fast.memory.name}.{tensor}")
         for fast in plan.lowered.fast
         for tensor in fast.memory.structure.tensors()
     ]
-    return max((size, 2 * tokens * size, name) for size, tokens, name in sizes)
+    flops, state = max((2 * tokens * size, name) for size, tokens, name in sizes)
+    return flops, max(size for size, _, _ in sizes), state
 
 
 def where_native(plan: UnitPlan) -> str:
     """Which calls have their blocks done in native kernels."""
-    if _largest_product(plan)[1] > LARGE_PRODUCT:
+    if _largest_product(plan)[0] > LARGE_PRODUCT:
         return f"on CPU, where batch × heads keep {FEWEST_BUSY:.0%} of the threads busy"
     return "on CPU, where batch × heads is 2 or more"
 

@@ -48,3 +48,16 @@ def test_large_products_are_the_librarys(flops: int, matrix: int, instances: int
 def test_explain_says_where(dim: int, chunk: int, told: str) -> None:
     text = explain(Program.loads(PROGRAM).instantiate("s", {"dim": dim, "chunk": chunk}))
     assert told in " ".join(text.split())
+
+
+def test_the_largest_product_need_not_be_the_largest_states() -> None:
+    """A small state with long chunks beside a large one with short chunks."""
+    text = PROGRAM.replace(
+        "output m(x)",
+        """memory n : linear(2 * dim -> 2 * dim) {
+    learn concat(x, x) -> concat(x, x); minimize l2; by dgd(lr = 0.2); every 4 tokens
+  }
+  output m(x) + 0 * sum(n(concat(x, x)))""",
+    )
+    unit = Program.loads(text).instantiate("s", {"dim": 256, "chunk": 256})
+    assert "keep 75% of the threads busy" in " ".join(explain(unit).split())
