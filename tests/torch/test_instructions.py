@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +20,6 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     """What the setting is each time that torch decides."""
     found: list[object] = []
     monkeypatch.setattr(cpu_vec_isa, "pick_vec_isa", lambda: found.append(SETTINGS.cpp.vec_isa_ok))
-    monkeypatch.setattr(instructions, "prepare", lambda: None)
-    monkeypatch.setattr(instructions, "_keys", lambda: None)
     instructions.begin.cache_clear()
     yield found
     instructions.begin.cache_clear()
@@ -52,3 +51,12 @@ def test_what_goes_wrong_is_said_where_it_is_waited_for(taken: list[object], mon
     with pytest.raises(OSError, match="no space left"):
         instructions.decided()
     assert SETTINGS.cpp.vec_isa_ok is None
+
+
+def test_what_goes_wrong_ahead_does_not_stop_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    monkeypatch.setattr(instructions, "_keys", lambda: 1 / 0)
+    monkeypatch.setattr(instructions, "prepare", done.set)
+    instructions.prepare_to_compile.cache_clear()
+    instructions.prepare_to_compile()
+    assert done.wait(10)

@@ -12,7 +12,9 @@ import torch
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 import nsam
+from nsam.backends.torch.runtime import blocks
 from nsam.backends.torch.runtime.blocks import apart
+from nsam.backends.torch.runtime.kept import Kept
 
 HOPE = Path(__file__).resolve().parents[2] / "examples" / "hope" / "hope.nsam"
 
@@ -34,18 +36,27 @@ def test_slices_are_those_of_split_each_for_itself(sizes: list[int], axis: int) 
 
 
 @pytest.mark.filterwarnings("default")  # torch warns of itself while it compiles
-def test_blocks_are_compiled_once_for_all_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dim", "keepable"), [(8, False), (16, True)])  # two programs, for compiled code is shared
+def test_blocks_are_compiled_once_for_all_lengths(monkeypatch: pytest.MonkeyPatch, dim: int, keepable: bool) -> None:
     def traced(function: Callable[..., Any], **ignored: Any) -> Any:
         return real(function, backend="eager", fullgraph=True, dynamic=False)
 
-    real = torch.compile
+    def made(compiled: Kept, *arguments: Any) -> Any:
+        new.append(compiled.function.__qualname__)
+        return make(compiled, *arguments)
+
+    real, make, new = torch.compile, Kept._made, list[str]()
     monkeypatch.setattr(torch, "compile", traced)
+    monkeypatch.setattr(Kept, "_made", made)
+    monkeypatch.setattr(blocks, "keepable", lambda: keepable)
     torch.manual_seed(0)
-    module = nsam.compile(nsam.load(HOPE), "titans", dim=8, heads=2, chunk=8, slow=16, compiled=True)
+    module = nsam.compile(nsam.load(HOPE), "titans", dim=dim, heads=2, chunk=8, slow=16, compiled=True)
     names = sys.modules[type(module).__module__].__dict__
-    blocks = [f for name, f in names.items() if name.startswith(("titans_segment", "titans_every"))]
+    found = [f for name, f in names.items() if name.startswith(("titans_segment", "titans_every"))]
     for time in (32, 48, 75, 128):
-        _, state = module(torch.randn(2, time, 8))
-        module(torch.randn(2, 32, 8), state)[0].sum().backward()
-    codes = [inner.__wrapped__.__code__ for inner in blocks if hasattr(inner, "__wrapped__")]
-    assert sum(len(_debug_get_cache_entry_list(code)) for code in codes) == 1
+        _, state = module(torch.randn(2, time, dim))
+        module(torch.randn(2, 32, dim), state)[0].sum().backward()
+    codes = [inner.__wrapped__.__code__ for inner in found if hasattr(inner, "__wrapped__")]
+    by_torch = sum(len(_debug_get_cache_entry_list(code)) for code in codes)
+    by_us = sum(name.startswith(("titans_segment", "titans_every")) for name in new)
+    assert (by_torch, by_us) == ((0, 1) if keepable else (1, 0))

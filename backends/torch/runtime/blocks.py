@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nsam.backends.torch.runtime.compilation import PLAIN, CompilerSettings
 from nsam.backends.torch.runtime.cxx import options_for
-from nsam.backends.torch.runtime.instructions import decided
+from nsam.backends.torch.runtime.instructions import decided, prepare_to_compile
+from nsam.backends.torch.runtime.kept import Kept, compiled_by_torch, keepable
 from nsam.backends.torch.runtime.replay import Recorder
 from nsam.dsl.collector import paused
 
@@ -227,7 +228,11 @@ def _compile(function: Function, block: bool = False) -> Function:
             from nsam.backends.torch.on_chip.graph_pass import kept_inverses
 
             options["joint_custom_post_pass"] = kept_inverses()
-        return torch.compile(function, fullgraph=True, dynamic=False, options=options or None)
+        if not cuda and not cpp_wrapper and keepable():
+            return Kept(function, options)
+        if not cuda:
+            prepare_to_compile()
+        return compiled_by_torch(function, options)
 
     @functools.wraps(function)
     def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
@@ -235,6 +240,9 @@ def _compile(function: Function, block: bool = False) -> Function:
         tensors = (*values, *w.values())
         cuda = any(x.is_cuda for x in tensors)
         compiled = ready(at.cpp_wrapper, native, recompute, cuda, tuple(options_for(tensors).items()))
+        known = compiled.ready(w, s, at, values) if isinstance(compiled, Kept) else None
+        if known is not None:
+            return known(w, s, at, *values)
         with paused(), CompilerSettings(recompute, cuda):  # compiling makes millions of objects that stay
             return compiled(w, s, at, *values)
 

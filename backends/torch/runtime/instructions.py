@@ -5,8 +5,9 @@ programs with its large header, one after the other, 17 s with an empty cache an
 middle of compiling the first graph. What the processor reports is taken at its word here; that the compiler knows the
 instructions beyond the plain ones is still tried, 4 s and 0.6 s.
 
-Afterwards the thread asks what torch's cache is keyed by, hashes of all files of torch's compiler and of Triton (0.7
-s), and has torch's header for kernels compiled. By the time that a function is traced, all that is known.
+Where a function is to be compiled, another thread meanwhile asks what torch's cache is keyed by, hashes of all files of
+torch's compiler and of Triton (0.7 s), and has torch's header for kernels compiled. By the time that the function is
+traced, all that is known.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -34,15 +36,27 @@ def begin() -> Future[None]:
             future.set_result(None)
         except BaseException as error:
             future.set_exception(error)
-        else:
-            for work_ahead in (_keys, prepare):
-                with suppress(Exception):  # whoever needs its result asks again, and is told what is wrong
-                    work_ahead()
 
+    _aside(work)
+    return future
+
+
+@functools.cache
+def prepare_to_compile() -> None:
+    """Begin with what compiling needs, in the background."""
+
+    def work() -> None:
+        for each in (_keys, prepare):
+            with suppress(Exception):  # whoever needs its result asks again, and is told what is wrong
+                each()
+
+    _aside(work)
+
+
+def _aside(work: Callable[[], None]) -> None:
     # With the settings of who asks (torch keeps them by thread). A program that ends does not wait for it.
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(work,), name="nsam-instructions", daemon=True).start()
-    return future
 
 
 def _keys() -> None:

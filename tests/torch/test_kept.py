@@ -1,0 +1,172 @@
+"""Compiled functions on disk: what their keys tell apart, and what becomes of files that do not fit."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from nsam.backends.torch.runtime import kept
+from nsam.backends.torch.runtime.blocks import At
+from nsam.backends.torch.runtime.kept import Kept
+
+AT = At(0, 0, 4, 2, compiled=True)
+TEXT = """
+import torch
+FACTOR = 2.0
+
+def inner(x):
+    return x * 3
+
+def outer(w, s, at, x):
+    return {"m": s["m"] + inner(x).sum() * FACTOR}, (x @ w["a"],)
+"""
+
+
+stores = pytest.mark.skipif(not kept.keepable(), reason="this torch stores no compiled functions, or caches are off")
+
+
+def function(text: str = TEXT) -> Callable[..., Any]:
+    module = types.ModuleType("nsam_generated_test")
+    exec(compile(text, "<test>", "exec"), module.__dict__)
+    return module.outer  # type: ignore[no-any-return]
+
+
+def arguments(**changed: Any) -> tuple[Any, ...]:
+    given = {"a": torch.ones(3, 3), "m": torch.ones(3), "x": torch.ones(4, 3), "at": AT} | changed
+    return {"a": given["a"]}, {"m": given["m"]}, given["at"], given["x"]
+
+
+def key(text: str = TEXT, options: dict[str, Any] | None = None, **changed: Any) -> str | None:
+    w, s, at, *values = arguments(**changed)
+    return Kept(function(text), options or {})._key(w, s, at, tuple(values))
+
+
+def test_the_same_function_has_the_same_key() -> None:
+    assert key() == key()
+    assert key() == key("\n\n" + TEXT + "\nUNUSED = 1\n")  # not its place in the file, nor what it does not reach
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT.replace("x * 3", "x * 4"),
+        TEXT.replace("x * 3", "x / 3"),
+        TEXT.replace("FACTOR = 2.0", "FACTOR = 2.5"),
+        TEXT.replace('s["m"]', 's["n"]'),
+        TEXT.replace("def inner(x):", "def inner(x, y=1):"),
+        TEXT.replace("inner(x).sum()", "(lambda y: inner(y).sum())(x)"),
+    ],
+)
+def test_other_code_has_another_key(text: str) -> None:
+    assert text != TEXT
+    assert key(text) is not None
+    assert key(text) != key()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"at": AT._replace(observe=True)},
+        {"x": torch.ones(5, 3)},
+        {"x": torch.ones(3, 4).mT},
+        {"x": torch.ones(4, 3, dtype=torch.float64)},
+        {"m": torch.ones(3, requires_grad=True)},
+        {"a": nn.Parameter(torch.ones(3, 3), requires_grad=False)},
+        {"options": {"pattern_matcher": False}},
+    ],
+)
+def test_other_arguments_have_another_key(changed: dict[str, Any]) -> None:
+    assert key(**changed) is not None
+    assert key(**changed) != key()
+
+
+def test_the_same_tensor_twice_has_another_key() -> None:
+    square = torch.ones(3, 3)
+    assert key(a=square, x=square) != key(a=square, x=square.clone())
+
+
+def test_modes_have_other_keys() -> None:
+    found = {key()}
+    with torch.no_grad():
+        found.add(key())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found.add(key())
+    with torch._inductor.config.patch({"cpp.simdlen": 1}):
+        found.add(key())
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        found.add(key())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 5
+    assert None not in found
+
+
+def test_what_cannot_be_told_apart_is_not_kept() -> None:
+    assert key("import json\n" + TEXT.replace("x * 3", "json.loads(x)")) is None  # code that no key knows
+    assert key("class Open:\n    pass\n" + TEXT.replace("FACTOR =", "FACTOR = Open() #")) is None
+    assert key(x=torch.ones(4, 3, device="meta")) is None
+    assert key(x=torch.ones(4, 3).as_subclass(type("Own", (Tensor,), {}))) is None
+    seen = []
+    torch.func.vmap(lambda x: seen.append(key(x=x)) or x)(torch.ones(2, 4, 3))
+    assert seen == [None]
+
+
+@pytest.mark.slow
+@stores
+@pytest.mark.filterwarnings("default")  # torch's compiler imports what is deprecated
+def test_loads_what_it_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_folder", lambda: tmp_path)
+    options = {"cpp.simdlen": 1}
+
+    def run(w: Tensor, *, disturb: Callable[[bytes], bytes] | None = None) -> int:
+        """How many graphs were traced by a new process's first call; its values and gradients are checked."""
+        for path in tmp_path.iterdir() if disturb else ():
+            path.write_bytes(disturb(path.read_bytes()))  # type: ignore[misc]
+        outer = function()
+        once = Kept(outer, options)
+        counters.clear()
+        for x in (torch.randn(4, 3), torch.randn(4, 3)):
+            found, wanted = (f(*arguments(a=w, x=x))[1][0] for f in (once, outer))
+            torch.testing.assert_close(found, wanted)
+            if w.requires_grad:
+                gradients = [torch.autograd.grad(y.square().sum(), w)[0] for y in (found, wanted)]
+                torch.testing.assert_close(*gradients)
+        return int(counters["stats"]["unique_graphs"])
+
+    learnt = torch.randn(3, 3, requires_grad=True)
+    assert run(learnt) == 1
+    assert run(learnt) == 0
+    assert len(list(tmp_path.iterdir())) == 1
+    assert run(learnt, disturb=lambda data: data[: len(data) // 2]) == 1  # damaged: made again
+    assert run(learnt) == 0
+    assert run(torch.randn(3, 3)) == 1  # nothing to learn: another function
+    assert len(list(tmp_path.iterdir())) == 2
+    kept._told.cache_clear()
+
+
+@pytest.mark.slow
+@stores
+@pytest.mark.filterwarnings("default")  # torch's compiler imports what is deprecated
+def test_says_once_why_nothing_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(kept, "_folder", lambda: tmp_path / "file" / "within")
+    kept._told.cache_clear()
+    for number in (3.0, 4.0):
+        outer = function(TEXT.replace("2.0", str(number)))
+        found = Kept(outer, {"cpp.simdlen": 1})(*arguments())[0]["m"]
+        torch.testing.assert_close(found, outer(*arguments())[0]["m"])
+    assert [record.message.split(":")[0] for record in caplog.records if record.name == "nsam"] == [
+        "compiled code is not kept for the next start, which will take longer"
+    ]
+    kept._told.cache_clear()
