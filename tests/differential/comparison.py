@@ -146,10 +146,9 @@ def gradient_gaps(
     module: nn.Module, reference: nn.Module, direction: Tensor, y: Tensor, expected: Tensor
 ) -> Iterator[tuple[str, float]]:
     """The gap of each parameter's gradient, relative to its own size or a part of the largest of all."""
-    if not y.requires_grad and not expected.requires_grad:  # nothing in the program has a parameter
-        return
-    (y * direction).sum().backward()
-    (expected * direction).sum().backward()
+    for output in (y, expected):
+        if output.requires_grad:  # not so where no parameter reaches the output yet
+            (output * direction).sum().backward()
     wanted = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in reference.named_parameters()}
     floor = 1e-3 * max((float(g.abs().max()) for g in wanted.values()), default=0.0) + 1e-9
     for name, parameter in module.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from nsam.backends.torch.runtime import kept
-from nsam.backends.torch.runtime.blocks import At
+from nsam.backends.torch.runtime.blocks import At, _ending
 from nsam.backends.torch.runtime.kept import Kept
 
 AT = At(0, 0, 4, 2, compiled=True)
@@ -32,8 +33,8 @@ def outer(w, s, at, x):
 stores = pytest.mark.skipif(not kept.keepable(), reason="this torch stores no compiled functions, or caches are off")
 
 
-def function(text: str = TEXT) -> Callable[..., Any]:
-    module = types.ModuleType("nsam_generated_test")
+def function(text: str = TEXT, name: str = "nsam_generated_test") -> Callable[..., Any]:
+    module = types.ModuleType(name)
     exec(compile(text, "<test>", "exec"), module.__dict__)
     return module.outer  # type: ignore[no-any-return]
 
@@ -125,13 +126,13 @@ def test_what_cannot_be_told_apart_is_not_kept() -> None:
 @pytest.mark.filterwarnings("default")  # torch's compiler imports what is deprecated
 def test_loads_what_it_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "_folder", lambda: tmp_path)
-    options = {"cpp.simdlen": 1}
+    options, numbers = {"cpp.simdlen": 1}, itertools.count()
 
     def run(w: Tensor, *, disturb: Callable[[bytes], bytes] | None = None) -> int:
-        """How many graphs were traced by a new process's first call; its values and gradients are checked."""
+        """How many graphs the first call traces, in a module of another name; values and gradients are checked."""
         for path in tmp_path.iterdir() if disturb else ():
             path.write_bytes(disturb(path.read_bytes()))  # type: ignore[misc]
-        outer = function()
+        outer = _ending(function(name=f"nsam_generated_{next(numbers)}"))
         once = Kept(outer, options)
         counters.clear()
         for x in (torch.randn(4, 3), torch.randn(4, 3)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Container, Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -192,12 +193,14 @@ def _ending(function: Function) -> Function:
     Said inside of the compiled function: what it returns with a gradient costs an addition of zeros in its backward.
     """
 
-    @functools.wraps(function)
     def run(w: dict[str, Tensor], s: dict[str, Tensor], at: At, *values: Tensor) -> Any:
         new, results = function(w, s, at, *values)
         return {name: x.detach() for name, x in new.items()} if at.truncated else new, results
 
-    return run
+    # A function of the generated module: what is kept of it on disk then asks for no module by its name, which is
+    # another one after each change to the program.
+    own = FunctionType(run.__code__, function.__globals__, run.__name__, run.__defaults__, run.__closure__)
+    return functools.wraps(function)(own)
 
 
 SHORTEST_COMPILED = 32

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nsam.backends.torch.runtime.compilation import RECOMPILE_LIMIT
 from nsam.backends.torch.runtime.instructions import prepare_to_compile
 
 VERSIONS = ("2.13.",)
@@ -87,7 +88,7 @@ class Kept:
 
     def _loaded(self, w: Tensors, s: Tensors, at: Any, values: tuple[Tensor, ...]) -> Function | None:
         """The compiled function for these arguments, from the disk or new; None where it is not to be kept."""
-        key = self._key(w, s, at, values)
+        key = self._key(w, s, at, values) if len(self.entries.get(at, ())) < RECOMPILE_LIMIT else None
         if key is None:
             return None
         path, scope = _folder() / key, self._scope(w, s, at, values)
