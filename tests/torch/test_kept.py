@@ -171,3 +171,27 @@ def test_says_once_why_nothing_is_kept(
         "compiled code is not kept for the next start, which will take longer"
     ]
     kept._told.cache_clear()
+
+
+def test_keys_depend_on_the_files_of_this_package() -> None:
+    names = {path.name for path in kept._files()}
+    assert {"blocks.py", "kept.py", "instances.py", "products.h"} <= names
+
+
+def test_torch_compiles_what_has_too_many_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(kept, "RECOMPILE_LIMIT", 0)
+    once = Kept(function(), {})
+    once.__dict__["compiled"] = lambda *given: "by torch"
+    assert once(*arguments()) == "by torch"
+    assert not list(tmp_path.iterdir())
+
+
+def test_torch_decides_where_it_was_told_how_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_folder", lambda: tmp_path)
+    once = Kept(function(), {})
+    once.__dict__["compiled"] = lambda *given: "by torch"
+    with torch.compiler.set_stance("force_eager"):
+        assert once(*arguments()) == "by torch"
+    assert once.ready(*arguments()[:3], arguments()[3:]) is None
+    assert not list(tmp_path.iterdir())
