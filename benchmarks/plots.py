@@ -135,15 +135,20 @@ def _speeds(axis: Any, series: str, cases: list[CaseResult], colours: dict[str, 
             axis.fill_between(sizes, low, high, alpha=0.2, color=colour)
     _sizes(axis, sorted({case.x for case in cases if case.x is not None}))
     axis.yaxis.set_major_formatter("{x:,.0f}")
-    axis.set_ylim(bottom=0)
+    _from_zero(axis)
     axis.set_title(series, fontsize=9)
     axis.set_xlabel(counted)
     axis.set_ylabel("tokens a second")
 
 
+def _from_zero(axis: Any) -> None:
+    """Room above the highest point: matplotlib leaves a part of the points' own range, which may be small."""
+    axis.set_ylim(0, 1.08 * axis.dataLim.y1)
+
+
 def _lines(axis: Any, series: str, readings: list[Reading]) -> None:
     axis.plot([r.x for r in readings], [r.value for r in readings], marker="o")
     _sizes(axis, sorted({r.x for r in readings if r.x is not None}))
-    axis.set_ylim(bottom=0)
+    _from_zero(axis)
     axis.set_xlabel(series)
     axis.set_ylabel("seconds to compile")
