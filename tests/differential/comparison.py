@@ -79,6 +79,38 @@ def compare(case: Case) -> Outcome:
         return Outcome(error=error, stage=run.stage)
 
 
+def by_rounding(case: Case) -> dict[str, float]:
+    """The gaps between the reference and itself where each parameter is a rounding error off.
+
+    A program may divide by what is nothing but rounding (a normalised vector of one number has no gradient, and
+    orthogonalize makes it as large as any): of such a one nothing can be said.
+    """
+    unit = check(case.text)
+    module = compiled_module(case, unit)
+    assert module is not None
+    samples = Samples(unit, case.seed + 1)
+    inputs = samples.inputs(case.batch, case.time)
+    near, reference = ReferenceModule(unit), ReferenceModule(unit)
+    for each in (near, reference):
+        each.load_state_dict(module.state_dict())
+    draw = torch.Generator().manual_seed(case.seed)
+    with torch.no_grad():
+        for p in near.parameters():
+            p.mul_(1 + 1e-15 * torch.randn(p.shape, generator=draw, dtype=p.dtype))
+    (y, _), (expected, _) = near(*inputs), reference(*inputs)
+    gaps = dict(gradient_gaps(near, reference, samples.normal(*expected.shape), y, expected))
+    return {**gaps, **dict.fromkeys(("values", "tokens", "pieces"), gap(y.detach(), expected.detach()))}
+
+
+def only_rounding(case: Case, outcome: Outcome) -> bool:
+    """Whether the reference moves as far by itself, wherever a gap is too wide."""
+    failures = outcome.failures()
+    if not failures:
+        return False
+    moved = by_rounding(case)
+    return all(size <= 10 * moved[name] for name, size in failures.items())
+
+
 class Run:
     """A case on its way; `stage` says how far it has come."""
 
