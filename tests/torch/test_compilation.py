@@ -10,10 +10,22 @@ from torch import Tensor
 from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCache
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import LambdaFuture
+from torch.utils.flop_counter import FlopCounterMode
 
+import nsam
 from nsam.backends.torch.runtime import blocks
 from nsam.backends.torch.runtime.compilation import LOST, CompilerSettings
 from nsam.backends.torch.runtime.later import wait_later
+
+LEARNS = """nsam 1
+use std.rules (dgd)
+system s(dim: int = 4) {
+  input x: [dim]
+  memory k, v : linear(dim -> dim)
+  memory m : linear(dim -> dim) { learn normalize(k(x)) -> v(x); minimize l2; by dgd(lr = 0.2); every 16 tokens }
+  output m(x)
+}
+"""
 
 
 @pytest.mark.filterwarnings("default")
@@ -93,3 +105,14 @@ def test_nothing_is_collected_while_torch_compiles(monkeypatch: pytest.MonkeyPat
     blocks._compile(lambda w, s, at, x: x)({}, {}, blocks.At(0, 0, 64, 1, compiled=True), torch.zeros(1))
     assert seen == [False]
     assert gc.isenabled()
+
+
+def test_a_mode_that_sees_each_operation_sees_it() -> None:
+    """torch.compile of a whole graph refuses to run inside of one; what it would see of a kernel is nothing."""
+    program = nsam.loads(LEARNS)
+    x, counts = torch.randn(1, 64, 4), []
+    for compiled in (True, False):
+        with FlopCounterMode(display=False) as counted:
+            nsam.compile(program, "s", compiled=compiled)(x)
+        counts.append(counted.get_total_flops())
+    assert counts[0] == counts[1] > 0

@@ -42,8 +42,8 @@ _PLAIN = (int, float, str, bool, bytes, type(None))
 class Kept:
     """`function` compiled by torch with `options`, and what was compiled kept on disk.
 
-    Called like the function: `(w, s, at, *values)`. A call that cannot be kept (another device, a subclass of Tensor, a
-    mode that sees each operation) goes to torch.compile.
+    Called like the function: `(w, s, at, *values)`. A call that cannot be kept (another device, a subclass of Tensor)
+    goes to torch.compile.
     """
 
     def __init__(self, function: Function, options: Mapping[str, Any]) -> None:
@@ -155,10 +155,9 @@ def keepable() -> bool:
 
 
 def _torch_decides() -> bool:
-    """Whether torch.compile might not compile here, as it was told, or see each operation in a mode of its own."""
+    """Whether torch.compile was told when to compile."""
     dynamo: Any = torch._dynamo
-    stance = dynamo.eval_frame._stance.stance
-    return bool(torch._C._len_torch_dispatch_stack() or stance != "default" or dynamo.config.disable)
+    return bool(dynamo.eval_frame._stance.stance != "default" or dynamo.config.disable)
 
 
 def _load(path: Path, function: Function, outside: dict[str, Any]) -> Any:
