@@ -141,6 +141,7 @@ class ClauseChecks:
                 value.span,
                 f"this is {shape_text(type_)}",
                 [Label(self.info.span, f"`{self.info.path}` is declared here")],
+                f"it holds for a whole matrix: take it from a memory such as `linear(… -> {heads or 1})`, or a `mean`",
             )
         if self._is_task() and frequency is not None and frequency.unit == "token" and type_.per == "sequence":
             self.error(
