@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 
 from nsam.backends.torch.runtime import kept
 from nsam.backends.torch.runtime.blocks import At, _ending
+from nsam.backends.torch.runtime.files import put
 from nsam.backends.torch.runtime.kept import Kept
 
 AT = At(0, 0, 4, 2, compiled=True)
@@ -195,3 +196,11 @@ def test_torch_decides_where_it_was_told_how_to_run(tmp_path: Path, monkeypatch:
         assert once(*arguments()) == "by torch"
     assert once.ready(*arguments()[:3], arguments()[3:]) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "a", b"old")
+    monkeypatch.setattr("os.replace", lambda *names: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        put(tmp_path / "a", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]

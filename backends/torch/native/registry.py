@@ -9,8 +9,6 @@ import ctypes
 import functools
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from nsam.backends.torch.native.kernel import Kernel, Layout
 from nsam.backends.torch.runtime.cxx import library
+from nsam.backends.torch.runtime.files import put
 
 # As torch's own generated code makes tensors: three times as fast, and there are a hundred in a call.
 _empty: Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor] = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
@@ -34,12 +33,7 @@ def register(kernel: Kernel) -> str:
     if name not in KNOWN:
         KNOWN[name] = kernel
         _LIBRARIES[name] = _POOL.submit(library, kernel.source)  # while torch goes on with the rest of the graph
-        path = _path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and moved: another process may read it.
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(kernel, file)
-        os.replace(file.name, path)
+        put(_path(name), json.dumps(kernel).encode())
     return name
 
 

@@ -24,6 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nsam.backends.torch.runtime.files import put
+
 FLAG = "-fno-tree-slp-vectorize"
 HEADER = "torch/csrc/inductor/cpp_prefix.h"
 LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_python.so")
@@ -76,12 +78,8 @@ def _written(folder: Path, real: str, linked: list[str], more: list[str]) -> Pat
     if linked:  # options of the linker would make a program of a header
         lines.insert(1, f'for word in "$@"; do [ "$word" = -shared ] && {command} {shlex.join(linked)} {rest}; done')
     text, script = "\n".join(lines), folder / "g++"  # torch takes its flags from the name
-    folder.mkdir(parents=True, exist_ok=True)
     if not script.exists() or script.read_text() != text:
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-            file.write(text)
-        os.chmod(file.name, 0o755)
-        os.replace(file.name, script)
+        put(script, text.encode(), executable=True)
     return script
 
 

@@ -16,10 +16,8 @@ import hashlib
 import importlib.util
 import inspect
 import logging
-import os
 import platform
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from nsam.backends.torch.runtime.compilation import RECOMPILE_LIMIT
+from nsam.backends.torch.runtime.files import put
 from nsam.backends.torch.runtime.instructions import prepare_to_compile
 
 VERSIONS = ("2.13.",)
@@ -114,10 +113,7 @@ class Kept:
             return None
         try:
             data = type(found).serialize(found, outside).serialized_data
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:  # another process may read it
-                file.write(data)
-            os.replace(file.name, path)
+            put(path, data)
         except Exception as error:
             _not_kept(error)
         return found
@@ -174,7 +170,7 @@ def _load(path: Path, function: Function, outside: dict[str, Any]) -> Any:
         with compile_context(CompileContext(get_compile_id({}))), get_metrics_context():
             return AOTCompiledFunction.deserialize(data, function.__globals__, outside)
     except Exception as error:  # a damaged file, or one whose kernels are gone: it is written anew
-        _LOG.info("a compiled function could not be loaded, and is compiled again: %s", error)
+        _LOG.warning("a compiled function could not be loaded, and is compiled again: %s", error)
         return None
 
 
