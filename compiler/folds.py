@@ -15,8 +15,9 @@ from nsam.compiler.exact import affine_in, depends_on, exact_block
 from nsam.compiler.expressions import Attr, Node, postorder
 from nsam.compiler.fast_memory import Algorithm, FastMemory, Fold, piece_length
 from nsam.compiler.passes import switched_off
-from nsam.compiler.rule_plan import RulePlan, lower_rule
+from nsam.compiler.rule_plan import RulePlan, lower_rule, own
 from nsam.compiler.unsupported import unsupported
+from nsam.compiler.windows import require_sums
 from nsam.dsl import checked as c
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class _Build:
             loss = self.lower_objective(self.objective, key, value, shown)
         needs_plan = any(f.algorithm in ("summed", "generic") for f in folds)
         plan = self.plan() if needs_plan else None
+        if plan is not None and self.window > 1 and not self.summed:
+            require_sums(plan, self.rule)
         return FastMemory(
             self.m, self.heads, self.period, exact_block(self.m) if exact else self.period, exact, folds, plan,
             tuple(arguments.items()), key, loss, self.window, self.slowest, self.threshold,
@@ -305,7 +308,7 @@ class _Build:
             args += [erase, fade, key]
         return b.make(
             "momentum", args, state.shape, "fold",
-            memory=self.m.name, tensor=tensor, pairs=len(products), trace=name, kappa=float(kappa.value),
+            memory=self.m.name, tensor=tensor, pairs=len(products), trace=own(name), kappa=float(kappa.value),
         )  # fmt: skip
 
     def rank_one(

@@ -14,7 +14,7 @@ from nsam.compiler.rule_derive import (
     network_gradient,
 )
 from nsam.compiler.rule_networks import Layers, Shape, shapes
-from nsam.compiler.rule_plan import COUNT, GRAM, INPUTS, Assign, PlanState, RulePlan
+from nsam.compiler.rule_plan import COUNT, GRAM, INPUTS, Assign, PlanState, RulePlan, own
 from nsam.dsl.checked import (
     Apply,
     Constant,
@@ -109,12 +109,14 @@ class Scope:
         """Lower the statements in order."""
         for statement in statements:
             if isinstance(statement, RuleState):
-                name = self.prefix + statement.name
+                name = self.prefix + own(statement.name)
                 self.lowering.states.append(PlanState(name, self.start(statement), shape=self.shape))
                 self.states[statement.name] = self.current[name] = name
                 self.bound[statement.name] = ref(name)
             elif isinstance(statement, RuleLet):
-                self.bound[statement.name] = self.assign(self.prefix + statement.name, self.expression(statement.value))
+                self.bound[statement.name] = self.assign(
+                    self.prefix + own(statement.name), self.expression(statement.value)
+                )
             elif isinstance(statement, RuleUpdate):
                 self.update(statement)
             else:
@@ -165,7 +167,7 @@ class Scope:
         tensors = shapes(memory.structure, self.own, self.shape, memory.span)
         summed = memory.summed and memory.period > 1
         delayed = not memory.summed and memory.period > 1
-        name = self.prefix + memory.name
+        name = self.prefix + own(memory.name)
         places = {tensor: _place(name, tensor) for tensor in tensors}
         work = {tensor: _place(f"{name}.running" if delayed else name, tensor) for tensor in tensors}
         start = self.first(memory)
@@ -173,7 +175,7 @@ class Scope:
             for state in dict.fromkeys((places[tensor], work[tensor])):
                 self.lowering.states.append(PlanState(state, start, shape=shape))
         signals = self.signals(memory, name, places)
-        arguments = {p: self.assign(f"{name}.{p}", self.expression(a)) for p, a in memory.rule.arguments}
+        arguments = {p: self.assign(f"{name}.{own(p)}", self.expression(a)) for p, a in memory.rule.arguments}
         shown = {}
         for tensor, shape in tensors.items():
             grad, key, err = signals[tensor]

@@ -25,6 +25,13 @@ GRAM = "gram."
 """Σ over the rows of a step's key of their outer product, [columns, columns]: what most rules need of it."""
 WEIGHT = "weight."
 """The weights of a step's tokens, [tokens, 1], where a rule uses the `key` or `err` of each: see `rule_tokens.py`."""
+_SUFFIXES = frozenset({"value", "key", "grad", "sum", "total", "running", "run", "loss"})
+"""Last parts of names that are not the program's: what belongs to a memory, here and in the states of a model."""
+
+
+def own(name: str) -> str:
+    """Return the plan's name for what a rule calls `name`; no two names become one."""
+    return f"{name}_" if name.rstrip("_") in _SUFFIXES else name
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,6 +258,9 @@ def elementary(ops: Arrays, expr: Apply, arguments: list[Any]) -> Array | Identi
         return clip(ops, *arguments)
     if expr.function == "concat":
         return ops.concatenate(arguments)
+    if expr.function == "matmul" and len(expr.arguments[1].type.shape) == 1 and len(ops.shape(arguments[1])) == 2:
+        # A window's rows where the rule has one vector: the matrix is applied to each of them.
+        return ops.matmul(arguments[1], ops.transpose(arguments[0]))
     if expr.function in BINARY and len(arguments) == 2:
         return BINARY[expr.function](ops, arguments[0], arguments[1])
     return None

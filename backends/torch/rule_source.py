@@ -165,6 +165,7 @@ class _Source:
         """Return a Python name for a name of the plan: `slow'` is `slow_new`, `slow.sum` is `slow_sum`."""
         if name not in self.identifiers:
             base = re.sub(r"\W+", "_", re.sub(r"'+$", lambda m: "_new" + "_new" * (len(m[0]) - 1), name)).strip("_")
+            base = base if base.isidentifier() else f"x_{base}"
             taken = set(self.identifiers.values()) | _RESERVED
             found, number = base, 2
             while found in taken or keyword.iskeyword(found):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import keyword
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from torch import nn
 
 from nsam.backends.torch.emit.end_to_end import (
     end_to_end_attributes,
@@ -16,6 +19,7 @@ from nsam.backends.torch.emit.functions import INDENT, UnitSource
 from nsam.backends.torch.emit.keys import path_of, reads_of
 from nsam.backends.torch.emit.resets import Resets
 from nsam.backends.torch.emit.starts import starting_order
+from nsam.backends.torch.runtime.system import System
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.lower import varies
 from nsam.compiler.step_keys import owns
@@ -114,15 +118,11 @@ class ClassSource:
                     inside = inside.setdefault(part, {})  # type: ignore[assignment]
                 inside[last] = f"rt.Memory({', '.join(f'{t}={v}' for t, v in initial_values(memory))})"
         for name, built in tree.items():
-            first, *more = container(built)
-            lines.append(f"{INDENT}self.{name} = {first}")
-            lines += [INDENT + line for line in more]
+            lines += held(name, container(built))
         for step in self.unit.children:
             kind = self.children[step.name]
-            if isinstance(step, c.Call):
-                lines.append(f"{INDENT}self.{step.name} = {kind}()")
-            else:
-                lines.append(f"{INDENT}self.{step.name} = nn.ModuleList({kind}() for _ in range({int(step.count)}))")
+            passes = 0 if isinstance(step, c.Call) else int(step.count)
+            lines += held(step.name, [f"nn.ModuleList({kind}() for _ in range({passes}))" if passes else f"{kind}()"])
         return lines
 
     def forward(self) -> list[str]:
@@ -147,9 +147,9 @@ class ClassSource:
         first = next((n for n in lowered.inputs if n.layout == "flat"), lowered.inputs[0])
         initial = f", {self.source.prefix}_initial" if resets.memories() or resets.buffers() else ""
         clock = ", clock=True" if self.source.needs_clock else ""
-        kept = "".join(
-            f", {n.attr('name')}={names.of(n)}" for n in lowered.inputs if n.layout == "sequence" and lowered.initial
-        )
+        sequence = [n for n in lowered.inputs if n.layout == "sequence" and lowered.initial]
+        listed = ", ".join(f'"{n.attr("name")}": {names.of(n)}' for n in sequence)
+        kept = f", sequence={{{listed}}}" if listed else ""
         body.append(f"w, s, at, children = self.begin(state, {names.of(first)}{initial}{clock}{kept})")
         if self.source.places is not None:
             body.append(f"rt.require_places(at, {self.source.places})")
@@ -248,12 +248,23 @@ def columns(results: Mapping[str, str], outputs: Iterable[tuple[str, c.Expr]]) -
 Tree = dict[str, "str | Tree"]
 
 
+def held(name: str, built: list[str]) -> list[str]:
+    """The statement that gives a class a module: as an attribute, where its name can be one and means nothing else."""
+    first, *more = built
+    plain = name.isidentifier() and not keyword.iskeyword(name) and not name.startswith("_")
+    if plain and name != "training" and not hasattr(System, name):
+        return [f"{INDENT}self.{name} = {first}", *(INDENT + line for line in more)]
+    *lines, last = [f'self.hold("{name}", {first}', *more]
+    return [INDENT + line for line in (*lines, f"{last})")]
+
+
 def container(built: str | Tree) -> list[str]:
     """The lines that build a memory, a list of memories, or what a written-out call holds."""
     if isinstance(built, str):
         return [built]
     listed = all(name.isdigit() for name in built)
-    lines = ["nn.ModuleList([" if listed else "nn.ModuleDict({"]
+    plain = not any(hasattr(nn.ModuleDict, name) or name == "training" for name in built)
+    lines = ["nn.ModuleList([" if listed else "nn.ModuleDict({" if plain else "rt.Group(**{"]
     for name, inner in built.items():
         first, *more = container(inner)
         block = [first if listed else f'"{name}": {first}', *more]

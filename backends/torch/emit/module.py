@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from dataclasses import dataclass, field
 
@@ -33,6 +34,9 @@ from __future__ import annotations
 Weights = dict[str, Tensor]
 Result = tuple[dict[str, Tensor], tuple[Tensor, ...]]
 '''
+
+TAKEN = frozenset({"Tensor", "F", "Weights", "Result"})
+"""Names of a written file that a class must not take."""
 
 
 @dataclass
@@ -103,8 +107,9 @@ class ModuleSource:
     def fresh_class(self, path: str) -> str:
         """A class name that nothing else has."""
         base = "".join(word.capitalize() for part in path.split(".") for word in part.split("_"))
+        base = base if base.isidentifier() else f"System{base}"
         name, number = base, 2
-        while any(name == taken for _, taken in self.units):
+        while name in TAKEN or keyword.iskeyword(name) or any(name == taken for _, taken in self.units):
             name, number = f"{base}{number}", number + 1
         return name
 

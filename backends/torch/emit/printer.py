@@ -373,5 +373,6 @@ def state_bindings(printer: Printer, kind: Mapping[int, Node], source: str) -> l
 
 def clocks(lines: Iterable[str]) -> list[str]:
     """Bind the token's number at the block's start where `lines` use it: an inner loop moves the clock on."""
-    used = {name for line in lines for name in re.findall(r"\bclock(?:_never)?\b(?!\")", line)}
+    code = (re.sub(r'"[^"]*"|#.*', "", line) for line in lines)  # a memory may have the name too
+    used = {name for line in code for name in re.findall(r"\bclock(?:_never)?\b", line)}
     return [f'{name} = s["{name.replace("_", ".")}"]' for name in sorted(used)]

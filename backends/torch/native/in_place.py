@@ -113,4 +113,8 @@ def _uses(i: int, statement: Statement) -> Iterator[_Use]:
 
 def _whole(x: View) -> bool:
     """Whether a view shows all of a buffer, each place once and in a row."""
-    return not x.offset and math.prod(x.sizes) == x.buffer.size and x.strides == View(x.buffer, x.sizes, contiguous(x.sizes)).strides
+    return (
+        not x.offset
+        and math.prod(x.sizes) == x.buffer.size
+        and x.strides == View(x.buffer, x.sizes, contiguous(x.sizes)).strides
+    )

@@ -57,6 +57,7 @@ from nsam.backends.torch.runtime.stacks import (
 )
 from nsam.backends.torch.runtime.starts import copied, empty_memory, learned, nothing, rule_states
 from nsam.backends.torch.runtime.system import (
+    Group,
     Memory,
     State,
     System,
@@ -79,6 +80,7 @@ __all__ = [
     "At",
     "EndToEnd",
     "Generic",
+    "Group",
     "Memory",
     "State",
     "Summed",

@@ -45,7 +45,31 @@ def zeros(*shape: int) -> Tensor:
     return torch.zeros(shape)
 
 
-class System(nn.Module):
+class Holder(nn.Module):
+    """A module that holds others under any name that a program gives them: `in`, `training`, `__a`."""
+
+    def hold(self, name: str, module: nn.Module) -> None:
+        """Have a module under a name that cannot be written, or means something else, as an attribute."""
+        self._modules[name] = module
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a flag (`training` and what `System` has) beside a module of the same name, which torch refuses."""
+        if isinstance(value, bool) and name in self.__dict__.get("_modules", ()):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+class Group(Holder):
+    """What a call that is written out in its caller holds, by name."""
+
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.hold(name, module)
+
+
+class System(Holder):
     """Base of a generated module.
 
     `forward(*inputs, state=None)` returns `(output, state)`. A state is a plain dict:
@@ -195,7 +219,7 @@ class System(nn.Module):
         initial: Callable[[dict[str, Tensor], dict[str, Tensor], At], dict[str, Tensor]] | None = None,
         *,
         clock: bool = False,
-        **sequence: Tensor,
+        sequence: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], At, State]:
         """Open a call: weights, state tensors (initial ones where missing), the clock, and the children's states.
 
