@@ -13,7 +13,7 @@ from nsam.compiler.scopes import Scope, scopes
 from nsam.compiler.step_keys import check_step_keys
 from nsam.compiler.step_periods import check_step_periods
 from nsam.dsl.checked import Memory, Train, Transfer, Unit
-from nsam.dsl.diagnostics import Label, ProgramError, Report
+from nsam.dsl.diagnostics import Label, ProgramError, Report, fail
 
 
 def check_unit(unit: Unit, train: Train | None = None, *, report: Report) -> None:
@@ -32,6 +32,14 @@ def check_unit(unit: Unit, train: Train | None = None, *, report: Report) -> Non
     check_used(graph, report)
     check_step_keys(unit, train, report)
     check_step_periods(memories, train, report)
+
+
+def require_tokens(unit: Unit) -> None:
+    """Check that a system can be run by itself; raise `ProgramError` (N0405) otherwise."""
+    if not any(given.type.per == "token" for given in unit.inputs):
+        message = f"`{unit.name}` has no input with a value for each token"
+        help_text = "give it one, `input x: [dim]`, or call it from a system that has one"
+        raise fail("N0405", message, unit.span, "nothing to go through", help=help_text)
 
 
 # --- same-time cycles ----------------------------------------------------------------------------

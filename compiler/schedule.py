@@ -117,6 +117,9 @@ def plan(unit: c.Unit, passes: Passes = ALL) -> UnitPlan:
 
     Calls that have to run inside the loop over chunks are written out into the unit first.
     """
+    if not unit.inputs:
+        message = f"`{unit.name}` has no input, which tells a called system how many tokens there are"
+        raise unsupported(message, unit.span, "give it an input, or declare what it computes where it is called")
     lowered = lower(unit, passes)
     while names := entangled(lowered):
         lowered = lower(inline(lowered.unit, names), passes)

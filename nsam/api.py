@@ -142,14 +142,15 @@ def source(
 
 
 def _checked(program: Program, system: str, parameters: Mapping[str, object]) -> Unit:
-    """Instantiate a system and check its levels."""
-    from nsam.compiler.checks import check_unit
+    """Instantiate a system, and check its levels and that it has tokens to go through."""
+    from nsam.compiler.checks import check_unit, require_tokens
     from nsam.dsl.diagnostics import Report as Findings
 
     unit = program.instantiate(system, parameters)
     findings = Findings()
     check_unit(unit, report=findings)
     findings.raise_if_failed()
+    require_tokens(unit)
     return unit
 
 

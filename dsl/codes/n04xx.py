@@ -34,6 +34,13 @@ TABLE: tuple[Code, ...] = (
         "An optimizer whose states are spread over processes is made after `torch.distributed.init_process_group`.",
     ),
     Code(
+        "N0405",
+        "no-tokens",
+        "error",
+        "A system that is run by itself goes through a sequence of tokens, so one of its inputs must have a value for "
+        "each token. One whose inputs are all `per sequence`, or which has none, can be called by another system.",
+    ),
+    Code(
         "N0490",
         "not-in-reference",
         "error",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keyword
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -60,7 +60,7 @@ class ClassSource:
         lines += [INDENT + line if line else "" for line in self.forward()]
         if self.end_to_end:
             inputs = [self.source.names.of(n) for n in self.source.plan.lowered.inputs]
-            expected = [expectation(item, x, item.type.per) for item, x in zip(self.unit.inputs, inputs, strict=True)]
+            expected = expectations(self.unit.inputs, inputs, [item.type.per for item in self.unit.inputs])
             entry = end_to_end_forward(self.unit, inputs, expected)
             lines += ["", *(INDENT + line if line else "" for line in entry)]
         return "\n".join(lines) + "\n"
@@ -136,9 +136,9 @@ class ClassSource:
         lines = [f"def {name}(self{listed}, state: rt.State | None = None) -> tuple[{result}, rt.State]:"]
         lines.append(f'{INDENT}"""{self.shapes()}"""')
         body: list[str] = []
+        if not self.end_to_end:
+            body = expectations(self.unit.inputs, inputs, [varies(self.unit, item) for item in self.unit.inputs])
         for item, node in zip(self.unit.inputs, lowered.inputs, strict=True):
-            if not self.end_to_end:
-                body.append(expectation(item, names.of(node), varies(self.unit, item)))
             if node.layout == "sequence":
                 body.append(f"{names.of(node)} = {names.of(node)}.unsqueeze(1)")
             elif item.type.vocab is None and not item.type.shape:
@@ -270,6 +270,19 @@ def container(built: str | Tree) -> list[str]:
         block = [first if listed else f'"{name}": {first}', *more]
         lines += [INDENT + line for line in [*block[:-1], f"{block[-1]},"]]
     return [*lines, "])" if listed else "})"]
+
+
+def expectations(items: Sequence[c.Input], names: Sequence[str], pers: Sequence[str]) -> list[str]:
+    """The statements that check inputs, each by itself and against each other."""
+    given = list(zip(items, names, pers, strict=True))
+    lines = [expectation(item, name, per) for item, name, per in given]
+    tokens, sequences = (
+        [f'("{item.name}", {name})' for item, name, per in given if per == kind] for kind in ("token", "sequence")
+    )
+    if len(tokens) + len(sequences) > 1 and tokens:
+        more = f", sequences=[{', '.join(sequences)}]" if sequences else ""
+        lines.append(f"rt.agree({', '.join(tokens)}{more})")
+    return lines
 
 
 def expectation(item: c.Input, name: str, per: str = "token") -> str:

@@ -321,6 +321,21 @@ def expect(name: str, x: Tensor, shape: tuple[int, ...], *, vocab: int | None = 
         raise ValueError(f"input `{name}` is empty: {given}")
 
 
+def agree(*inputs: tuple[str, Tensor], sequences: Iterable[tuple[str, Tensor]] = ()) -> None:
+    """Check that `inputs` [batch, time, …] are of one batch and length, and `sequences` [batch, …] of that batch.
+
+    Raises ValueError: a batch or a length of 1 would be spread over the others.
+    """
+    first, x = inputs[0]
+    for axis, what, others in ((0, "sequences", (*inputs, *sequences)), (1, "tokens", inputs)):
+        for name, other in others:
+            if other.shape[axis] != x.shape[axis]:
+                raise ValueError(
+                    f"inputs `{first}` and `{name}` must have as many {what} as each other: "
+                    f"{x.shape[axis]} and {other.shape[axis]}"
+                )
+
+
 def column(x: Tensor) -> Tensor:
     """One number a token, [B, T] or [B, T, 1], as [B, T, 1]."""
     return x.unsqueeze(-1) if x.dim() == 2 else x

@@ -1,0 +1,57 @@
+"""What a module says of inputs that do not belong together, and of systems that have none to go through."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import nsam
+
+TWO = """
+nsam 1
+use std.rules (gd)
+system two(dim: int = 4) {
+  input a: [dim]
+  input b: [dim]
+  input c: [dim] per sequence
+  memory m : linear(dim -> dim) { learn a -> b; minimize l2; by gd(lr = 0.1); every 2 tokens; init zeros }
+  output m(a) + b + c
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((2, 4, 4), (2, 1, 4), (2, 4)), "`a` and `b` must have as many tokens as each other: 4 and 1"),
+        (((2, 4, 4), (1, 4, 4), (2, 4)), "`a` and `b` must have as many sequences as each other: 2 and 1"),
+        (((2, 4, 4), (2, 4, 4), (1, 4)), "`a` and `c` must have as many sequences as each other: 2 and 1"),
+    ],
+)
+def test_inputs_belong_together(shapes: tuple[tuple[int, ...], ...], message: str) -> None:
+    module = nsam.compile(nsam.loads(TWO), "two", compiled=False)
+    assert module(torch.zeros(2, 4, 4), torch.zeros(2, 4, 4), torch.zeros(2, 4))[0].shape == (2, 4, 4)
+    with pytest.raises(ValueError, match=message):
+        module(*(torch.zeros(shape) for shape in shapes))
+
+
+def test_a_system_without_tokens_can_only_be_called() -> None:
+    helper = "system part(dim: int = 4) { input c: [dim] per sequence\n memory w : vector(dim)\n output c + w }"
+    whole = "system whole() { input x: [4]\n input c: [4] per sequence\n output x + part(c) }"
+    program = nsam.loads(f"nsam 1\n{helper}\n{whole}\n")
+    module = nsam.compile(program, "whole", compiled=False)
+    assert module(torch.zeros(2, 3, 4), torch.zeros(2, 4))[0].shape == (2, 3, 4)
+    for run in (nsam.compile, nsam.verify, nsam.source):
+        with pytest.raises(nsam.ProgramError, match="N0405"):
+            run(program, "part")
+
+
+def test_a_system_without_inputs_is_refused() -> None:
+    program = nsam.loads(
+        "nsam 1\nsystem part() { memory w : vector(4)\n output w }\n"
+        "system whole() { input x: [4]\n output x + part() }\n"
+    )
+    with pytest.raises(nsam.ProgramError, match="N0405"):
+        nsam.compile(program, "part")
+    with pytest.raises(nsam.ProgramError, match=r"N0401.*`part` has no input"):
+        nsam.compile(program, "whole")
