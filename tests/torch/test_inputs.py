@@ -55,3 +55,9 @@ def test_a_system_without_inputs_is_refused() -> None:
         nsam.compile(program, "part")
     with pytest.raises(nsam.ProgramError, match=r"N0401.*`part` has no input"):
         nsam.compile(program, "whole")
+
+
+def test_shapes_of_a_call_without_values() -> None:
+    module = nsam.compile(nsam.loads(TWO), "two").to("meta")
+    inputs = [torch.zeros(shape, device="meta") for shape in ((2, 64, 4), (2, 64, 4), (2, 4))]
+    assert module(*inputs)[0].shape == (2, 64, 4)

@@ -6,6 +6,7 @@ import itertools
 import types
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from nsam.backends.torch.runtime import kept
+from nsam.backends.torch.native import registry
+from nsam.backends.torch.runtime import blocks, kept
 from nsam.backends.torch.runtime.blocks import At, _ending
 from nsam.backends.torch.runtime.files import put
 from nsam.backends.torch.runtime.kept import Kept
@@ -150,6 +152,11 @@ def test_loads_what_it_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(list(tmp_path.iterdir())) == 1
     assert run(learnt, disturb=lambda data: data[: len(data) // 2]) == 1  # damaged: made again
     assert run(learnt) == 0
+    rest = torch.randn(3, 3, requires_grad=True)
+    rest.grad = torch.ones(3, 3)  # gradients that are there while it is compiled are none of its business
+    assert run(rest, disturb=lambda data: b"") == 1
+    assert run(learnt) == 0
+    torch.testing.assert_close(rest.grad, torch.ones(3, 3))
     assert run(torch.randn(3, 3)) == 1  # nothing to learn: another function
     assert len(list(tmp_path.iterdir())) == 2
     kept._told.cache_clear()
@@ -172,6 +179,56 @@ def test_says_once_why_nothing_is_kept(
         "compiled code is not kept for the next start, which will take longer"
     ]
     kept._told.cache_clear()
+
+
+def test_stored_code_is_lost_with_a_kernel_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_path", lambda name: tmp_path / name)
+    code = b"buf1 = torch.ops.nsam.kernel.default('0123456789abcdef0123456789abcdef', [primals_1])"
+    assert registry.lost(code)
+    assert not registry.lost(b"no kernel at all")
+    put(tmp_path / "0123456789abcdef0123456789abcdef", b"[]")
+    assert not registry.lost(code)
+
+
+@pytest.mark.slow
+@stores
+@pytest.mark.filterwarnings("default")  # torch's compiler imports what is deprecated
+def test_code_that_lost_a_kernel_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From our file, then from torch's own cache, whose answer would lack the kernel as well."""
+    monkeypatch.setattr(kept, "_folder", lambda: tmp_path)
+    asked: list[bytes] = []
+    monkeypatch.setattr(registry, "lost", lambda data: not asked.append(data))  # whatever there is has lost one
+    once = Kept(function(), {"cpp.simdlen": 1})
+    torch.testing.assert_close(once(*arguments())[1][0], function()(*arguments())[1][0])
+    assert len(asked) == 2  # what was compiled, and what was compiled again
+    assert once.options[kept.PASS].again
+    Kept(function(), {"cpp.simdlen": 1})(*arguments())
+    assert len(asked) == 5  # what was stored as well
+
+
+@pytest.mark.slow
+@stores
+@pytest.mark.filterwarnings("default")  # torch's compiler imports what is deprecated
+def test_threads_compile_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's settings are the process's: what one thread sets, another one's compiler would see."""
+    monkeypatch.setattr(kept, "_folder", lambda: tmp_path)
+    plain, found = function(), list[Tensor | BaseException]()
+    compiled = blocks._compile(plain)
+
+    def run(rows: int) -> None:
+        given = arguments(x=torch.ones(rows, 3))
+        try:
+            found.append(compiled(*given)[1][0] - plain(*given)[1][0])
+        except BaseException as error:
+            found.append(error)
+
+    threads = [Thread(target=run, args=(rows,)) for rows in range(4, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(isinstance(x, Tensor) and not x.any() for x in found), found
+    assert len(found) == len(threads)
 
 
 def test_keys_depend_on_the_files_of_this_package() -> None:

@@ -14,9 +14,13 @@ from nsam.compiler import instances
 
 
 class NativeKernels(CustomGraphPass):
-    """Replaces the work on instances by kernels; `done` says what was replaced, graph by graph."""
+    """Replaces the work on instances by kernels; `done` says what was replaced, graph by graph.
 
-    def __init__(self) -> None:
+    `again`: torch's cache is not to find what it has, whose kernels are gone.
+    """
+
+    def __init__(self, *, again: bool = False) -> None:
+        self.again = again
         self.done: list[list[Replaced]] = []
 
     def __call__(self, graph: Graph) -> None:
@@ -32,7 +36,7 @@ class NativeKernels(CustomGraphPass):
     def uuid(self) -> Any:
         """What a cached graph depends on: this package's files."""
         here = (*Path(__file__).parent.glob("*.[ph]*"), Path(instances.__file__))
-        return get_hash_for_files(tuple(sorted(map(str, here))))
+        return get_hash_for_files(tuple(sorted(map(str, here))), "again" if self.again else "")
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +48,12 @@ def find(name: str) -> Kernel:
         layouts = [tuple(Layout(tuple(s), tuple(t), d) for s, t, d in each) for each in (inputs, outputs)]
         KNOWN[name] = Kernel(source, *layouts)
     return KNOWN[name]
+
+
+def lost(code: bytes) -> bool:
+    """Whether a kernel that some stored code calls is gone: a folder may be cleaned of what is old."""
+    names = {name.decode() for name in re.findall(rb"nsam\.kernel(?:\.default)?\(\s*'([0-9a-f]{32})'", code)}
+    return any(name not in KNOWN and not _path(name).exists() for name in names)
 
 
 def _lost(name: str) -> NoReturn:

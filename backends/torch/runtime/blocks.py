@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Container, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor
 from nsam.backends.torch.runtime.compilation import PLAIN, CompilerSettings
 from nsam.backends.torch.runtime.cxx import options_for
 from nsam.backends.torch.runtime.instructions import decided, prepare_to_compile
-from nsam.backends.torch.runtime.kept import Kept, compiled_by_torch, keepable
+from nsam.backends.torch.runtime.kept import PASS, Kept, compiled_by_torch, keepable
 from nsam.backends.torch.runtime.replay import Recorder
 from nsam.dsl.collector import paused
 
@@ -203,6 +204,7 @@ def _ending(function: Function) -> Function:
     return functools.wraps(function)(own)
 
 
+_SETTINGS = threading.RLock()
 SHORTEST_COMPILED = 32
 """Shortest sequence, in tokens, that is worth compiling for."""
 
@@ -225,7 +227,7 @@ def _compile(function: Function, block: bool = False) -> Function:
         if native:
             from nsam.backends.torch.native.graph_pass import native_kernels
 
-            options["post_grad_custom_post_pass"] = native_kernels()
+            options[PASS] = native_kernels()
             options["size_asserts"] = False  # in Python, of a hundred tensors a call: what kernels return is so made
         if recompute and cuda:
             from nsam.backends.torch.on_chip.graph_pass import kept_inverses
@@ -248,7 +250,8 @@ def _compile(function: Function, block: bool = False) -> Function:
         known = compiled.ready(w, s, at, values) if isinstance(compiled, Kept) else None
         if known is not None:
             return known(w, s, at, *values)
-        with paused(), CompilerSettings(recompute, cuda):  # compiling makes millions of objects that stay
+        # One thread at a time: the settings are the process's. Compiling makes millions of objects that stay.
+        with _SETTINGS, paused(), CompilerSettings(recompute, cuda):
             return compiled(w, s, at, *values)
 
     return run

@@ -19,7 +19,8 @@ import logging
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -31,6 +32,8 @@ from nsam.backends.torch.runtime.compilation import RECOMPILE_LIMIT
 from nsam.backends.torch.runtime.files import put
 from nsam.backends.torch.runtime.instructions import prepare_to_compile
 
+PASS = "post_grad_custom_post_pass"
+"""The option of torch.compile that has the pass for native kernels."""
 VERSIONS = ("2.13.",)
 Function = Callable[..., Any]
 Tensors = Mapping[str, Tensor]
@@ -104,19 +107,32 @@ class Kept:
     def _made(self, arguments: tuple[Any, ...], path: Path, outside: dict[str, Any]) -> Any:
         if not hasattr(self.compiled, "aot_compile"):  # torch was told not to compile
             return None
-        try:
-            with warnings.catch_warnings():  # torch looks at the gradients of all that it guards
-                warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        w, s, _, *values = arguments
+        with _without_gradients((*w.values(), *s.values(), *values)):
+            try:
                 found = self.compiled.aot_compile((arguments, {}))
-        except Exception as error:  # what is wrong with the function itself torch.compile finds again
-            _not_kept(error)
-            return None
-        try:
-            data = type(found).serialize(found, outside).serialized_data
-            put(path, data)
-        except Exception as error:
-            _not_kept(error)
+            except Exception as error:  # what is wrong with the function itself torch.compile finds again
+                _not_kept(error)
+                return None
+            try:
+                data = type(found).serialize(found, outside).serialized_data
+                if self._forgotten(data):
+                    return self._made(arguments, path, outside)
+                put(path, data)
+            except Exception as error:
+                _not_kept(error)
         return found
+
+    def _forgotten(self, data: bytes) -> bool:
+        """Whether torch found code in its cache whose kernels are gone; what is compiled next is made anew."""
+        from nsam.backends.torch.native.graph_pass import NativeKernels
+        from nsam.backends.torch.native.registry import lost
+
+        if not lost(data) or getattr(self.options.get(PASS), "again", False):
+            return False
+        self.options[PASS] = NativeKernels(again=True)
+        self.__dict__.pop("compiled", None)
+        return True
 
     def _key(self, w: Tensors, s: Tensors, at: Any, values: tuple[Tensor, ...]) -> str | None:
         tensors = [*w.values(), *s.values(), *values]
@@ -133,6 +149,21 @@ class Kept:
         options = {name: x.uuid() if hasattr(x, "uuid") else x for name, x in self.options.items()}
         found = (code, at, tuple(w), tuple(s), layouts, same, options, _settings(), _surroundings())
         return hashlib.sha256(repr(found).encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _without_gradients(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Have tensors without gradients for a while: what is stored of a tensor has none, and then does not fit it."""
+    held = [(x, x.grad) for x in tensors if x.is_leaf and x.grad is not None]
+    try:
+        for x, _ in held:
+            x.grad = None
+        with warnings.catch_warnings():  # torch looks at the gradients of all that it guards
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+            yield
+    finally:
+        for x, gradient in held:
+            x.grad = gradient
 
 
 def compiled_by_torch(function: Function, options: Mapping[str, Any]) -> Function:
@@ -162,9 +193,13 @@ def _load(path: Path, function: Function, outside: dict[str, Any]) -> Any:
     from torch._dynamo.utils import get_metrics_context
     from torch._guards import CompileContext, compile_context
 
+    from nsam.backends.torch.native.registry import lost
+
     try:
         data = path.read_bytes()
     except OSError:
+        return None
+    if lost(data):
         return None
     try:
         with compile_context(CompileContext(get_compile_id({}))), get_metrics_context():

@@ -237,9 +237,10 @@ class System(Holder):
             break
         s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
         time, batch = like.shape[1], like.shape[0]
-        native = self.native and self.compiled and like.device.type == "cpu" and not self.cpp_wrapper
+        compiled = self.compiled and not like.is_meta  # what has no values takes no time
+        native = self.native and compiled and like.device.type == "cpu" and not self.cpp_wrapper
         truncated = self.truncated and not goes_on()
-        how = (self.compiled, self.observe, recorder(time), self.cpp_wrapper, truncated, self.recompute, native)
+        how = (compiled, self.observe, recorder(time), self.cpp_wrapper, truncated, self.recompute, native)
         at = At(old["position"], old["steps"], time, batch, *how)
         if initial is not None:
             s = {**initial(w, s, at), **s}
