@@ -257,7 +257,7 @@ def elementary(ops: Arrays, expr: Apply, arguments: list[Any]) -> Array | Identi
     if expr.function == "clip":
         return clip(ops, *arguments)
     if expr.function == "concat":
-        return ops.concatenate(arguments)
+        return ops.concatenate([a if ops.shape(a) else ops.reshape(a, (1,)) for a in arguments])
     if expr.function in BINARY and len(arguments) == 2:
         return BINARY[expr.function](ops, arguments[0], arguments[1])
     return None
