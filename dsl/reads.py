@@ -218,7 +218,7 @@ class SystemExpressions(Expressions):
             f"unknown name `{node.id}`",
             node.span,
             "nothing of this name here",
-            help=did_you_mean(node.id, known),
+            help=self.hint(node.id, known),
         )
 
     def _no_self(self, span: Span) -> Skip:
