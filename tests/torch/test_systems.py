@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nsam.backends.reference.module import ReferenceModule
 from nsam.backends.reference.run import new_sequence as new_sequence_reference
@@ -161,6 +161,25 @@ def test_autocast_keeps_gates_and_states_in_float32(unit_of: UnitOf) -> None:
     kept = state["sequence"]["m.weight"][0, 0] / module.m.weight
     assert state["sequence"]["m.weight"].dtype == torch.float32
     torch.testing.assert_close(kept, torch.full((4, 4), 0.9999**64), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reads", ["boundary", "running"])
+@pytest.mark.parametrize("output", ["m(q(x))", "normalize(m(x))", "norm(q(x)) * x", "b * x"])
+def test_the_output_has_the_precision_of_the_module(
+    unit_of: UnitOf, output: str, reads: str, dtype: torch.dtype
+) -> None:
+    """So it goes on into a layer of torch's of that precision; the state stays in float32."""
+    clauses = f"learn x -> v(x); minimize l2; by gd(lr = 0.1); every 2 tokens; reads {reads}; init zeros"
+    alone = clauses.replace("x ->", "")
+    declared = f"memory q, v : linear(4 -> 4)\nmemory m : linear(4 -> 4) {{ {clauses} }}"
+    declared += f"\nmemory b : vector(4) {{ {alone} }}"
+    module = build(unit_of(f"{declared}\noutput {output}"), compiled=False).to(dtype)
+    y, state = module(torch.randn(2, 5, 4, dtype=dtype))
+    assert nn.Linear(4, 3, dtype=dtype)(y).dtype == dtype
+    assert state["sequence"]["m.weight"].dtype == torch.float32
+    again, _ = module(torch.randn(2, 5, 4, dtype=dtype), state)
+    assert again.dtype == dtype
 
 
 @pytest.mark.parametrize("system", ["titans", "hope"])

@@ -153,8 +153,9 @@ class System(nn.Module):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`; in half precision under autocast, because states and gates stay in float32.
 
-        The precision is that of the weights, or of the first input where there are none. A budget of memory, where one
-        is set, decides what is kept for the backward pass.
+        The precision is that of the weights, or of the first input where there are none; the output has it too, as that
+        of any torch module. Under an autocast of the caller's the output is what autocast makes of it. A budget of
+        memory, where one is set, decides what is kept for the backward pass.
         """
         budget = self.__dict__.get("budget")
         return self._run(*args, **kwargs) if budget is None else budget.run(self._run, args, kwargs)
@@ -166,7 +167,8 @@ class System(nn.Module):
         if like is None or not low or torch.is_autocast_enabled(like.device.type):
             return super().__call__(*args, **kwargs)
         with torch.autocast(like.device.type, dtype=like.dtype):
-            return super().__call__(*args, **kwargs)
+            output, state = super().__call__(*args, **kwargs)
+        return output.to(like.dtype) if output.is_floating_point() else output, state
 
     def weights(self) -> dict[str, Tensor]:
         """This unit's own parameters by path: `mem.w1`, `level.0.weight`."""
