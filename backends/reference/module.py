@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nsam.backends.reference.checks import check_supported, learns_end_to_end
+from nsam.backends.reference.checks import check_supported, learns_end_to_end, require_state
 from nsam.backends.reference.end_to_end import run_end_to_end
 from nsam.backends.reference.numpy_arrays import NumpyArrays
 from nsam.backends.reference.parameters import initial_value, parameters
@@ -58,6 +58,7 @@ class ReferenceModule(torch.nn.Module):
             x if wanted.type.vocab is not None else x.to(torch.float64)
             for wanted, x in zip(self.unit.inputs, inputs, strict=True)
         ]
+        require_state(self.unit, state)
         ops, own = TorchArrays(given[0].device), dict(self.named_parameters())
         if not learns_end_to_end(self.unit):
             return run(ops, self.unit, own, given, state)

@@ -157,6 +157,9 @@ class System(nn.Module):
         of any torch module. Under an autocast of the caller's the output is what autocast makes of it. A budget of
         memory, where one is set, decides what is kept for the backward pass.
         """
+        check = self.__dict__.get("nsam_check")
+        if check is not None:
+            check(self, args, kwargs)
         budget = self.__dict__.get("budget")
         return self._run(*args, **kwargs) if budget is None else budget.run(self._run, args, kwargs)
 
