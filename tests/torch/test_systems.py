@@ -340,6 +340,14 @@ def test_tokens_are_whole_numbers_and_states_fit_the_batch(shipped: Any) -> None
         module(torch.zeros(3, 5, dtype=torch.int64), state)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32])
+def test_tokens_of_any_whole_type(shipped: Any, dtype: torch.dtype) -> None:
+    """As bytes of a file, or as NumPy has them."""
+    module = build(shipped("hope", "hope", vocab=16, dim=8, layers=1), compiled=False)
+    tokens = torch.randint(0, 16, (2, 5))
+    assert torch.equal(module(tokens.to(dtype))[0], module(tokens)[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_unit_without_parameters_takes_the_precision_of_its_input(unit_of: Any, dtype: torch.dtype) -> None:
     clauses = "learn x -> x; minimize l2; by gd(lr = 0.1); every 2 tokens; init zeros"

@@ -19,6 +19,8 @@ from nsam.backends.torch.runtime.wavefront import goes_on, wavefront
 
 State = dict[str, Any]
 CLOCKS = ("clock", "clock.never", "start")
+NARROW = frozenset({torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64})
+"""Types of whole numbers that torch's embedding does not take: tokens as files and NumPy have them."""
 
 
 class Memory(nn.Module):
@@ -157,6 +159,7 @@ class System(nn.Module):
         of any torch module. Under an autocast of the caller's the output is what autocast makes of it. A budget of
         memory, where one is set, decides what is kept for the backward pass.
         """
+        args, kwargs = tuple(map(whole, args)), {name: whole(x) for name, x in kwargs.items()}
         check = self.__dict__.get("nsam_check")
         if check is not None:
             check(self, args, kwargs)
@@ -286,6 +289,11 @@ class System(nn.Module):
     def is_kept(self, key: str) -> bool:
         """Whether a state tensor belongs to a memory with `reset never`."""
         return any(key.startswith(f"{memory}.") for memory in self.kept_memories)
+
+
+def whole(x: Any) -> Any:
+    """Tokens of a narrow type as int64; anything else as it is."""
+    return x.to(torch.int64) if isinstance(x, Tensor) and x.dtype in NARROW else x
 
 
 def expect(name: str, x: Tensor, shape: tuple[int, ...], *, vocab: int | None = None, per: str = "token") -> None:
