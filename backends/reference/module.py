@@ -30,6 +30,7 @@ class ReferenceModule(torch.nn.Module):
         super().__init__()
         check_supported(unit)
         self.unit = unit
+        self._places: dict[str, tuple[torch.nn.Module, str]] = {}
         for parameter in parameters(unit):
             *path, name = parameter.path.split(".")
             owner: torch.nn.Module = self
@@ -38,6 +39,7 @@ class ReferenceModule(torch.nn.Module):
                 inside = owner._modules.setdefault(part, torch.nn.Module())
                 assert inside is not None
                 owner = inside
+            self._places[parameter.path] = owner, name
             owner.register_parameter(name, torch.nn.Parameter(initial_value(parameter, generator)))
 
     def forward(
@@ -59,7 +61,7 @@ class ReferenceModule(torch.nn.Module):
             for wanted, x in zip(self.unit.inputs, inputs, strict=True)
         ]
         require_state(self.unit, state)
-        ops, own = TorchArrays(given[0].device), dict(self.named_parameters())
+        ops, own = TorchArrays(given[0].device), {path: getattr(*place) for path, place in self._places.items()}
         if not learns_end_to_end(self.unit):
             return run(ops, self.unit, own, given, state)
         outer = torch.is_grad_enabled()

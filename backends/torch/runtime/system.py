@@ -28,6 +28,8 @@ class Memory(nn.Module):
 
     def __init__(self, **tensors: Tensor) -> None:
         super().__init__()
+        # A parametrization of torch.nn.utils takes a parameter's place: its name then gives what is computed.
+        self.tensors = tuple(tensors)
         for name, tensor in tensors.items():
             setattr(self, name, nn.Parameter(tensor))
 
@@ -182,7 +184,7 @@ class System(nn.Module):
             own: list[tuple[str, nn.Module, str]] = []
             for path, module in self.named_modules():
                 if isinstance(module, Memory) and not self._inside_child(path):
-                    own += [(f"{path}.{name}", module, name) for name in module._parameters]
+                    own += [(f"{path}.{name}", module, name) for name in module.tensors]
             self.__dict__["_flat"] = own
         return {path: getattr(module, name) for path, module, name in self.__dict__["_flat"]}
 
