@@ -358,6 +358,26 @@ def test_a_unit_without_parameters_takes_the_precision_of_its_input(unit_of: Any
     assert y[:, 2:].min() > 0
 
 
+@pytest.mark.parametrize("output", ["x * s", "concat(x, s) * t", "m(x) + s"])
+def test_a_number_a_sequence(output: str) -> None:
+    """As [B] and as [B, 1], with as many tokens as sequences: an axis more or less would go unnoticed."""
+    learn = "learn x -> s * x; minimize l2; by gd(lr = 0.1); every 2 tokens"
+    text = f"""nsam 1
+    use std.rules (gd)
+    system a(dim: int = 3) {{
+      input x: [dim]; input s: [] per sequence; input t: []
+      memory m : linear(dim -> dim) {{ {learn} }}
+      output {output}
+    }}"""
+    unit = Program.loads(text).instantiate("a", {})
+    module, reference = build(unit, compiled=False).double(), ReferenceModule(unit)
+    module.load_state_dict(reference.state_dict())
+    x, s, t = (torch.randn(4, *shape, dtype=torch.float64) for shape in ((4, 3), (), (4,)))
+    wanted, _ = reference(x, s, t)
+    for given in (s, s[:, None]):
+        assert float((module(x, given, t)[0] - wanted).detach().abs().max()) < 1e-12
+
+
 @pytest.mark.parametrize("name", ["call", "weights", "end", "forward", "piece", "unit"])
 def test_systems_and_memories_may_be_called_like_methods(name: str) -> None:
     text = f"""nsam 1
