@@ -159,7 +159,9 @@ class Lowering:
         if name in ("lp", "huber", "pseudo_huber"):
             return b.reduce(name, args[0], **dict(expr.options))
         if name == "concat":
-            shape = (sum(a.shape[-1] for a in args),)
+            if all(a.op == "number" for a in args):
+                args = [b.filled(a, (1,)) for a in args]
+            shape = (sum(a.shape[-1] if a.shape else 1 for a in args),)
             return b.make("concat", args, shape, join(*(a.layout for a in args)))
         if name == "position":
             return b.make("position", args, (), "flat", n=expr.option("n"))

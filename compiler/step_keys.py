@@ -22,6 +22,12 @@ Keys: TypeAlias = "bool | Literal['tokens']"
 """What a module brings of the inputs of all its layers: nothing, the sums of outer products, or each token's."""
 
 
+def check_keys(keys: object) -> None:
+    """Raise ValueError for what is none of them."""
+    if not isinstance(keys, bool) and keys != "tokens":
+        raise ValueError(f'keys is False, True or "tokens", not {keys!r}')
+
+
 @dataclass(frozen=True, slots=True)
 class Unserved:
     """A parameter without a layer's inputs: the reason, and whether `for others` means it."""

@@ -23,7 +23,7 @@ from nsam.dsl.initials import build_initial
 from nsam.dsl.memories import Info
 from nsam.dsl.objectives import build_objective
 from nsam.dsl.periods import adaptive, period_of
-from nsam.dsl.reads import SystemExpressions
+from nsam.dsl.reads import SystemExpressions, number_as_vector
 from nsam.dsl.rule_uses import use_rule
 from nsam.dsl.sizes import Size, at_least, divides
 from nsam.dsl.structures import input_size, output_size, state_shape
@@ -279,6 +279,7 @@ class _Clauses(ClauseChecks):
             expr.span,
             f"this is {shape_text(expr.type)}",
             secondary=[Label(info.span, f"`{info.path}` {verb} {expected}: declared here")],
+            help=number_as_vector(expr, expected),
         )
 
     # --- minimize, by ---

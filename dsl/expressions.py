@@ -51,6 +51,10 @@ class Expressions:
         """Return the names that may be called here, for suggestions."""
         return names_in(self.place)
 
+    def hint(self, name: str, known: Sequence[str]) -> str | None:
+        """Return what to do about a name that means nothing here."""
+        return did_you_mean(name, known)
+
     def static_name(self, name: str) -> Value | None:
         """Return the compile-time value of a bound name, or None when it varies."""
         return None
@@ -230,7 +234,7 @@ class Expressions:
             f"unknown function or memory `{node.function}`",
             node.function_span,
             "nothing of this name can be called here",
-            help=did_you_mean(node.function, self.callables()),
+            help=self.hint(node.function, self.callables()),
         )
 
     def _not_here(self, entry: Function, span: Span) -> Exception:

@@ -115,9 +115,9 @@ def _positions(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]
 def _concat(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
     total: Size = 0
     for index, type_ in enumerate(types):
-        if len(type_.shape) != 1:
-            raise ShapeProblem(f"`concat` takes vectors, found {shape_text(type_)}", (index,))
-        total = total + type_.shape[0]
+        if len(type_.shape) > 1:
+            raise ShapeProblem(f"`concat` takes vectors and numbers, found {shape_text(type_)}", (index,))
+        total = total + (type_.shape[0] if type_.shape else 1)
     return (total,)
 
 
@@ -234,7 +234,7 @@ _TABLE = (
         "number of the value's token in its sequence, from 0, as a token(n)",
         options=(Option("n", required=True),),
     ),
-    Function("concat", 2, 64, SYSTEM, _concat, "vectors one after the other"),
+    Function("concat", 1, 64, SYSTEM, _concat, "vectors and numbers one after the other, as one vector"),
     Function("index", 1, 1, SYSTEM, _index, "element i of a vector, from 0", options=(Option("i", required=True),)),
     Function(
         "slice",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nsam.dsl import syntax
 from nsam.dsl.checked import Binding, Expr, Initial, Output, Read, Ref, walk
 from nsam.dsl.constants import Unknown, is_symbolic, show
 from nsam.dsl.diagnostics import Label
+from nsam.dsl.findings import did_you_mean
 from nsam.dsl.memories import Info
 from nsam.dsl.reads import SystemExpressions
 from nsam.dsl.sizes import equal, product
@@ -16,6 +18,27 @@ from nsam.dsl.types import shape_text
 
 if TYPE_CHECKING:
     from nsam.dsl.bodies import Body
+
+DRAWN = frozenset(
+    "rand randn random normal randn_like uniform gaussian xavier xavier_normal xavier_uniform glorot "
+    "kaiming kaiming_normal kaiming_uniform he trunc_normal orthogonal".split()
+)
+"""What other frameworks call a random start."""
+
+
+class InitialExpressions(SystemExpressions):
+    """The expression of an `init` clause: names that mean nothing are often those of other frameworks' starts."""
+
+    def hint(self, name: str, known: Sequence[str]) -> str | None:
+        """Return what to write instead."""
+        if name in DRAWN:
+            return "`init learned` draws numbers, and learns them; `init learned normal(0.02)` says how far from 0"
+        if name in ("learned", "zeros"):
+            return f"write `init {name}`, without parentheses"
+        return did_you_mean(name, [*known, "learned", "zeros"]) or (
+            "a state starts as `learned`, `learned normal(s)`, `zeros`, as another memory (`init other`), "
+            "or from an expression that writes each of its numbers"
+        )
 
 
 def build_initial(body: Body, info: Info, node: syntax.Init) -> Initial:
@@ -85,7 +108,7 @@ def _calls(body: Body, value: Expr) -> bool:
 
 
 def _generated(body: Body, info: Info, node: syntax.Init, expression: syntax.Expression) -> Expr:
-    value = SystemExpressions(body, info.position, info.evaluator, info).build(expression)
+    value = InitialExpressions(body, info.position, info.evaluator, info).build(expression)
     if any(isinstance(part, Read) and part.memory == "self" for part in walk(value)):
         raise body.findings.error("N0232", "a memory cannot start from itself", node.span, "`self` in here")
     if value.type.per == "token":

@@ -11,6 +11,7 @@ from nsam.dsl.diagnostics import Label
 from nsam.dsl.expressions import Expressions
 from nsam.dsl.findings import Skip, did_you_mean
 from nsam.dsl.functions import FUNCTIONS, names_in
+from nsam.dsl.objective_names import NAMED, check_named, in_expression
 from nsam.dsl.spans import Span
 from nsam.dsl.structures import has_transpose, state_shape
 from nsam.dsl.types import SCALAR, shape_text
@@ -18,17 +19,6 @@ from nsam.dsl.types import SCALAR, shape_text
 if TYPE_CHECKING:
     from nsam.dsl.bodies import Body
     from nsam.dsl.memories import Info
-
-NAMED: dict[str, tuple[str, ...]] = {
-    "dot": (),
-    "l2": (),
-    "lp": ("p",),
-    "huber": ("delta",),
-    "pseudo_huber": ("delta",),
-    "oja": (),
-    "task": (),
-}
-"""Objectives with a name, and their arguments."""
 
 
 class ObjectiveExpressions(Expressions):
@@ -64,7 +54,7 @@ class ObjectiveExpressions(Expressions):
         constant = self.constant(node)
         if constant is not None:
             return constant
-        hint = did_you_mean(node.id, ["key", "value", "self", *NAMED])
+        hint = in_expression(node.id) or did_you_mean(node.id, ["key", "value", "self"])
         raise self._foreign(node.id, node.span, "write `self(key)`" if node.id == "self" else hint)
 
     def _foreign(self, name: str, span: Span, hint: str | None) -> Skip:
@@ -81,7 +71,8 @@ class ObjectiveExpressions(Expressions):
         if node.function == "self":
             return self._read(node)
         if node.function not in FUNCTIONS:
-            raise self._foreign(node.function, node.function_span, did_you_mean(node.function, self.callables()))
+            hint = in_expression(node.function) or did_you_mean(node.function, self.callables())
+            raise self._foreign(node.function, node.function_span, hint)
         return None
 
     def _read(self, node: syntax.Call) -> Expr:
@@ -133,6 +124,8 @@ def objective_of(builder: ObjectiveExpressions, node: syntax.Minimize) -> Object
     name = _name_of(objective)
     if name:
         return _named(builder, name, objective, node)
+    if not isinstance(objective, syntax.Name) or builder.constant(objective) is None:
+        check_named(builder.findings, objective)
     expression = builder.build(objective)
     _check_user_expression(builder, expression)
     return Objective("expression", expression, node.span)

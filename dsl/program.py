@@ -352,7 +352,11 @@ def _full_name(findings: Findings, names: Mapping[str, list[str]], name: str) ->
     if len(found) == 1:
         return found[0]
     if not found:
-        raise findings.error("N0250", f"nothing to set is called `{name}`", None, help=did_you_mean(name, names))
+        hint = did_you_mean(name, names)
+        short = {name: full for name, full in names.items() if "." not in name}
+        there = "there is: " + ", ".join(n for one, full in short.items() for n in ([one] if len(full) == 1 else full))
+        message = f"nothing to set is called `{name}`"
+        raise findings.error("N0250", message, None, notes=[there] if hint else (), help=hint or there)
     quoted = ", ".join(f"`{full}`" for full in dict.fromkeys(found))
     raise findings.error("N0250", f"`{name}` may mean several things", None, help=f"write one of {quoted}")
 

@@ -96,7 +96,15 @@ def _check_argument(builder: Expressions, info: Info, argument: Expr, transposed
             argument.span,
             f"this is {shape_text(type_)}",
             secondary=[Label(info.span, f"`{info.path}` reads [{expected}]: declared here")],
+            help=number_as_vector(argument, f"[{expected}]") if builder.place == "system" else None,
         )
+
+
+def number_as_vector(expr: Expr, expected: str) -> str | None:
+    """Return how a number is written where a vector of one is wanted; None where something else does not fit."""
+    if expected != "[1]" or expr.type.shape or expr.type.vocab is not None:
+        return None
+    return f"a number as a vector: `concat({expr.span.text})`"
 
 
 def _attend(builder: Expressions, info: Info, name: str, argument: Expr, node: syntax.Call) -> Expr:
@@ -210,7 +218,7 @@ class SystemExpressions(Expressions):
             f"unknown name `{node.id}`",
             node.span,
             "nothing of this name here",
-            help=did_you_mean(node.id, known),
+            help=self.hint(node.id, known),
         )
 
     def _no_self(self, span: Span) -> Skip:

@@ -10,10 +10,11 @@ from typing import Any
 from nsam.dsl import syntax
 from nsam.dsl.checked import Structure, ValueType
 from nsam.dsl.constants import Evaluator, Unknown
-from nsam.dsl.diagnostics import Label
+from nsam.dsl.diagnostics import Fix, Label
 from nsam.dsl.findings import Skip, did_you_mean
 from nsam.dsl.functions import ACTIVATIONS
 from nsam.dsl.sizes import Size, at_least, divides, product
+from nsam.dsl.spans import Span
 from nsam.dsl.types import same_size
 
 LARGEST_SIZE = 2**31
@@ -90,22 +91,29 @@ class Structures:
         for flag in [*node.flags, *(size for size in node.sizes if self._is_flag(size))]:
             assert isinstance(flag, syntax.Name)
             if flag.id not in kind.flags:
-                allowed = ", ".join(f"`{name}`" for name in sorted(kind.flags))
-                raise self.findings.error(
-                    "N0219",
-                    f"`{node.kind}` has no flag `{flag.id}`",
-                    flag.span,
-                    "not a flag here",
-                    help=did_you_mean(flag.id, kind.flags) or (f"its flags are {allowed}" if allowed else None),
-                )
+                raise self._no_flag(node, kind, flag.id, flag.span)
             found.add(flag.id)
         return frozenset(found)
+
+    def _no_flag(self, node: syntax.Structure, kind: Kind, flag: str, span: Span) -> Skip:
+        allowed = ", ".join(f"`{name}`" for name in sorted(kind.flags))
+        return self.findings.error(
+            "N0219",
+            f"`{node.kind}` has no flag `{flag}`",
+            span,
+            "not a flag here",
+            help=did_you_mean(flag, kind.flags) or (f"its flags are {allowed}" if allowed else None),
+        )
 
     def _named(self, node: syntax.Structure, kind: Kind) -> dict[str, syntax.Argument]:
         known = kind.options | frozenset(kind.sizes or ())
         found: dict[str, syntax.Argument] = {}
         for argument in node.named:
             name = argument.name or ""
+            if name in kind.flags:
+                raise self._flag_with_value(node, name, argument)
+            if name in FLAGS:
+                raise self._no_flag(node, kind, name, argument.span)
             if name not in known:
                 raise self.findings.error(
                     "N0219",
@@ -118,6 +126,18 @@ class Structures:
                 raise self.findings.error("N0205", f"`{name}` is given twice", argument.span, "given again here")
             found[name] = argument
         return found
+
+    def _flag_with_value(self, node: syntax.Structure, flag: str, argument: syntax.Argument) -> Skip:
+        value = argument.value
+        off = isinstance(value, syntax.Boolean) and not value.value
+        return self.findings.error(
+            "N0219",
+            f"`{flag}` is a flag of `{node.kind}` and takes no value: it is there, or it is left out",
+            argument.span,
+            "a flag stands alone",
+            help="leave it out" if off else f"write `{flag}` alone, without `= {value.span.text}`",
+            fix=None if off else Fix(argument.span, flag),
+        )
 
     def _usage(self, node: syntax.Structure, message: str) -> Skip:
         return self.findings.error("N0219", message, node.span, help=f"write `{KINDS[node.kind].usage}`")

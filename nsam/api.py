@@ -70,7 +70,8 @@ def compile(
     bit for bit).
     `keys=True` lets the backward pass bring the inputs of layers too, for an optimizer whose rule uses `key` (dgd);
     `keys="tokens"` keeps input and error of each token, for one that needs those (generalized_huber).
-    Raises `ProgramError`; N0520 at the first call with gradients where the budget is too small.
+    Raises `ProgramError` (N0520 at the first call with gradients where the budget is too small); ValueError for other
+    `keys`.
     """
     unit = _checked(program, system, parameters)
     how = {"compiled": compiled, "cpp_wrapper": cpp_wrapper, "truncated": truncated}
@@ -104,8 +105,10 @@ def compile_unit(
     `keys`: as in `compile`; for a `train` declaration `nsam.compiler.step_keys.train_needs_keys` says what it takes.
     """
     from nsam.compiler.passes import passes_without
+    from nsam.compiler.step_keys import check_keys
 
     passes = passes_without(without)
+    check_keys(keys)
     if backend == "reference":
         from nsam.backends.reference.module import ReferenceModule
 
@@ -137,7 +140,9 @@ def source(
     """
     from nsam.backends.torch.build import write_source
     from nsam.compiler.passes import passes_without
+    from nsam.compiler.step_keys import check_keys
 
+    check_keys(keys)
     return write_source(_checked(program, system, parameters), passes_without(without), keys=keys)[0]
 
 
@@ -177,7 +182,7 @@ def take_sequences(state: Any, sequences: Sequence[int]) -> Any:
 def save_state(state: Any, path: str | os.PathLike[str]) -> None:
     """Write a state to the file `path` (safetensors, no pickle), for another process to go on from.
 
-    Raises `ProgramError` N0514 when it cannot be written.
+    Raises `ProgramError` N0514 when it cannot be written, TypeError when it is no state.
     """
     from nsam.runs.states import save_state as save
 

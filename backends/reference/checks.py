@@ -1,8 +1,9 @@
-"""What the reference does not interpret, said before anything runs."""
+"""What the reference does not interpret, and a state that is none, said before anything runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from nsam.backends.reference.scope import unsupported
 from nsam.backends.reference.weights import is_parameter
@@ -16,6 +17,28 @@ def check_supported(unit: Unit) -> None:
     for inside in units(unit):
         for memory in inside.memories:
             _check(memory)
+
+
+def require_state(unit: Unit, state: Any) -> None:
+    """Raise ValueError when a call is given something else than a state of the unit."""
+    if state is None:
+        return
+    if not isinstance(state, Mapping) or "sequences" not in state:
+        other = isinstance(state, Mapping) and "steps" in state
+        raise ValueError(
+            f"the state given to `{unit.name}` is {'one of a compiled module' if other else type(state).__name__}: "
+            "a state is what this module returned beside its output, or what nsam.load_state returned"
+        )
+    known = {memory.name for memory in unit.memories} | {child.name for child in unit.children}
+    foreign = [
+        name
+        for record in state["sequences"]
+        for part in ("memories", "children")
+        for name in record.get(part, {})
+        if name not in known
+    ]
+    if foreign:
+        raise ValueError(f"the state is not one of `{unit.name}`: it has `{foreign[0]}`")
 
 
 def learns_end_to_end(unit: Unit) -> bool:

@@ -257,7 +257,7 @@ def elementary(ops: Arrays, expr: Apply, arguments: list[Any]) -> Array | Identi
     if expr.function == "clip":
         return clip(ops, *arguments)
     if expr.function == "concat":
-        return ops.concatenate(arguments)
+        return ops.concatenate([a if ops.shape(a) else ops.reshape(a, (1,)) for a in arguments])
     if expr.function == "matmul" and len(expr.arguments[1].type.shape) == 1 and len(ops.shape(arguments[1])) == 2:
         # A window's rows where the rule has one vector: the matrix is applied to each of them.
         return ops.matmul(arguments[1], ops.transpose(arguments[0]))

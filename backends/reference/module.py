@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nsam.backends.reference.checks import check_supported, learns_end_to_end
+from nsam.backends.reference.checks import check_supported, learns_end_to_end, require_state
 from nsam.backends.reference.end_to_end import run_end_to_end
 from nsam.backends.reference.numpy_arrays import NumpyArrays
 from nsam.backends.reference.parameters import initial_value, parameters
@@ -30,6 +30,7 @@ class ReferenceModule(torch.nn.Module):
         super().__init__()
         check_supported(unit)
         self.unit = unit
+        self._places: dict[str, tuple[torch.nn.Module, str]] = {}
         for parameter in parameters(unit):
             *path, name = parameter.path.split(".")
             owner: torch.nn.Module = self
@@ -38,6 +39,7 @@ class ReferenceModule(torch.nn.Module):
                 inside = owner._modules.setdefault(part, torch.nn.Module())
                 assert inside is not None
                 owner = inside
+            self._places[parameter.path] = owner, name
             owner.register_parameter(name, torch.nn.Parameter(initial_value(parameter, generator)))
 
     def forward(
@@ -58,7 +60,8 @@ class ReferenceModule(torch.nn.Module):
             x if wanted.type.vocab is not None else x.to(torch.float64)
             for wanted, x in zip(self.unit.inputs, inputs, strict=True)
         ]
-        ops, own = TorchArrays(given[0].device), dict(self.named_parameters())
+        require_state(self.unit, state)
+        ops, own = TorchArrays(given[0].device), {path: getattr(*place) for path, place in self._places.items()}
         if not learns_end_to_end(self.unit):
             return run(ops, self.unit, own, given, state)
         outer = torch.is_grad_enabled()

@@ -11,6 +11,7 @@ from typing import Any
 from nsam.backends.torch.emit.module import ModuleSource
 from nsam.backends.torch.runtime.end_to_end import EndToEnd
 from nsam.backends.torch.runtime.system import System
+from nsam.backends.torch.states import require_state
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.step_keys import Keys
 from nsam.dsl import checked as c
@@ -66,6 +67,7 @@ def build(
             part.recompute, part.native = "recompute" in passes, "native" in passes
     module.__dict__["nsam_unit"] = unit
     module.__dict__["nsam_source"] = text
+    module.__dict__["nsam_check"] = require_state
     module.__dict__["nsam_passes"] = passes
     module.__dict__["nsam_rules"] = step_rules(unit)
     return module

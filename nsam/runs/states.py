@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from nsam.dsl.checked import Call, Memory, Unit
+from nsam.backends.torch.states import PARTS, body_of, own_shape, owner
+from nsam.dsl.checked import Unit
 from nsam.dsl.diagnostics import fail
 from nsam.runs.atomic import write_atomic
 from nsam.runs.encoding import decode, encode
@@ -23,8 +25,11 @@ FORMAT = "1"
 def save_state(state: Any, path: str | os.PathLike[str]) -> None:
     """Write the state that a module returned to the file `path`, whole or not at all; N0514 when that is impossible.
 
-    Tensors are copied without their gradients.
+    Tensors are copied without their gradients. Raises TypeError when it is no state.
     """
+    if not isinstance(state, Mapping) or not ("sequences" in state or all(part in state for part in PARTS)):
+        found = f"a {type(state).__name__}" + (" without a state's entries" if isinstance(state, Mapping) else "")
+        raise TypeError(f"save_state takes the state that a module returned beside its output, not {found}")
     tensors: dict[str, torch.Tensor] = {}
     arrangement = json.dumps(encode(state, "state", tensors))
     write_atomic(Path(path), save(tensors, {"nsam_state": FORMAT, "arrangement": arrangement}))
@@ -70,9 +75,8 @@ def require_state_of(module: nn.Module, state: Any, file: Path) -> None:
             )
         for child in here.children:
             inside = record["children"].get(child.name)
-            body = child.unit if isinstance(child, Call) else child.body
             several = inside if isinstance(inside, list) else [] if inside is None else [inside]
-            records += [(body, one, f"{path}{child.name}.") for one in several]
+            records += [(body_of(child), one, f"{path}{child.name}.") for one in several]
 
 
 def _difference(unit: Unit, record: dict[str, Any], path: str, width: torch.dtype) -> str | None:
@@ -84,30 +88,15 @@ def _difference(unit: Unit, record: dict[str, Any], path: str, width: torch.dtyp
         if name not in memories:
             return f"it has a memory `{path}{name}`"
     for name, tensor in {**record.get("sequence", {}), **record.get("kept", {})}.items():
-        memory = _owner(name, memories)
+        memory = owner(unit, name)
         if memory is None and not name.startswith("input."):
             return f"it has a memory `{path}{name}`"
-        wanted = None if memory is None or not memory.fast else _shape(memory, name[len(memory.name) + 1 :])
+        wanted = None if memory is None or not memory.fast else own_shape(memory, name)
         if wanted is not None and tuple(tensor.shape[1:]) != wanted:
             return f"`{path}{name}` is {list(tensor.shape[1:])} there and {list(wanted)} here"
         if wanted is not None and tensor.dtype is not width:
             return f"`{path}{name}` is {_short(tensor.dtype)} there and {_short(width)} here"
     return None
-
-
-def _owner(name: str, memories: dict[str, Memory]) -> Memory | None:
-    parts = name.split(".")
-    return next((memories[p] for n in range(len(parts) - 1, 0, -1) if (p := ".".join(parts[:n])) in memories), None)
-
-
-def _shape(memory: Memory, tensor: str) -> tuple[int, ...] | None:
-    """Shape of one sequence's state, [H, out, in], or None when `tensor` is not one of the memory's own."""
-    shape = memory.structure.tensors().get(tensor)
-    if shape is None:
-        return None
-    found = tuple(int(size) for size in shape)
-    found = found if memory.structure.heads is not None else (1, *found)
-    return found if len(found) == 3 else (*found, 1)
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import nsam
+from nsam.dsl.checked import Call
 
 SMALL: dict[str, Any] = {"dim": 4}
 TOKENS: dict[str, Any] = {"vocab": 11, "dim": 4, "heads": 2, "layers": 2}
@@ -144,3 +145,14 @@ def test_a_memory_that_is_never_reset_goes_on(example: Any, pair: Any) -> None:
     assert torch.allclose(stream, whole[:, 6:], atol=1e-12)
     assert not torch.allclose(second, stream, atol=1e-6)
     assert not torch.allclose(second, fresh, atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [2, 8])
+@pytest.mark.parametrize("call", ["causal_attention(x, dim", "window_attention(x, dim, 3"])
+def test_attention_of_the_standard_library_has_a_key_head_for_each_head(call: str, heads: int) -> None:
+    use = "use std.memories (causal_attention, window_attention)"
+    text = f"nsam 1\n{use}\nsystem s(dim: int) {{ input x: [dim]; output {call}, heads = {heads}) }}\n"
+    (child,) = nsam.loads(text).instantiate("s", {"dim": 16}).children
+    assert isinstance(child, Call)
+    kept = next(memory for memory in child.unit.memories if memory.name == "kept")
+    assert kept.structure.kv_heads == heads

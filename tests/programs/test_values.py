@@ -23,6 +23,20 @@ CASES = {
         f"memory m : linear(2*dim -> dim) {{ learn concat(a, x) -> v(x); {LEARN}; every 4 tokens }}",
         "z(concat(x, a)) + m(concat(x, a))",
     ),
+    "numbers in a vector": (
+        f"memory w : vector(2); memory z : linear(8 -> dim)\n"
+        f"memory m : linear(dim + 1 -> dim) {{ learn concat(mean(x), k(x)) -> v(x); {LEARN}; every 3 tokens }}",
+        "m(concat(x, norm(x))) + z(concat(w, x, sum(w), 0.5)) + mean(concat(1, 2)) * x",
+    ),
+    "a number as a vector": (
+        f"memory m : linear(1 -> dim) {{ learn concat(mean(x)) -> v(x); {LEARN}; every 2 tokens; reads running }}",
+        "m(concat(sum(x)))",
+    ),
+    "numbers in an initial state": (
+        f"memory a : vector(2) {{ learn concat(mean(x), 1); {LEARN}; every 2 tokens; init concat(3, 1) }}\n"
+        "memory z : linear(2 -> dim)",
+        "z(a) * x",
+    ),
     "an element of a weight": (f"{PLAIN}\nmemory w : vector(3)", "m(x) * index(softmax(w), 1) + index(x, 2) * x"),
     "values as bounds": (PLAIN, "m(x) * max(x, 0.2) - min(x, k(x)) + clip(x, -0.5, norm(x))"),
     "an objective that reads at its value too": (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nsam.backends.reference.module import ReferenceModule
 from nsam.backends.reference.run import new_sequence as new_sequence_reference
@@ -161,6 +161,25 @@ def test_autocast_keeps_gates_and_states_in_float32(unit_of: UnitOf) -> None:
     kept = state["sequence"]["m.weight"][0, 0] / module.m.weight
     assert state["sequence"]["m.weight"].dtype == torch.float32
     torch.testing.assert_close(kept, torch.full((4, 4), 0.9999**64), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reads", ["boundary", "running"])
+@pytest.mark.parametrize("output", ["m(q(x))", "normalize(m(x))", "norm(q(x)) * x", "b * x"])
+def test_the_output_has_the_precision_of_the_module(
+    unit_of: UnitOf, output: str, reads: str, dtype: torch.dtype
+) -> None:
+    """So it goes on into a layer of torch's of that precision; the state stays in float32."""
+    clauses = f"learn x -> v(x); minimize l2; by gd(lr = 0.1); every 2 tokens; reads {reads}; init zeros"
+    alone = clauses.replace("x ->", "")
+    declared = f"memory q, v : linear(4 -> 4)\nmemory m : linear(4 -> 4) {{ {clauses} }}"
+    declared += f"\nmemory b : vector(4) {{ {alone} }}"
+    module = build(unit_of(f"{declared}\noutput {output}"), compiled=False).to(dtype)
+    y, state = module(torch.randn(2, 5, 4, dtype=dtype))
+    assert nn.Linear(4, 3, dtype=dtype)(y).dtype == dtype
+    assert state["sequence"]["m.weight"].dtype == torch.float32
+    again, _ = module(torch.randn(2, 5, 4, dtype=dtype), state)
+    assert again.dtype == dtype
 
 
 @pytest.mark.parametrize("system", ["titans", "hope"])
@@ -321,6 +340,14 @@ def test_tokens_are_whole_numbers_and_states_fit_the_batch(shipped: Any) -> None
         module(torch.zeros(3, 5, dtype=torch.int64), state)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32])
+def test_tokens_of_any_whole_type(shipped: Any, dtype: torch.dtype) -> None:
+    """As bytes of a file, or as NumPy has them."""
+    module = build(shipped("hope", "hope", vocab=16, dim=8, layers=1), compiled=False)
+    tokens = torch.randint(0, 16, (2, 5))
+    assert torch.equal(module(tokens.to(dtype))[0], module(tokens)[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_unit_without_parameters_takes_the_precision_of_its_input(unit_of: Any, dtype: torch.dtype) -> None:
     clauses = "learn x -> x; minimize l2; by gd(lr = 0.1); every 2 tokens; init zeros"
@@ -329,6 +356,26 @@ def test_a_unit_without_parameters_takes_the_precision_of_its_input(unit_of: Any
     assert y.dtype == dtype
     assert y[:, :2].abs().max() == 0
     assert y[:, 2:].min() > 0
+
+
+@pytest.mark.parametrize("output", ["x * s", "concat(x, s) * t", "m(x) + s"])
+def test_a_number_a_sequence(output: str) -> None:
+    """As [B] and as [B, 1], with as many tokens as sequences: an axis more or less would go unnoticed."""
+    learn = "learn x -> s * x; minimize l2; by gd(lr = 0.1); every 2 tokens"
+    text = f"""nsam 1
+    use std.rules (gd)
+    system a(dim: int = 3) {{
+      input x: [dim]; input s: [] per sequence; input t: []
+      memory m : linear(dim -> dim) {{ {learn} }}
+      output {output}
+    }}"""
+    unit = Program.loads(text).instantiate("a", {})
+    module, reference = build(unit, compiled=False).double(), ReferenceModule(unit)
+    module.load_state_dict(reference.state_dict())
+    x, s, t = (torch.randn(4, *shape, dtype=torch.float64) for shape in ((4, 3), (), (4,)))
+    wanted, _ = reference(x, s, t)
+    for given in (s, s[:, None]):
+        assert float((module(x, given, t)[0] - wanted).detach().abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["call", "weights", "end", "forward", "piece", "unit"])

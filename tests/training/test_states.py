@@ -210,5 +210,83 @@ def test_what_is_no_state_of_this_system_is_refused(module: Any, tmp_path: Path)
 def test_an_unwritable_place_is_a_diagnostic(module: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ProgramError) as error:
-        nsam.save_state({"position": 0}, tmp_path / "file" / "state")
+        nsam.save_state(run(module, random(1, 3, 8))[1], tmp_path / "file" / "state")
     assert error.value.diagnostics[0].code == "N0514"
+
+
+# --- what a call is given ------------------------------------------------------------------------
+
+LIFELONG = """nsam 1
+use std.rules (gd)
+system {name}(dim: int = 4) {{
+  input x: [dim]
+  memory {memory} : linear(dim -> dim) {{ learn x -> x; minimize l2; by gd(lr = 0.1); every 2 tokens }}
+  output {memory}(x)
+}}
+system pair(dim: int = 4) {{
+  input x: [dim]
+  output {name}(x, dim) + {name}(x, dim)
+}}
+system still(dim: int = 4) {{
+  input x: [dim]
+  memory w : linear(dim -> dim)
+  output w(x)
+}}
+"""
+
+
+def small(name: str = "one", memory: str = "m", system: str | None = None, **more: Any) -> Any:
+    return nsam.compile(nsam.loads(LIFELONG.format(name=name, memory=memory)), system or name, compiled=False, **more)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (lambda: small("two", "n"), "it has a memory `n.weight`"),
+        (lambda: small(dim=3), r"`m.weight` is \[1, 3, 3\] there and \[1, 4, 4\] here"),
+        (lambda: small(system="pair"), "it has a part `one`"),
+        (lambda: small(system="still"), "it has no memories"),
+        (lambda: small(backend="reference"), "one of the reference backend: a state is what this module returned"),
+    ],
+    ids=["memory", "shape", "part", "nothing", "reference"],
+)
+def test_a_state_of_another_system_is_refused_by_a_call(other: Any, said: str) -> None:
+    module, foreign = small(), other()
+    width = int(foreign.nsam_unit.inputs[0].type.shape[0]) if hasattr(foreign, "nsam_unit") else 4
+    _, state = foreign(torch.randn(1, 5, width))
+    with pytest.raises(ValueError, match=said):
+        module(torch.randn(1, 3, 4), state)
+    with pytest.raises(ValueError, match=said):
+        module(torch.randn(1, 3, 4), state=state)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_what_is_no_state_is_refused_by_a_call(backend: Any) -> None:
+    module, x = small(backend=backend), torch.randn(1, 3, 4)
+    for wrong in ("hello", x, {"position": 3}, small(backend="torch")(x)[1] if backend == "reference" else [x]):
+        with pytest.raises(ValueError, match="a state is what"):
+            module(x, state=wrong)
+
+
+def test_a_new_sequence_of_a_system_without_memories_to_keep_goes_on() -> None:
+    module, x = small(), torch.randn(1, 3, 4)
+    fresh = nsam.new_sequence(module(x)[1])
+    assert torch.equal(module(x, fresh)[0], module(x)[0])
+    still = small(system="still")
+    assert torch.equal(still(x, still(x)[1])[0], still(x)[0])
+
+
+@pytest.mark.parametrize("wrong", ["hello", {"position": 3}, (1, {})])
+def test_only_a_state_is_saved(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(TypeError, match="takes the state that a module returned"):
+        nsam.save_state(wrong, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_keys_are_one_of_three(backend: Any) -> None:
+    program = nsam.loads(LIFELONG.format(name="one", memory="m"))
+    with pytest.raises(ValueError, match="keys is False, True or \"tokens\", not 'tokns'"):
+        nsam.compile(program, "one", backend=backend, keys="tokns")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="keys is"):
+        nsam.source(program, "one", keys="tokns")  # type: ignore[arg-type]

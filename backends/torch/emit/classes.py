@@ -141,7 +141,7 @@ class ClassSource:
         for item, node in zip(self.unit.inputs, lowered.inputs, strict=True):
             if node.layout == "sequence":
                 body.append(f"{names.of(node)} = {names.of(node)}.unsqueeze(1)")
-            elif item.type.vocab is None and not item.type.shape:
+            if item.type.vocab is None and not item.type.shape:
                 body.append(f"{names.of(node)} = rt.column({names.of(node)})")
         resets = Resets(self.source)
         first = next((n for n in lowered.inputs if n.layout == "flat"), lowered.inputs[0])

@@ -49,10 +49,12 @@ def part(x: Tensor, index: int, count: int) -> Tensor:
     return x[..., index * size : (index + 1) * size, :]
 
 
-def concat(*parts: Tensor) -> Tensor:
+def concat(*parts: Tensor | float) -> Tensor:
     """Vectors one after the other; what is the same for all tokens or sequences is repeated for each."""
-    lead = torch.broadcast_shapes(*(x.shape[:-1] for x in parts))  # type: ignore[no-untyped-call]
-    return torch.cat([x.expand(*lead, x.shape[-1]) for x in parts], -1)
+    like = next(x for x in parts if isinstance(x, Tensor))
+    values = [x if isinstance(x, Tensor) else like.new_full((1,), x) for x in parts]
+    lead = torch.broadcast_shapes(*(x.shape[:-1] for x in values))  # type: ignore[no-untyped-call]
+    return torch.cat([x.expand(*lead, x.shape[-1]) for x in values], -1)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

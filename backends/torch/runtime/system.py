@@ -19,6 +19,8 @@ from nsam.backends.torch.runtime.wavefront import goes_on, wavefront
 
 State = dict[str, Any]
 CLOCKS = ("clock", "clock.never", "start")
+NARROW = frozenset({torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64})
+"""Types of whole numbers that torch's embedding does not take: tokens as files and NumPy have them."""
 
 
 class Memory(nn.Module):
@@ -26,6 +28,8 @@ class Memory(nn.Module):
 
     def __init__(self, **tensors: Tensor) -> None:
         super().__init__()
+        # A parametrization of torch.nn.utils takes a parameter's place: its name then gives what is computed.
+        self.tensors = tuple(tensors)
         for name, tensor in tensors.items():
             setattr(self, name, nn.Parameter(tensor))
 
@@ -177,9 +181,14 @@ class System(Holder):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`; in half precision under autocast, because states and gates stay in float32.
 
-        The precision is that of the weights, or of the first input where there are none. A budget of memory, where one
-        is set, decides what is kept for the backward pass.
+        The precision is that of the weights, or of the first input where there are none; the output has it too, as that
+        of any torch module. Under an autocast of the caller's the output is what autocast makes of it. A budget of
+        memory, where one is set, decides what is kept for the backward pass.
         """
+        args, kwargs = tuple(map(whole, args)), {name: whole(x) for name, x in kwargs.items()}
+        check = self.__dict__.get("nsam_check")
+        if check is not None:
+            check(self, args, kwargs)
         budget = self.__dict__.get("budget")
         return self._run(*args, **kwargs) if budget is None else budget.run(self._run, args, kwargs)
 
@@ -190,7 +199,8 @@ class System(Holder):
         if like is None or not low or torch.is_autocast_enabled(like.device.type):
             return super().__call__(*args, **kwargs)
         with torch.autocast(like.device.type, dtype=like.dtype):
-            return super().__call__(*args, **kwargs)
+            output, state = super().__call__(*args, **kwargs)
+        return output.to(like.dtype) if output.is_floating_point() else output, state
 
     def weights(self) -> dict[str, Tensor]:
         """This unit's own parameters by path: `mem.w1`, `level.0.weight`."""
@@ -198,7 +208,7 @@ class System(Holder):
             own: list[tuple[str, nn.Module, str]] = []
             for path, module in self.named_modules():
                 if isinstance(module, Memory) and not self._inside_child(path):
-                    own += [(f"{path}.{name}", module, name) for name in module._parameters]
+                    own += [(f"{path}.{name}", module, name) for name in module.tensors]
             self.__dict__["_flat"] = own
         return {path: getattr(module, name) for path, module, name in self.__dict__["_flat"]}
 
@@ -306,6 +316,11 @@ class System(Holder):
     def is_kept(self, key: str) -> bool:
         """Whether a state tensor belongs to a memory with `reset never`."""
         return any(key.startswith(f"{memory}.") for memory in self.kept_memories)
+
+
+def whole(x: Any) -> Any:
+    """Tokens of a narrow type as int64; anything else as it is."""
+    return x.to(torch.int64) if isinstance(x, Tensor) and x.dtype in NARROW else x
 
 
 def expect(name: str, x: Tensor, shape: tuple[int, ...], *, vocab: int | None = None, per: str = "token") -> None:
