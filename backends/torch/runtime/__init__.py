@@ -45,7 +45,9 @@ from nsam.backends.torch.runtime.functions import (
     step_at,
     wide,
 )
+from nsam.backends.torch.runtime.inputs import agree, column, expect, require_places
 from nsam.backends.torch.runtime.keys import inputs_seen
+from nsam.backends.torch.runtime.modules import Group, Memory, normal, ones, zeros
 from nsam.backends.torch.runtime.rows import told
 from nsam.backends.torch.runtime.stacks import (
     across,
@@ -57,22 +59,13 @@ from nsam.backends.torch.runtime.stacks import (
 )
 from nsam.backends.torch.runtime.starts import copied, empty_memory, learned, nothing, rule_states
 from nsam.backends.torch.runtime.system import (
-    Group,
-    Memory,
     State,
     System,
     advance,
-    agree,
     blank,
-    column,
     cut,
-    expect,
     new_sequence,
-    normal,
-    ones,
-    require_places,
     update,
-    zeros,
 )
 from nsam.backends.torch.runtime.tasks import Task
 from nsam.backends.torch.runtime.triangular import decay, triangle

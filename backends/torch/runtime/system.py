@@ -1,4 +1,4 @@
-"""What generated modules are made of: parameters by memory, the state that is carried between calls."""
+"""The base of generated modules, and the state that is carried between calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from nsam.backends.torch.runtime.blocks import At
 from nsam.backends.torch.runtime.functions import wide
+from nsam.backends.torch.runtime.inputs import require_batch, whole
 from nsam.backends.torch.runtime.keys import hand_over, nothing_seen, square, sums
+from nsam.backends.torch.runtime.modules import Holder, Memory
 from nsam.backends.torch.runtime.replay import recorder, run_pass
 from nsam.backends.torch.runtime.rows import Rows, new_slot, reached, row_size
 from nsam.backends.torch.runtime.tasks import Tasks, separate
@@ -19,58 +21,6 @@ from nsam.backends.torch.runtime.wavefront import goes_on, wavefront
 
 State = dict[str, Any]
 CLOCKS = ("clock", "clock.never", "start")
-NARROW = frozenset({torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32, torch.uint64})
-"""Types of whole numbers that torch's embedding does not take: tokens as files and NumPy have them."""
-
-
-class Memory(nn.Module):
-    """The parameters of one memory: slow weights, or the learnt initial state of a fast one."""
-
-    def __init__(self, **tensors: Tensor) -> None:
-        super().__init__()
-        # A parametrization of torch.nn.utils takes a parameter's place: its name then gives what is computed.
-        self.tensors = tuple(tensors)
-        for name, tensor in tensors.items():
-            setattr(self, name, nn.Parameter(tensor))
-
-
-def normal(*shape: int, std: float) -> Tensor:
-    """Normal initial values with standard deviation `std`."""
-    return torch.empty(shape).normal_(0.0, std)
-
-
-def ones(*shape: int) -> Tensor:
-    """Initial gains."""
-    return torch.ones(shape)
-
-
-def zeros(*shape: int) -> Tensor:
-    """Initial biases and vectors."""
-    return torch.zeros(shape)
-
-
-class Holder(nn.Module):
-    """A module that holds others under any name that a program gives them: `in`, `training`, `__a`."""
-
-    def hold(self, name: str, module: nn.Module) -> None:
-        """Have a module under a name that cannot be written, or means something else, as an attribute."""
-        self._modules[name] = module
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set a flag (`training` and what `System` has) beside a module of the same name, which torch refuses."""
-        if isinstance(value, bool) and name in self.__dict__.get("_modules", ()):
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
-
-class Group(Holder):
-    """What a call that is written out in its caller holds, by name."""
-
-    def __init__(self, **modules: nn.Module) -> None:
-        super().__init__()
-        for name, module in modules.items():
-            self.hold(name, module)
 
 
 class System(Holder):
@@ -318,45 +268,6 @@ class System(Holder):
         return any(key.startswith(f"{memory}.") for memory in self.kept_memories)
 
 
-def whole(x: Any) -> Any:
-    """Tokens of a narrow type as int64; anything else as it is."""
-    return x.to(torch.int64) if isinstance(x, Tensor) and x.dtype in NARROW else x
-
-
-def expect(name: str, x: Tensor, shape: tuple[int, ...], *, vocab: int | None = None, per: str = "token") -> None:
-    """Check an input's axes: [batch, time, *shape] (`per` "sequence": [batch, *shape]). Raises ValueError."""
-    lead = {"token": 2, "sequence": 1, "constant": 0}[per]
-    wanted = [*("batch", "time")[:lead], *map(str, shape)]
-    given = list(x.shape)
-    plain = given[lead:] == list(shape) or (not shape and given[lead:] == [1] and vocab is None)
-    if len(given) < lead or not plain:
-        raise ValueError(f"input `{name}` must be [{', '.join(wanted)}], got {given}")
-    if vocab is not None and (x.is_floating_point() or x.dtype == torch.bool):
-        raise ValueError(f"input `{name}` must be whole numbers below {vocab}, got {x.dtype}")
-    if 0 in given[:lead]:
-        raise ValueError(f"input `{name}` is empty: {given}")
-
-
-def agree(*inputs: tuple[str, Tensor], sequences: Iterable[tuple[str, Tensor]] = ()) -> None:
-    """Check that `inputs` [batch, time, …] are of one batch and length, and `sequences` [batch, …] of that batch.
-
-    Raises ValueError: a batch or a length of 1 would be spread over the others.
-    """
-    first, x = inputs[0]
-    for axis, what, others in ((0, "sequences", (*inputs, *sequences)), (1, "tokens", inputs)):
-        for name, other in others:
-            if other.shape[axis] != x.shape[axis]:
-                raise ValueError(
-                    f"inputs `{first}` and `{name}` must have as many {what} as each other: "
-                    f"{x.shape[axis]} and {other.shape[axis]}"
-                )
-
-
-def column(x: Tensor) -> Tensor:
-    """One number a token, [B, T] or [B, T, 1], as [B, T, 1]."""
-    return x.unsqueeze(-1) if x.dim() == 2 else x
-
-
 def cut(vector: Tensor, shapes: Iterable[tuple[str, tuple[int, ...]]], heads: int) -> dict[str, Tensor]:
     """Cut a generator's output [B, 1, n] into tensors [B, H, out, in], row-major, layer by layer."""
     found: dict[str, Tensor] = {}
@@ -403,15 +314,6 @@ def blank(w: Mapping[str, Tensor], *shape: int) -> Tensor:
     return torch.zeros(shape)
 
 
-def require_places(at: At, places: int) -> None:
-    """Check that a call stays within the positions that the system knows; `ValueError` otherwise."""
-    if at.offset + at.length > places:
-        raise ValueError(
-            f"the sequence has {at.offset + at.length} tokens and this system has positions for {places}: "
-            "begin a new sequence with nsam.new_sequence(state)"
-        )
-
-
 def take_sequences(state: State, sequences: Sequence[int]) -> State:
     """The state of some sequences of the batch. Every tensor of a state has the batch as its first axis."""
     children = {
@@ -424,16 +326,6 @@ def take_sequences(state: State, sequences: Sequence[int]) -> State:
         part: {name: tensor[list(sequences)] for name, tensor in state[part].items()} for part in ("sequence", "kept")
     }
     return {**state, **taken, "children": children}
-
-
-def require_batch(state: State, batch: int) -> None:
-    """Check that a state has as many sequences as the input (one would be spread over all); `ValueError` otherwise."""
-    for tensor in (*state["sequence"].values(), *state["kept"].values()):
-        if tensor.shape[0] != batch:
-            raise ValueError(
-                f"the state is of {tensor.shape[0]} sequences, the input of {batch}: "
-                "choose some of the state's with nsam.take_sequences(state, [0, …])"
-            )
 
 
 def new_sequence(state: State) -> State:
