@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,46 @@ def test_atomic_write_keeps_the_old_content_on_failure(tmp_path: Path, monkeypat
     assert code(caught) == "N0514"
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_write_leaves_links_and_modes_as_they_are(tmp_path: Path) -> None:
+    file, link, dangling = tmp_path / "below" / "file", tmp_path / "link", tmp_path / "dangling"
+    file.parent.mkdir()
+    file.write_text("old")
+    file.chmod(0o640)
+    link.symlink_to("below/file")
+    dangling.symlink_to("below/new")
+    write_atomic(link, "new")
+    write_atomic(dangling, "fresh")
+    assert link.is_symlink()
+    assert dangling.is_symlink()
+    assert file.read_text() == "new"
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "below" / "new").read_text() == "fresh"
+    assert sorted(path.name for path in file.parent.iterdir()) == ["file", "new"]
+
+
+def test_atomic_write_goes_through_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(pipe, "content")
+    assert os.read(reader, 100) == b"content"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_atomic_write_to_the_standard_output_does_not_replace_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    known = path.stat()
+    monkeypatch.setattr("nsam.runs.atomic.os.fstat", lambda descriptor: known)
+    write_atomic(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "new"
+    assert path.stat().st_ino == known.st_ino
 
 
 def test_run_folder_holds_what_it_was_started_with(tmp_path: Path) -> None:
