@@ -47,7 +47,8 @@ TABLE: tuple[Code, ...] = (
         "run-changed",
         "error",
         "A resumed run has the data, row size, seed and precision that it began with, so that its curve is the same as "
-        "that of a run that was never interrupted. The number of steps may change.",
+        "that of a run that was never interrupted. Steps, arguments of rules and whatever else of the program leaves "
+        "its parameters as they are may change, which the run says; the batch too, unless a memory is never reset.",
     ),
     Code(
         "N0511",

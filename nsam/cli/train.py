@@ -139,7 +139,7 @@ def train(
     console = Console(highlight=False)
     with memory_errors():
         if resume:
-            run = resumed_run(program, name, overrides, settings, out or last_run(RUNS, name))
+            run = resumed_run(file, program, name, overrides, settings, out or last_run(RUNS, name))
         else:
             declaration = program.train(name, overrides)
             run = new_run(file, declaration, overrides, data or [], settings, out or next_run(RUNS, name))
@@ -172,6 +172,8 @@ def _describe(console: Console, run: Run) -> None:
         console.print(f"[dim]device[/]  {run.trainer.device}: {told}", soft_wrap=True)
     if run.trainer.step:
         console.print(f"continuing at step {run.trainer.step:,}")
+    if run.trainer.changes:
+        console.print(f"changed since then: {', '.join(run.trainer.changes)}", markup=False, soft_wrap=True)
 
 
 def _loop(console: Console, run: Run, file: Path, compiled: bool) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Checkpoint:
     generators: Mapping[str, torch.Tensor] = field(default_factory=dict)
     sampler: Mapping[str, int] = field(default_factory=dict)
     progress: Mapping[str, float] = field(default_factory=dict)
+    moved: Sequence[Sequence[str]] = ()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -61,6 +62,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "generators": encode(checkpoint.generators, "generators", tensors),
         "sampler": dict(checkpoint.sampler),
         "progress": dict(checkpoint.progress),
+        "moved": [list(names) for names in checkpoint.moved],
     }
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in checkpoint.model.items()}
     try:
@@ -111,6 +113,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
             generators=decode(rest["generators"], tensors, "cpu"),
             sampler=rest["sampler"],
             progress=rest["progress"],
+            moved=rest.get("moved", ()),
         )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise fail(

@@ -88,14 +88,34 @@ def create_run(path: Path, description: RunDescription, sources: Mapping[str, st
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise fail("N0508", f"{path} exists and is not an empty folder", help="choose another one with --out")
         folder.checkpoints.mkdir(parents=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    keep_program(folder, sources)
+    folder.write("run.json", json.dumps(asdict(description), indent=2) + "\n")
+    return folder
+
+
+def keep_program(folder: RunFolder, sources: Mapping[str, str]) -> None:
+    """Keep the text of a program's files, by relative path; N0514 when that is impossible."""
+    try:
         for name, text in sources.items():
             target = folder.program / name
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(target, text)
     except OSError as error:
-        raise cannot_write(path, error) from None
-    folder.write("run.json", json.dumps(asdict(description), indent=2) + "\n")
-    return folder
+        raise cannot_write(folder.program, error) from None
+
+
+def changed_sources(folder: RunFolder, main: str, sources: Mapping[str, str], now: str) -> list[str]:
+    """Return the files of a program whose text is not what the run keeps; `main` is called `now` by now."""
+    return [name for name, text in sources.items() if _kept(folder, main if name == now else name) != text.encode()]
+
+
+def _kept(folder: RunFolder, name: str) -> bytes | None:
+    try:
+        return (folder.program / name).read_bytes()
+    except OSError:
+        return None
 
 
 def open_run(path: Path) -> tuple[RunFolder, RunDescription]:
@@ -120,7 +140,7 @@ def open_run(path: Path) -> tuple[RunFolder, RunDescription]:
 
 
 def update_overrides(folder: RunFolder, description: RunDescription) -> None:
-    """Store a description that a resumed run changed (its number of steps)."""
+    """Store a description that a resumed run changed (its number of steps, say)."""
     folder.write("run.json", json.dumps(asdict(description), indent=2) + "\n")
 
 

@@ -20,6 +20,7 @@ from nsam.dsl.diagnostics import fail
 from nsam.runs.checkpoint import Checkpoint, latest_checkpoint, require_same_tensors, save_checkpoint
 from nsam.runs.folder import RunFolder
 from nsam.runs.metrics import MetricsLog
+from nsam.training.continued import go_on, moved_by
 from nsam.training.corpus import Corpus
 from nsam.training.interrupts import Interrupts
 from nsam.training.movement import Movement, level_of_weights
@@ -45,6 +46,7 @@ class Trainer:
     """One run of a `train` declaration, from its first step or from a checkpoint.
 
     Every number that a later step depends on is in the checkpoint, so that a resumed run continues the same curve.
+    `changes` tells what the program says otherwise than it did before the checkpoint; the metrics keep it.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Trainer:
         self._graph = GraphedStep(self.module, self._fresh_loss) if recorded else None
         self._graph_told: str | None = None
         self._memory: Any = None
+        self.changes: tuple[str, ...] = ()
         self.step = 0
         self.loss = math.nan
         self.held_out: float | None = None
@@ -104,6 +107,8 @@ class Trainer:
         metrics = MetricsLog(self.folder.metrics, self.step)
         interrupts = Interrupts()
         try:
+            if self.changes:
+                metrics.add(self.step, {"changed": list(self.changes)})
             with interrupts:
                 if self.step == 0:
                     self._save(watcher, 0.0)
@@ -219,8 +224,8 @@ class Trainer:
             self.train.span,
             f"`{self.train.name}` diverged",
             notes=(f"the last good checkpoint is {good}",),
-            help="lower the learning rate of the rule, bound the inner objective (pseudo_huber), or use a rule with a "
-            "bounded step (safe_dgd); the metrics of the run show which memory grew first",
+            help="lower the learning rate of the rule and go on with --resume, bound the inner objective "
+            "(pseudo_huber), or use a rule with a bounded step (safe_dgd); the metrics show which memory grew first",
         )
 
     def _progress(self, elapsed: float) -> Progress:
@@ -269,6 +274,7 @@ class Trainer:
                 generators=generators,
                 sampler={"seed": self.sampler.seed, "step": self.sampler.step},
                 progress=progress,
+                moved=moved_by(self.optimizer, self.module),
             ),
         )
         watcher.saved(self.step, path)
@@ -285,7 +291,8 @@ class Trainer:
         require_same_tensors(checkpoint.model, self.module.state_dict(), path)
         self.module.load_state_dict(dict(checkpoint.model))
         try:
-            self.optimizer.load_state_dict(dict(checkpoint.optimizer))
+            names, clock = moved_by(self.optimizer, self.module), checkpoint.step // self.train.every
+            self.changes = go_on(self.optimizer, checkpoint.optimizer, checkpoint.moved, names, clock)
         except (ValueError, KeyError) as error:
             raise fail(
                 "N0507",

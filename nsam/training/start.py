@@ -13,14 +13,23 @@ from nsam.dsl.checked import Train
 from nsam.dsl.diagnostics import fail
 from nsam.dsl.program import Program
 from nsam.runs.checkpoint import latest_checkpoint, load_checkpoint
-from nsam.runs.folder import RunDescription, RunFolder, create_run, open_run, update_overrides
+from nsam.runs.folder import (
+    RunDescription,
+    RunFolder,
+    changed_sources,
+    create_run,
+    keep_program,
+    open_run,
+    update_overrides,
+)
 from nsam.runs.sources import program_sources
 from nsam.training.allocator import keep_freed_memory
+from nsam.training.continued import require_same_memories
 from nsam.training.corpus import Corpus, load_corpus
 from nsam.training.limits import require_reasonable_step
 from nsam.training.loop import Trainer
 from nsam.training.objective import require_byte_model
-from nsam.training.settings import Settings, require_compiler, require_device, why_no_graph
+from nsam.training.settings import Settings, keeps_state, require_compiler, require_device, why_no_graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +71,15 @@ def new_run(
     return Run(folder, description, train, corpus, Trainer(train, corpus, settings, folder))
 
 
-def resumed_run(program: Program, name: str, overrides: Mapping[str, Any], settings: Settings, path: Path) -> Run:
-    """Return the run in `path` at its last checkpoint.
+def resumed_run(
+    file: Path, program: Program, name: str, overrides: Mapping[str, Any], settings: Settings, path: Path
+) -> Run:
+    """Return the run in `path` at its last checkpoint, as `program`, the text in `file`, is by now.
 
     Data, seed, precision and passes are those that it began with, and its budget of memory unless `settings` has one;
-    `overrides` are put on top of its own. N0510 when the rows would not be the same as before, N0507 when the
-    checkpoint does not belong to the program.
+    `overrides` are put on top of its own. What the program says otherwise than before is in the trainer's `changes`,
+    and the run keeps the new text. N0510 when the rows would not be the same as before, N0507 when the checkpoint does
+    not belong to the program.
     """
     folder, description = open_run(path)
     if description.train != name:
@@ -78,11 +90,10 @@ def resumed_run(program: Program, name: str, overrides: Mapping[str, Any], setti
     settings = replace(settings, seed=description.seed, dtype=description.dtype, memory=memory)
     settings = replace(settings, without=description.without)
     corpus, context, batch = _prepare(train, [Path(item) for item in description.data], settings)
-    for what, before, now in (
-        ("context", description.context, context),
-        ("batch", description.batch, batch),
-        ("text", description.fingerprint, corpus.fingerprint),
-    ):
+    same = [("context", description.context, context), ("text", description.fingerprint, corpus.fingerprint)]
+    if keeps_state(train.model):  # of as many sequences as there are rows
+        same.append(("batch", description.batch, batch))
+    for what, before, now in same:
         if before != now:
             detail = "" if what == "text" else f": it was {before} and is {now}"
             raise fail(
@@ -90,8 +101,18 @@ def resumed_run(program: Program, name: str, overrides: Mapping[str, Any], setti
                 f"the {what} of {path} has changed since it began{detail}",
                 help="start a new run instead: leave --resume out",
             )
-    checkpoint = load_checkpoint(latest_checkpoint(folder.checkpoints), settings.device)
+    latest = latest_checkpoint(folder.checkpoints)
+    checkpoint = load_checkpoint(latest, settings.device)
     trainer = Trainer(train, corpus, settings, folder, checkpoint)
+    sources = program_sources(file)
+    changes = changed_sources(folder, description.main, sources, file.name)
+    if changes and checkpoint.memory is not None:
+        require_same_memories(train, checkpoint.memory, latest)
+    if batch != description.batch:
+        changes.append(f"batch {description.batch} -> {batch}")
+    trainer.changes = (*changes, *trainer.changes)
+    keep_program(folder, sources)
+    description = replace(description, main=file.name, batch=batch)
     update_overrides(folder, description)
     return Run(folder, description, train, corpus, trainer)
 

@@ -14,11 +14,15 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 
+from nsam.backends.torch.optim import optimizer
+from nsam.backends.torch.optim_rules import EVERY
 from nsam.dsl.checked import Apply, Train, ValueType
 from nsam.dsl.diagnostics import ProgramError
+from nsam.dsl.program import standard_rule
 from nsam.runs.checkpoint import checkpoints, latest_checkpoint, load_checkpoint
 from nsam.runs.folder import RunFolder
 from nsam.runs.metrics import read_metrics
+from nsam.training.continued import go_on
 from nsam.training.corpus import load_corpus
 from nsam.training.limits import memory_errors
 from nsam.training.loop import Outcome, Trainer
@@ -219,6 +223,37 @@ def test_foreign_checkpoint_is_refused(
         trainer(make_train(steps=4, **change), text, run_dir, resume=True)
     assert code(caught) == "N0507"
     assert message in caught.value.diagnostics[0].message
+
+
+def test_states_of_an_optimizer_go_to_their_parameters_by_name() -> None:
+    def made(*groups: dict[str, Any]) -> Any:
+        listed = [{"params": [weights[name] for name in g["names"]], EVERY: g["every"]} for g in groups]
+        return optimizer(standard_rule("adamw", {"lr": 0.1}), listed), [g["names"] for g in groups]
+
+    weights = {name: torch.nn.Parameter(torch.ones(2, 2)) for name in "abc"}
+    first, names = made({"names": ["a", "c"], "every": 1}, {"names": ["b"], "every": 1})
+    for size, weight in enumerate(weights.values(), 1):
+        weight.grad = torch.full((2, 2), float(size))
+    first.step()
+    second, other = made({"names": ["a", "b"], "every": 1}, {"names": ["c"], "every": 4})
+    assert go_on(second, first.state_dict(), names, other, 1) == ("adamw.every 1 -> 4",)
+    for weight in weights.values():
+        assert torch.equal(second.state[weight]["v"], first.state[weight]["v"])
+    assert [group[EVERY] for group in second.param_groups] == [1, 4]
+    same, names = made({"names": ["a", "c"], "every": 1}, {"names": ["b"], "every": 1})
+    assert go_on(same, first.state_dict(), (), names, 1) == ()
+
+
+def test_saved_states_that_are_not_those_of_the_rule_are_refused() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    first = optimizer(standard_rule("adamw", {"lr": 0.1}), [weight])
+    first.step()
+    for change in ({"v": torch.ones(3)}, {"v": None}):
+        state = first.state_dict()
+        state["state"][0] = {k: v for k, v in (state["state"][0] | change).items() if v is not None}
+        with pytest.raises(ValueError, match="state `v` of the rule adamw"):
+            first.load_state_dict(state)
 
 
 def test_checkpoint_with_an_extra_tensor_is_refused(api: Any, make_train: MakeTrain, text: Path, run_dir: Path) -> None:
