@@ -94,7 +94,9 @@ def latest_checkpoint(folder: Path) -> Path:
     """Return the last checkpoint in `folder`; N0509 when there is none."""
     found = checkpoints(folder)
     if not found:
-        raise fail("N0509", f"there is no checkpoint in {folder}", help="train first: nsam train FILE --out DIR")
+        raise fail(
+            "N0509", f"there is no checkpoint in {folder}", help="train first: nsam train FILE --out DIR --resume"
+        )
     return found[-1][1]
 
 

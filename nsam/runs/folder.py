@@ -11,6 +11,7 @@ from typing import Any
 
 from nsam.dsl.diagnostics import fail
 from nsam.runs.atomic import cannot_write, write_atomic
+from nsam.runs.checkpoint import checkpoints
 
 FORMAT = 1
 """Version of the folder's layout."""
@@ -88,6 +89,8 @@ def create_run(path: Path, description: RunDescription, sources: Mapping[str, st
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise fail("N0508", f"{path} exists and is not an empty folder", help="choose another one with --out")
         folder.checkpoints.mkdir(parents=True)
+    except FileExistsError:
+        raise fail("N0508", f"another run begins in {path}", help="choose another folder with --out") from None
     except OSError as error:
         raise cannot_write(path, error) from None
     keep_program(folder, sources)
@@ -144,17 +147,29 @@ def update_overrides(folder: RunFolder, description: RunDescription) -> None:
     folder.write("run.json", json.dumps(asdict(description), indent=2) + "\n")
 
 
-def next_run(root: Path, train: str) -> Path:
-    """Return the first free `root/<train>-<n>`."""
-    return root / f"{train}-{max(_numbers(root, train), default=0) + 1}"
+def claim_run(root: Path, train: str) -> Path:
+    """Make the first free folder `root/<train>-<n>`, for this process alone; N0514 when that is impossible."""
+    number = max(_numbers(root, train), default=0) + 1
+    while True:
+        path = root / f"{train}-{number}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # another process was faster
+            number += 1
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        else:
+            return path
 
 
 def last_run(root: Path, train: str) -> Path:
-    """Return the latest `root/<train>-<n>`; N0509 when there is none."""
-    numbers = _numbers(root, train)
-    if not numbers:
+    """Return the latest `root/<train>-<n>` with a checkpoint, else the latest that began; N0509 when there is none."""
+    begun = [root / f"{train}-{number}" for number in sorted(_numbers(root, train))]
+    begun = [path for path in begun if RunFolder(path).description.exists()]
+    trained = [path for path in begun if checkpoints(RunFolder(path).checkpoints)]
+    if not begun:
         raise fail("N0509", f"there is no run of `{train}` in {root}/ to resume", help="say which with --out DIR")
-    return root / f"{train}-{max(numbers)}"
+    return (trained or begun)[-1]
 
 
 def _numbers(root: Path, train: str) -> list[int]:

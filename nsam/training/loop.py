@@ -17,7 +17,7 @@ from nsam.backends.torch.cuda_graph import GraphedStep
 from nsam.compiler.step_keys import train_needs_keys
 from nsam.dsl.checked import Train
 from nsam.dsl.diagnostics import fail
-from nsam.runs.checkpoint import Checkpoint, latest_checkpoint, require_same_tensors, save_checkpoint
+from nsam.runs.checkpoint import Checkpoint, checkpoints, require_same_tensors, save_checkpoint
 from nsam.runs.folder import RunFolder
 from nsam.runs.metrics import MetricsLog
 from nsam.training.continued import go_on, moved_by
@@ -217,13 +217,13 @@ class Trainer:
         metrics.add(self.step, {"held_out": self.held_out})
 
     def _not_finite(self, what: str) -> Exception:
-        good = latest_checkpoint(self.folder.checkpoints)
+        good = [path for _, path in checkpoints(self.folder.checkpoints)][-1:]
         return fail(
             "N0506",
             what,
             self.train.span,
             f"`{self.train.name}` diverged",
-            notes=(f"the last good checkpoint is {good}",),
+            notes=tuple(f"the last good checkpoint is {path}" for path in good),
             help="lower the learning rate of the rule and go on with --resume, bound the inner objective "
             "(pseudo_huber), or use a rule with a bounded step (safe_dgd); the metrics show which memory grew first",
         )

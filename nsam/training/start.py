@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +12,7 @@ from nsam.backends.torch.runtime import instructions
 from nsam.dsl.checked import Train
 from nsam.dsl.diagnostics import fail
 from nsam.dsl.program import Program
-from nsam.runs.checkpoint import latest_checkpoint, load_checkpoint
+from nsam.runs.checkpoint import checkpoints, load_checkpoint
 from nsam.runs.folder import (
     RunDescription,
     RunFolder,
@@ -49,9 +49,9 @@ def new_run(
     overrides: Mapping[str, Any],
     data: Sequence[Path],
     settings: Settings,
-    path: Path,
+    place: Callable[[], Path],
 ) -> Run:
-    """Return a run that starts at step 0 in the new folder `path`."""
+    """Return a run that starts at step 0 in a new folder, for which `place` is asked once all is known to be right."""
     corpus, context, batch = _prepare(train, data, settings)
     description = RunDescription(
         train=train.name,
@@ -67,14 +67,14 @@ def new_run(
         without=settings.without,
         memory=settings.memory,
     )
-    folder = create_run(path, description, program_sources(file))
+    folder = create_run(place(), description, program_sources(file))
     return Run(folder, description, train, corpus, Trainer(train, corpus, settings, folder))
 
 
 def resumed_run(
     file: Path, program: Program, name: str, overrides: Mapping[str, Any], settings: Settings, path: Path
 ) -> Run:
-    """Return the run in `path` at its last checkpoint, as `program`, the text in `file`, is by now.
+    """Return the run in `path` at its last checkpoint, or at step 0; its program is `program`, the text in `file`.
 
     Data, seed, precision and passes are those that it began with, and its budget of memory unless `settings` has one;
     `overrides` are put on top of its own. What the program says otherwise than before is in the trainer's `changes`,
@@ -90,31 +90,38 @@ def resumed_run(
     settings = replace(settings, seed=description.seed, dtype=description.dtype, memory=memory)
     settings = replace(settings, without=description.without)
     corpus, context, batch = _prepare(train, [Path(item) for item in description.data], settings)
-    same = [("context", description.context, context), ("text", description.fingerprint, corpus.fingerprint)]
-    if keeps_state(train.model):  # of as many sequences as there are rows
-        same.append(("batch", description.batch, batch))
-    for what, before, now in same:
-        if before != now:
-            detail = "" if what == "text" else f": it was {before} and is {now}"
+    sources = program_sources(file)
+    changes: list[str] = []
+    latest = checkpoints(folder.checkpoints)[-1:]
+    if latest:
+        _require_same_rows(path, description, corpus, context, batch if keeps_state(train.model) else None)
+        changes = changed_sources(folder, description.main, sources, file.name)
+        changes += [f"batch {description.batch} -> {batch}"] if batch != description.batch else []
+    checkpoint = load_checkpoint(latest[0][1], settings.device) if latest else None
+    trainer = Trainer(train, corpus, settings, folder, checkpoint)
+    if checkpoint is not None and checkpoint.memory is not None and changes:
+        require_same_memories(train, checkpoint.memory, latest[0][1])
+    trainer.changes = (*changes, *trainer.changes)
+    keep_program(folder, sources)
+    description = replace(description, main=file.name, batch=batch, context=context, fingerprint=corpus.fingerprint)
+    update_overrides(folder, description)
+    return Run(folder, description, train, corpus, trainer)
+
+
+def _require_same_rows(path: Path, before: RunDescription, corpus: Corpus, context: int, batch: int | None) -> None:
+    """Check that rows are those of before; `batch` is None where it may change, as no memory goes on in each row."""
+    for what, then, now in (
+        ("context", before.context, context),
+        ("batch", before.batch, before.batch if batch is None else batch),
+        ("text", before.fingerprint, corpus.fingerprint),
+    ):
+        if then != now:
+            detail = "" if what == "text" else f": it was {then} and is {now}"
             raise fail(
                 "N0510",
                 f"the {what} of {path} has changed since it began{detail}",
                 help="start a new run instead: leave --resume out",
             )
-    latest = latest_checkpoint(folder.checkpoints)
-    checkpoint = load_checkpoint(latest, settings.device)
-    trainer = Trainer(train, corpus, settings, folder, checkpoint)
-    sources = program_sources(file)
-    changes = changed_sources(folder, description.main, sources, file.name)
-    if changes and checkpoint.memory is not None:
-        require_same_memories(train, checkpoint.memory, latest)
-    if batch != description.batch:
-        changes.append(f"batch {description.batch} -> {batch}")
-    trainer.changes = (*changes, *trainer.changes)
-    keep_program(folder, sources)
-    description = replace(description, main=file.name, batch=batch)
-    update_overrides(folder, description)
-    return Run(folder, description, train, corpus, trainer)
 
 
 def _prepare(train: Train, data: Sequence[Path], settings: Settings) -> tuple[Corpus, int, int]:

@@ -15,7 +15,7 @@ from nsam.runs import checkpoint as checkpoint_module
 from nsam.runs.atomic import write_atomic
 from nsam.runs.checkpoint import Checkpoint, checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
 from nsam.runs.encoding import decode, encode
-from nsam.runs.folder import RunDescription, create_run, last_run, next_run, open_run
+from nsam.runs.folder import RunDescription, claim_run, create_run, last_run, open_run
 from nsam.runs.metrics import MetricsLog, read_metrics
 from nsam.runs.plots import levels_plot, loss_plot
 from nsam.training.sampling import as_text, harmless, pick
@@ -188,11 +188,31 @@ def test_damaged_description_is_reported(tmp_path: Path, content: str) -> None:
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:
-    assert next_run(tmp_path / "runs", "a") == tmp_path / "runs" / "a-1"
+    assert claim_run(tmp_path / "runs", "a") == tmp_path / "runs" / "a-1"
     for name in ("a-1", "a-10", "ab-30", "a-x"):
         (tmp_path / name).mkdir()
-    assert next_run(tmp_path, "a") == tmp_path / "a-11"
+    assert claim_run(tmp_path, "a") == tmp_path / "a-11"
+    assert (tmp_path / "a-11").is_dir()
+
+
+def test_runs_that_begin_together_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nsam.runs.folder._numbers", lambda root, train: [])  # both looked before either began
+    assert [claim_run(tmp_path, "a").name for _ in range(3)] == ["a-1", "a-2", "a-3"]
+    for path in (tmp_path / "a-1", tmp_path / "a-2"):
+        create_run(path, DESCRIPTION, {})
+    (tmp_path / "file").touch()
+    with pytest.raises(ProgramError) as caught:
+        claim_run(tmp_path / "file", "a")
+    assert code(caught) == "N0514"
+
+
+def test_the_last_run_is_the_last_that_has_a_checkpoint(tmp_path: Path) -> None:
+    for number in (2, 9, 10):
+        create_run(tmp_path / f"a-{number}", DESCRIPTION, {})
+    (tmp_path / "a-11").mkdir()
     assert last_run(tmp_path, "a") == tmp_path / "a-10"
+    saved(tmp_path / "a-9" / "checkpoints", 0)
+    assert last_run(tmp_path, "a") == tmp_path / "a-9"
     with pytest.raises(ProgramError) as caught:
         last_run(tmp_path, "b")
     assert code(caught) == "N0509"
