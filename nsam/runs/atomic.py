@@ -16,7 +16,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     What `path` is stays: of a link the file that it leads to is replaced, a file keeps its mode; a device, a pipe and
     the standard output are written to.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # A summary tells names of files, which need not be UTF-8.
+    data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
     try:
         found = _stat(path)
         if found is None or (stat.S_ISREG(found.st_mode) and not is_output(path)):
