@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nsam.cli.guard import INTERRUPTED
-from nsam.cli.options import File, Without, parse_pairs
+from nsam.cli.options import MAX_SEED, File, Without, parse_pairs
 from nsam.cli.request import train_name
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ def train(
         typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/<train>-<n>.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest one.")] = False,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default 0.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Default 0.", show_default=False)
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[
         Precision | None,

@@ -252,6 +252,7 @@ def test_pick_follows_temperature_and_top_k() -> None:
     assert pick(scores, 0, None, generator) == 1
     assert {pick(scores, 1.0, 2, generator) for _ in range(100)} == {1, 2}
     assert {pick(scores, 1e-4, None, generator) for _ in range(20)} == {1}
+    assert {pick(scores, tiny, k, generator) for tiny in (1e-300, 1e-42, 1e-37) for k in (None, 2)} == {1}
     assert len({pick(scores, 50.0, None, generator) for _ in range(200)}) == 4
 
 
