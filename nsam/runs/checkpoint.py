@@ -117,10 +117,14 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
             progress=rest["progress"],
             moved=rest.get("moved", ()),
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise fail(
-            "N0509", f"the checkpoint {path} is damaged: {error}", help="delete that folder to use the one before"
-        ) from None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> Exception:
+    """Return the diagnostic for a checkpoint that lacks what belongs into it."""
+    reason = f"there is no {error}" if isinstance(error, KeyError) else error
+    return fail("N0509", f"the checkpoint {path} is damaged: {reason}", help="delete that folder to use the one before")
 
 
 def require_same_tensors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -17,7 +17,7 @@ from nsam.backends.torch.cuda_graph import GraphedStep
 from nsam.compiler.step_keys import train_needs_keys
 from nsam.dsl.checked import Train
 from nsam.dsl.diagnostics import fail
-from nsam.runs.checkpoint import Checkpoint, checkpoints, require_same_tensors, save_checkpoint
+from nsam.runs.checkpoint import Checkpoint, checkpoints, damaged, require_same_tensors, save_checkpoint
 from nsam.runs.folder import RunFolder
 from nsam.runs.metrics import MetricsLog
 from nsam.training.continued import go_on, moved_by
@@ -299,6 +299,13 @@ class Trainer:
                 f"the optimizer in {path} does not belong to this program: {error}",
                 help="use the rules that the run was started with",
             ) from None
+        try:
+            self._go_on(checkpoint)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise damaged(path, error) from None
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        """Take over what is neither model nor optimizer."""
         for name, summed in self._summed().items():
             summed.grad = checkpoint.gradients.get(name)
         torch.set_rng_state(checkpoint.generators["cpu"])
@@ -313,9 +320,9 @@ class Trainer:
         )
         self._memory = checkpoint.memory
         self.step = checkpoint.step
-        self.loss = checkpoint.progress["loss"]
+        self.loss = float(checkpoint.progress["loss"])
         self.held_out = checkpoint.progress.get("held_out")
-        self._elapsed_before = checkpoint.progress["elapsed"]
+        self._elapsed_before = float(checkpoint.progress["elapsed"])
         self._speed_before = checkpoint.progress.get("tokens_per_second")
 
 

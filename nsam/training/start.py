@@ -29,7 +29,7 @@ from nsam.training.corpus import Corpus, load_corpus
 from nsam.training.limits import require_reasonable_step
 from nsam.training.loop import Trainer
 from nsam.training.objective import require_byte_model
-from nsam.training.settings import Settings, keeps_state, require_compiler, require_device, why_no_graph
+from nsam.training.settings import Settings, keeps_state, require_cache, require_compiler, require_device, why_no_graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,7 @@ def _prepare(train: Train, data: Sequence[Path], settings: Settings) -> tuple[Co
     why_no_graph(train, settings)
     if settings.compiled:
         require_compiler(settings.device)
+        require_cache()
     options = train.data[1]
     context, batch = options["context"], options["batch"]
     assert isinstance(context, int)

@@ -28,7 +28,7 @@ from nsam.training.limits import memory_errors
 from nsam.training.loop import Outcome, Trainer
 from nsam.training.objective import require_byte_model
 from nsam.training.progress import Progress
-from nsam.training.settings import Settings, why_no_graph, why_slow
+from nsam.training.settings import Settings, require_cache, require_device, why_no_graph, why_slow
 from tests.recorder import Again
 
 MakeTrain: TypeAlias = Callable[..., Train]
@@ -407,3 +407,38 @@ def test_products_that_a_processor_has_no_instructions_for_are_told(
     assert why_slow(Settings()) is None
     said = why_slow(Settings(dtype="bfloat16"))
     assert said is None if known else said is not None and "leave --dtype out" in said
+
+
+@pytest.mark.parametrize("part", ["progress", "sampler", "generators"])
+def test_a_checkpoint_without_what_a_run_goes_on_from_is_damaged(
+    part: str, api: Any, make_train: MakeTrain, text: Path, run_dir: Path
+) -> None:
+    trainer(make_train(steps=2), text, run_dir).run(Silent())
+    file = latest_checkpoint(run_dir / "checkpoints") / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {part: {"$pairs": []}}))
+    with pytest.raises(ProgramError) as caught:
+        trainer(make_train(steps=4), text, run_dir, resume=True)
+    assert code(caught) == "N0509"
+
+
+def test_a_run_whose_metrics_are_damaged_is_read_to_the_damage(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for damage in (b'{"step": 2, "x": "\xff"}', b"3", b'{"loss": 1.0}', b'{"step": "2"}'):
+        path.write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 3}\n')
+        assert read_metrics(path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("name", ["meta", "nothing", "hpu", "cuda:99999", ""])
+def test_a_device_that_does_not_compute_here_is_refused(name: str) -> None:
+    with pytest.raises(ProgramError) as caught:
+        require_device(name)
+    assert code(caught) == "N0512"
+
+
+def test_a_folder_for_compiled_code_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    require_cache({})
+    require_cache({"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "made" / "below")})
+    with pytest.raises(ProgramError) as caught:
+        require_cache({"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "below")})
+    assert code(caught) == "N0514"
