@@ -182,8 +182,8 @@ class RuleOptimizer(torch.optim.Optimizer):
             self._step_batch(batch, *given, steps, scalars, count)
 
     def _gradients(self, group: dict[str, Any]) -> dict[Tensor, Tensor]:
-        """Return the gradients that this step brought."""
-        found = {p: p.grad for p in group["params"] if p.grad is not None}
+        """Return the gradients that this step brought; what has no entries does not move."""
+        found = {p: p.grad for p in group["params"] if p.grad is not None and p.numel()}
         if any(grad.is_sparse for grad in found.values()):
             raise RuntimeError("learning rules do not take sparse gradients")
         return found
