@@ -182,8 +182,8 @@ class RuleOptimizer(torch.optim.Optimizer):
             self._step_batch(batch, *given, steps, scalars, count)
 
     def _gradients(self, group: dict[str, Any]) -> dict[Tensor, Tensor]:
-        """Return the gradients that this step brought."""
-        found = {p: p.grad for p in group["params"] if p.grad is not None}
+        """Return the gradients that this step brought; what has no entries does not move."""
+        found = {p: p.grad for p in group["params"] if p.grad is not None and p.numel()}
         if any(grad.is_sparse for grad in found.values()):
             raise RuntimeError("learning rules do not take sparse gradients")
         return found
@@ -231,10 +231,14 @@ class RuleOptimizer(torch.optim.Optimizer):
         return self._batches[key]
 
     def _start(self, p: Tensor, steps: Steps, scalars: Mapping[str, Any]) -> None:
-        alone = Layout.of([p], steps.elementwise)
-        for name, value in zip(steps.names, steps.initial(alone.gather([p]), scalars), strict=True):
-            self.state[p][name] = alone.scatter(value)[0]
+        self.state[p].update(self._initial(p, steps, scalars))
         self.state[p][COUNT] = 0
+
+    def _initial(self, p: Tensor, steps: Steps, scalars: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the states of `p` before its first update, by name."""
+        alone = Layout.of([p], steps.elementwise)
+        values = steps.initial(alone.gather([p]), scalars)
+        return {name: alone.scatter(value)[0] for name, value in zip(steps.names, values, strict=True)}
 
     def _step_batch(
         self,
@@ -273,13 +277,28 @@ class RuleOptimizer(torch.optim.Optimizer):
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a saved state; ValueError when its groups have other rules."""
+        """Continue from a saved state; ValueError when its groups have other rules, or those have other states."""
         saved = [group.get(RULE) for group in state_dict["param_groups"]]
         mine = [group[RULE] for group in self.param_groups]
         if saved != mine:
             raise ValueError(f"the saved optimizer has the rules {saved}, this one has {mine}")
+        for group, there in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for p, number in zip(group["params"], there["params"], strict=False):  # torch looks at how many they are
+                self._require_states(p, group, state_dict["state"].get(number) or {})
         super().load_state_dict(state_dict)
         self._forget()
+
+    def _require_states(self, p: Tensor, group: dict[str, Any], saved: Mapping[str, Any]) -> None:
+        """Check that saved states of `p`, if there are any, are those of its rule."""
+        steps = self.steps(group[RULE])
+        if COUNT not in saved:
+            return
+        for name, state in self._initial(p, steps, steps.scalars(group)).items():
+            if name not in saved:
+                raise ValueError(f"the saved optimizer has no state `{name}` of the rule {group[RULE]}")
+            if saved[name].shape != state.shape:
+                sizes = f"{list(saved[name].shape)} there and {list(state.shape)} here"
+                raise ValueError(f"a state `{name}` of the rule {group[RULE]} is {sizes}")
 
 
 def _owned(state: Tensor, *lent: Tensor) -> Tensor:

@@ -40,14 +40,18 @@ TABLE: tuple[Code, ...] = (
     ),
     Code("N0508", "run-exists", "error", "A new run never overwrites an earlier one."),
     Code(
-        "N0509", "not-a-run", "error", "A run folder holds `run.json`, the program and at least one whole checkpoint."
+        "N0509",
+        "not-a-run",
+        "error",
+        "A run folder holds `run.json` and the program; text is generated from a whole checkpoint.",
     ),
     Code(
         "N0510",
         "run-changed",
         "error",
         "A resumed run has the data, row size, seed and precision that it began with, so that its curve is the same as "
-        "that of a run that was never interrupted. The number of steps may change.",
+        "that of a run that was never interrupted. Steps, arguments of rules and whatever else of the program leaves "
+        "its parameters as they are may change, which the run says; the batch too, unless a memory is never reset.",
     ),
     Code(
         "N0511",
@@ -93,5 +97,6 @@ TABLE: tuple[Code, ...] = (
         "A step of training is one CUDA graph on a CUDA device, in a program where every step starts like the one "
         "before it: no memory goes on from step to step.",
     ),
+    Code("N0523", "run-in-use", "error", "One process at a time trains a run."),
     Code("N0515", "wrong-request", "error", "What a command is asked for is something that the program declares."),
 )

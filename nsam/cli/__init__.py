@@ -7,6 +7,7 @@ def main() -> None:
     """Run the command `nsam` and exit: 0 clean, 1 diagnostics, 2 usage, 70 internal error, 130 interrupted."""
     import gc
     import io
+    import os
     import sys
 
     gc.disable()
@@ -16,6 +17,9 @@ def main() -> None:
     gc.freeze()  # modules and options: never garbage, nor to be looked at again
     gc.enable()
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever called
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a sign of ours (η, ●) gets a question mark, not an error.

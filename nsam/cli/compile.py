@@ -57,11 +57,11 @@ def compile_(
         typer.echo(_dump(file, (program, passes), dump, system, params).rstrip())
         return
     assert out is not None
-    from nsam.runs.atomic import write_atomic
+    from nsam.runs.atomic import is_output, write_atomic
 
     source = _source((program, passes), system, params)
     write_atomic(out, source)
-    typer.echo(f"{out}: {len(source.splitlines()):,} lines")
+    typer.echo(f"{out}: {len(source.splitlines()):,} lines", err=is_output(out))  # else it would be in the source
 
 
 def _source(asked: tuple[Program, Passes], name: str | None, params: Mapping[str, Value]) -> str:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from nsam.cli.options import MAX_SEED
+
 
 def generate(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="What `nsam train` made.", show_default=False)],
@@ -20,7 +22,7 @@ def generate(
     top_k: Annotated[
         int | None, typer.Option("--top-k", min=1, help="Draw among the k likeliest bytes.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same text.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="The same seed gives the same text.")] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, …")] = "cpu",
     state: Annotated[
         Path | None,

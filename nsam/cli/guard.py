@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -18,18 +21,22 @@ USAGE = 2
 INTERNAL = 70
 INTERRUPTED = 130
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of a place that takes no more, as a full disk behind the standard output."""
+
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """Return `command` with every error turned into a message and an exit code; the signature stays.
 
-    Diagnostics exit 1, Ctrl-C 130, anything unexpected 70 (its traceback only under NSAM_DEBUG=1). What typer
-    raises itself (usage, exit) and a closed pipe pass through.
+    Diagnostics and a disk without room exit 1, Ctrl-C 130, anything unexpected 70 (its traceback only under
+    NSAM_DEBUG=1). What typer raises itself (usage, exit) and a closed pipe pass through.
     """
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
+            sys.stdout.flush()
         except ProgramError as error:
             _show(error)
             raise typer.Exit(DIAGNOSTICS) from None
@@ -39,6 +46,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                _cannot_write(error)
+                raise typer.Exit(DIAGNOSTICS) from None
             _admit(error)
             raise typer.Exit(INTERNAL) from None
 
@@ -49,6 +59,16 @@ def _show(error: ProgramError) -> None:
     from nsam.cli.output import show
 
     show(error.diagnostics)
+
+
+def _cannot_write(error: OSError) -> None:
+    where = "" if error.filename is None else f" {error.filename}"
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = io.StringIO()  # Python would try once more when it ends
+    with suppress(OSError):
+        typer.echo(f"nsam: cannot write{where}: {error.strerror}", err=True)
 
 
 def _admit(error: Exception) -> None:

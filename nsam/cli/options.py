@@ -50,6 +50,9 @@ Without = Annotated[
         show_default=False,
     ),
 ]
+MAX_SEED = 2**64 - 1
+"""The largest seed of torch's generators."""
+
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print what was found.")]
 
 

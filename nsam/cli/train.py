@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nsam.cli.guard import INTERRUPTED
-from nsam.cli.options import File, Without, parse_pairs
+from nsam.cli.options import MAX_SEED, File, Without, parse_pairs
 from nsam.cli.request import train_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nsam.training.loop import Outcome
+    from nsam.training.settings import Settings
     from nsam.training.start import Run
 
 RUNS = Path("runs")
@@ -53,7 +55,9 @@ def train(
         typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/<train>-<n>.", show_default=False),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest one.")] = False,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Default 0.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Default 0.", show_default=False)
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[
         Precision | None,
@@ -117,7 +121,8 @@ def train(
     import torch
     from rich.console import Console
 
-    from nsam.runs.folder import last_run, next_run
+    from nsam.runs.folder import RunFolder, claim_run, last_run
+    from nsam.runs.lock import held
     from nsam.training.limits import memory_errors
     from nsam.training.settings import Settings
     from nsam.training.start import new_run, resumed_run
@@ -137,15 +142,40 @@ def train(
         cpp_wrapper=cpp_wrapper,
     )
     console = Console(highlight=False)
-    with memory_errors():
-        if resume:
-            run = resumed_run(program, name, overrides, settings, out or last_run(RUNS, name))
-        else:
-            declaration = program.train(name, overrides)
-            run = new_run(file, declaration, overrides, data or [], settings, out or next_run(RUNS, name))
-        _describe(console, run)
-        outcome = _loop(console, run, file, settings.compiled)
-    _finish(console, run, outcome, file)
+    with ExitStack() as stack:
+        with memory_errors():
+            if resume:
+                folder = out or last_run(RUNS, name)
+                stack.enter_context(held(RunFolder(folder)))
+                run = resumed_run(file, program, name, overrides, settings, folder)
+            else:
+                declaration = program.train(name, overrides)
+                run = new_run(file, declaration, overrides, data or [], settings, lambda: out or claim_run(RUNS, name))
+                stack.enter_context(held(run.folder))
+            resumed = ["nsam", "train", str(file), name, "--out", str(run.folder.path), "--resume"]
+            again = shlex.join([*resumed, *_again(settings, threads)])
+            _describe(console, run)
+            outcome = _loop(console, run, again, settings.compiled)
+        _finish(console, run, outcome, again)
+
+
+def _again(settings: Settings, threads: int | None) -> list[str]:
+    """The options that a run does not keep, to be given again."""
+    usual = type(settings)()
+    graph = {None: None, True: "--cuda-graph", False: "--no-cuda-graph"}[settings.cuda_graph]
+    flags = (
+        (graph, graph is not None),
+        ("--cpp-wrapper", settings.cpp_wrapper),
+        ("--no-compile", not settings.compiled),
+    )
+    values = (
+        ("--device", settings.device, usual.device),
+        ("--threads", threads, None),
+        ("--checkpoint-every", settings.checkpoint_seconds, usual.checkpoint_seconds),
+        ("--checkpoint-steps", settings.checkpoint_steps, usual.checkpoint_steps),
+    )
+    given = [text for name, value, default in values if value != default for text in (name, str(value))]
+    return given + [name for name, on in flags if on and name is not None]
 
 
 def _describe(console: Console, run: Run) -> None:
@@ -172,9 +202,13 @@ def _describe(console: Console, run: Run) -> None:
         console.print(f"[dim]device[/]  {run.trainer.device}: {told}", soft_wrap=True)
     if run.trainer.step:
         console.print(f"continuing at step {run.trainer.step:,}")
+    if run.trainer.changes:
+        console.print(
+            f"changed since the last checkpoint: {', '.join(run.trainer.changes)}", markup=False, soft_wrap=True
+        )
 
 
-def _loop(console: Console, run: Run, file: Path, compiled: bool) -> Outcome:
+def _loop(console: Console, run: Run, again: str, compiled: bool) -> Outcome:
     from nsam.cli.train_display import LineWatcher, LiveWatcher
     from nsam.runs.checkpoint import checkpoints
 
@@ -184,17 +218,16 @@ def _loop(console: Console, run: Run, file: Path, compiled: bool) -> Outcome:
         with watcher:
             return run.trainer.run(watcher)
     except KeyboardInterrupt:
-        step = checkpoints(run.folder.checkpoints)[-1][0]
-        _say_how_to_go_on(console, run, file, f"Stopped at once; the last checkpoint is that of step {step:,}.")
+        saved = [f"the last checkpoint is that of step {step:,}" for step, _ in checkpoints(run.folder.checkpoints)]
+        _say_how_to_go_on(console, f"Stopped at once; {(saved or ['no checkpoint was saved yet'])[-1]}.", again)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _say_how_to_go_on(console: Console, run: Run, file: Path, what: str) -> None:
-    command = shlex.join(["nsam", "train", str(file), run.train.name, "--out", str(run.folder.path), "--resume"])
-    console.print(f"{what} Continue with:\n  {command}", markup=False, soft_wrap=True)
+def _say_how_to_go_on(console: Console, what: str, again: str) -> None:
+    console.print(f"{what} Continue with:\n  {again}", markup=False, soft_wrap=True)
 
 
-def _finish(console: Console, run: Run, outcome: Outcome, file: Path) -> None:
+def _finish(console: Console, run: Run, outcome: Outcome, again: str) -> None:
     """Write what people look at; after an interruption say how to go on, and stop with 130."""
     from nsam.cli.level_table import level_table
     from nsam.training.report import bits, sample, summary, write_pictures
@@ -202,7 +235,7 @@ def _finish(console: Console, run: Run, outcome: Outcome, file: Path) -> None:
 
     folder = run.folder
     if outcome.interrupted:
-        _say_how_to_go_on(console, run, file, f"Stopped at step {outcome.step:,}; the checkpoint is saved.")
+        _say_how_to_go_on(console, f"Stopped at step {outcome.step:,}; the checkpoint is saved.", again)
         raise typer.Exit(INTERRUPTED)
     pictures = write_pictures(folder, run.train)
     folder.write("summary.md", summary(run.description, run.corpus, outcome, run.trainer.parameters, pictures))

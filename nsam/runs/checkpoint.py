@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class Checkpoint:
     generators: Mapping[str, torch.Tensor] = field(default_factory=dict)
     sampler: Mapping[str, int] = field(default_factory=dict)
     progress: Mapping[str, float] = field(default_factory=dict)
+    moved: Sequence[Sequence[str]] = ()
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -61,6 +62,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "generators": encode(checkpoint.generators, "generators", tensors),
         "sampler": dict(checkpoint.sampler),
         "progress": dict(checkpoint.progress),
+        "moved": [list(names) for names in checkpoint.moved],
     }
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in checkpoint.model.items()}
     try:
@@ -92,7 +94,9 @@ def latest_checkpoint(folder: Path) -> Path:
     """Return the last checkpoint in `folder`; N0509 when there is none."""
     found = checkpoints(folder)
     if not found:
-        raise fail("N0509", f"there is no checkpoint in {folder}", help="train first: nsam train FILE --out DIR")
+        raise fail(
+            "N0509", f"there is no checkpoint in {folder}", help="train first: nsam train FILE --out DIR --resume"
+        )
     return found[-1][1]
 
 
@@ -111,11 +115,16 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
             generators=decode(rest["generators"], tensors, "cpu"),
             sampler=rest["sampler"],
             progress=rest["progress"],
+            moved=rest.get("moved", ()),
         )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise fail(
-            "N0509", f"the checkpoint {path} is damaged: {error}", help="delete that folder to use the one before"
-        ) from None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> Exception:
+    """Return the diagnostic for a checkpoint that lacks what belongs into it."""
+    reason = f"there is no {error}" if isinstance(error, KeyError) else error
+    return fail("N0509", f"the checkpoint {path} is damaged: {reason}", help="delete that folder to use the one before")
 
 
 def require_same_tensors(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], path: Path) -> None:

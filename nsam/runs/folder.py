@@ -11,6 +11,7 @@ from typing import Any
 
 from nsam.dsl.diagnostics import fail
 from nsam.runs.atomic import cannot_write, write_atomic
+from nsam.runs.checkpoint import checkpoints
 
 FORMAT = 1
 """Version of the folder's layout."""
@@ -88,14 +89,36 @@ def create_run(path: Path, description: RunDescription, sources: Mapping[str, st
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise fail("N0508", f"{path} exists and is not an empty folder", help="choose another one with --out")
         folder.checkpoints.mkdir(parents=True)
+    except FileExistsError:
+        raise fail("N0508", f"another run begins in {path}", help="choose another folder with --out") from None
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    keep_program(folder, sources)
+    folder.write("run.json", json.dumps(asdict(description), indent=2) + "\n")
+    return folder
+
+
+def keep_program(folder: RunFolder, sources: Mapping[str, str]) -> None:
+    """Keep the text of a program's files, by relative path; N0514 when that is impossible."""
+    try:
         for name, text in sources.items():
             target = folder.program / name
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(target, text)
     except OSError as error:
-        raise cannot_write(path, error) from None
-    folder.write("run.json", json.dumps(asdict(description), indent=2) + "\n")
-    return folder
+        raise cannot_write(folder.program, error) from None
+
+
+def changed_sources(folder: RunFolder, main: str, sources: Mapping[str, str], now: str) -> list[str]:
+    """Return the files of a program whose text is not what the run keeps; `main` is called `now` by now."""
+    return [name for name, text in sources.items() if _kept(folder, main if name == now else name) != text.encode()]
+
+
+def _kept(folder: RunFolder, name: str) -> bytes | None:
+    try:
+        return (folder.program / name).read_bytes()
+    except OSError:
+        return None
 
 
 def open_run(path: Path) -> tuple[RunFolder, RunDescription]:
@@ -120,21 +143,33 @@ def open_run(path: Path) -> tuple[RunFolder, RunDescription]:
 
 
 def update_overrides(folder: RunFolder, description: RunDescription) -> None:
-    """Store a description that a resumed run changed (its number of steps)."""
+    """Store a description that a resumed run changed (its number of steps, say)."""
     folder.write("run.json", json.dumps(asdict(description), indent=2) + "\n")
 
 
-def next_run(root: Path, train: str) -> Path:
-    """Return the first free `root/<train>-<n>`."""
-    return root / f"{train}-{max(_numbers(root, train), default=0) + 1}"
+def claim_run(root: Path, train: str) -> Path:
+    """Make the first free folder `root/<train>-<n>`, for this process alone; N0514 when that is impossible."""
+    number = max(_numbers(root, train), default=0) + 1
+    while True:
+        path = root / f"{train}-{number}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # another process was faster
+            number += 1
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        else:
+            return path
 
 
 def last_run(root: Path, train: str) -> Path:
-    """Return the latest `root/<train>-<n>`; N0509 when there is none."""
-    numbers = _numbers(root, train)
-    if not numbers:
+    """Return the latest `root/<train>-<n>` with a checkpoint, else the latest that began; N0509 when there is none."""
+    begun = [root / f"{train}-{number}" for number in sorted(_numbers(root, train))]
+    begun = [path for path in begun if RunFolder(path).description.exists()]
+    trained = [path for path in begun if checkpoints(RunFolder(path).checkpoints)]
+    if not begun:
         raise fail("N0509", f"there is no run of `{train}` in {root}/ to resume", help="say which with --out DIR")
-    return root / f"{train}-{max(numbers)}"
+    return (trained or begun)[-1]
 
 
 def _numbers(root: Path, train: str) -> list[int]:

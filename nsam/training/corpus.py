@@ -154,7 +154,7 @@ def _split(documents: list[Document], wanted: int, row: int) -> tuple[list[Docum
     """
     held_out: list[Document] = []
     reached = 0
-    for document in sorted(documents, key=lambda d: hashlib.sha256(d.name.encode()).digest()):
+    for document in sorted(documents, key=lambda d: hashlib.sha256(d.name.encode(errors="surrogateescape")).digest()):
         if reached < wanted and reached + len(document.content) <= 1.2 * wanted:
             held_out.append(document)
             reached += len(document.content)

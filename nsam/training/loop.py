@@ -17,9 +17,10 @@ from nsam.backends.torch.cuda_graph import GraphedStep
 from nsam.compiler.step_keys import train_needs_keys
 from nsam.dsl.checked import Train
 from nsam.dsl.diagnostics import fail
-from nsam.runs.checkpoint import Checkpoint, latest_checkpoint, require_same_tensors, save_checkpoint
+from nsam.runs.checkpoint import Checkpoint, checkpoints, damaged, require_same_tensors, save_checkpoint
 from nsam.runs.folder import RunFolder
 from nsam.runs.metrics import MetricsLog
+from nsam.training.continued import go_on, moved_by
 from nsam.training.corpus import Corpus
 from nsam.training.interrupts import Interrupts
 from nsam.training.movement import Movement, level_of_weights
@@ -45,6 +46,7 @@ class Trainer:
     """One run of a `train` declaration, from its first step or from a checkpoint.
 
     Every number that a later step depends on is in the checkpoint, so that a resumed run continues the same curve.
+    `changes` tells what the program says otherwise than it did before the checkpoint; the metrics keep it.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Trainer:
         self._graph = GraphedStep(self.module, self._fresh_loss) if recorded else None
         self._graph_told: str | None = None
         self._memory: Any = None
+        self.changes: tuple[str, ...] = ()
         self.step = 0
         self.loss = math.nan
         self.held_out: float | None = None
@@ -104,6 +107,8 @@ class Trainer:
         metrics = MetricsLog(self.folder.metrics, self.step)
         interrupts = Interrupts()
         try:
+            if self.changes:
+                metrics.add(self.step, {"changed": list(self.changes)})
             with interrupts:
                 if self.step == 0:
                     self._save(watcher, 0.0)
@@ -212,15 +217,15 @@ class Trainer:
         metrics.add(self.step, {"held_out": self.held_out})
 
     def _not_finite(self, what: str) -> Exception:
-        good = latest_checkpoint(self.folder.checkpoints)
+        good = [path for _, path in checkpoints(self.folder.checkpoints)][-1:]
         return fail(
             "N0506",
             what,
             self.train.span,
             f"`{self.train.name}` diverged",
-            notes=(f"the last good checkpoint is {good}",),
-            help="lower the learning rate of the rule, bound the inner objective (pseudo_huber), or use a rule with a "
-            "bounded step (safe_dgd); the metrics of the run show which memory grew first",
+            notes=tuple(f"the last good checkpoint is {path}" for path in good),
+            help="lower the learning rate of the rule and go on with --resume, bound the inner objective "
+            "(pseudo_huber), or use a rule with a bounded step (safe_dgd); the metrics show which memory grew first",
         )
 
     def _progress(self, elapsed: float) -> Progress:
@@ -269,6 +274,7 @@ class Trainer:
                 generators=generators,
                 sampler={"seed": self.sampler.seed, "step": self.sampler.step},
                 progress=progress,
+                moved=moved_by(self.optimizer, self.module),
             ),
         )
         watcher.saved(self.step, path)
@@ -285,13 +291,21 @@ class Trainer:
         require_same_tensors(checkpoint.model, self.module.state_dict(), path)
         self.module.load_state_dict(dict(checkpoint.model))
         try:
-            self.optimizer.load_state_dict(dict(checkpoint.optimizer))
+            names, clock = moved_by(self.optimizer, self.module), checkpoint.step // self.train.every
+            self.changes = go_on(self.optimizer, checkpoint.optimizer, checkpoint.moved, names, clock)
         except (ValueError, KeyError) as error:
             raise fail(
                 "N0507",
                 f"the optimizer in {path} does not belong to this program: {error}",
                 help="use the rules that the run was started with",
             ) from None
+        try:
+            self._go_on(checkpoint)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise damaged(path, error) from None
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        """Take over what is neither model nor optimizer."""
         for name, summed in self._summed().items():
             summed.grad = checkpoint.gradients.get(name)
         torch.set_rng_state(checkpoint.generators["cpu"])
@@ -306,9 +320,9 @@ class Trainer:
         )
         self._memory = checkpoint.memory
         self.step = checkpoint.step
-        self.loss = checkpoint.progress["loss"]
+        self.loss = float(checkpoint.progress["loss"])
         self.held_out = checkpoint.progress.get("held_out")
-        self._elapsed_before = checkpoint.progress["elapsed"]
+        self._elapsed_before = float(checkpoint.progress["elapsed"])
         self._speed_before = checkpoint.progress.get("tokens_per_second")
 
 

@@ -40,7 +40,7 @@ def generate_bytes(
 
 def pick(scores: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
     """Draw one index from softmax(`scores` / `temperature`), `scores` `[n]`, among the `top_k` largest."""
-    if temperature == 0:
+    if temperature < torch.finfo(scores.dtype).tiny:  # 0 as a number of theirs
         return int(scores.argmax())
     if top_k is not None and top_k < len(scores):
         least = scores.topk(top_k).values[-1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -47,12 +49,12 @@ class Settings:
 
 
 def require_device(name: str) -> torch.device:
-    """Return the device called `name`; N0512 when this machine does not have it."""
+    """Return the device called `name`; N0512 when this machine does not have it, or it does not compute."""
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        (torch.ones(1, device=device) + 1).item()  # `meta` has tensors, and no values
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         known = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
         raise fail(
             "N0512",
@@ -111,3 +113,21 @@ def require_compiler(device: str) -> None:
             help="install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install), or run uncompiled, "
             "several times slower, with --no-compile",
         )
+
+
+def require_cache(environment: Mapping[str, str] = os.environ) -> None:
+    """Check that the folder named for compiled code can be written; N0514 otherwise."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    folder = environment.get(name)
+    if not folder:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise fail(
+            "N0514",
+            f"cannot keep compiled code in {folder}: {error.strerror}",
+            help=f"set {name} to a folder that can be written, or leave it unset; or run uncompiled with --no-compile",
+        ) from None

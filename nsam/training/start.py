@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,15 +12,24 @@ from nsam.backends.torch.runtime import instructions
 from nsam.dsl.checked import Train
 from nsam.dsl.diagnostics import fail
 from nsam.dsl.program import Program
-from nsam.runs.checkpoint import latest_checkpoint, load_checkpoint
-from nsam.runs.folder import RunDescription, RunFolder, create_run, open_run, update_overrides
+from nsam.runs.checkpoint import checkpoints, load_checkpoint
+from nsam.runs.folder import (
+    RunDescription,
+    RunFolder,
+    changed_sources,
+    create_run,
+    keep_program,
+    open_run,
+    update_overrides,
+)
 from nsam.runs.sources import program_sources
 from nsam.training.allocator import keep_freed_memory
+from nsam.training.continued import require_same_memories
 from nsam.training.corpus import Corpus, load_corpus
 from nsam.training.limits import require_reasonable_step
 from nsam.training.loop import Trainer
 from nsam.training.objective import require_byte_model
-from nsam.training.settings import Settings, require_compiler, require_device, why_no_graph
+from nsam.training.settings import Settings, keeps_state, require_cache, require_compiler, require_device, why_no_graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +49,9 @@ def new_run(
     overrides: Mapping[str, Any],
     data: Sequence[Path],
     settings: Settings,
-    path: Path,
+    place: Callable[[], Path],
 ) -> Run:
-    """Return a run that starts at step 0 in the new folder `path`."""
+    """Return a run that starts at step 0 in a new folder, for which `place` is asked once all is known to be right."""
     corpus, context, batch = _prepare(train, data, settings)
     description = RunDescription(
         train=train.name,
@@ -58,16 +67,19 @@ def new_run(
         without=settings.without,
         memory=settings.memory,
     )
-    folder = create_run(path, description, program_sources(file))
+    folder = create_run(place(), description, program_sources(file))
     return Run(folder, description, train, corpus, Trainer(train, corpus, settings, folder))
 
 
-def resumed_run(program: Program, name: str, overrides: Mapping[str, Any], settings: Settings, path: Path) -> Run:
-    """Return the run in `path` at its last checkpoint.
+def resumed_run(
+    file: Path, program: Program, name: str, overrides: Mapping[str, Any], settings: Settings, path: Path
+) -> Run:
+    """Return the run in `path` at its last checkpoint, or at step 0; its program is `program`, the text in `file`.
 
     Data, seed, precision and passes are those that it began with, and its budget of memory unless `settings` has one;
-    `overrides` are put on top of its own. N0510 when the rows would not be the same as before, N0507 when the
-    checkpoint does not belong to the program.
+    `overrides` are put on top of its own. What the program says otherwise than before is in the trainer's `changes`,
+    and the run keeps the new text. N0510 when the rows would not be the same as before, N0507 when the checkpoint does
+    not belong to the program.
     """
     folder, description = open_run(path)
     if description.train != name:
@@ -78,22 +90,38 @@ def resumed_run(program: Program, name: str, overrides: Mapping[str, Any], setti
     settings = replace(settings, seed=description.seed, dtype=description.dtype, memory=memory)
     settings = replace(settings, without=description.without)
     corpus, context, batch = _prepare(train, [Path(item) for item in description.data], settings)
-    for what, before, now in (
-        ("context", description.context, context),
-        ("batch", description.batch, batch),
-        ("text", description.fingerprint, corpus.fingerprint),
+    sources = program_sources(file)
+    changes: list[str] = []
+    latest = checkpoints(folder.checkpoints)[-1:]
+    if latest:
+        _require_same_rows(path, description, corpus, context, batch if keeps_state(train.model) else None)
+        changes = changed_sources(folder, description.main, sources, file.name)
+        changes += [f"batch {description.batch} -> {batch}"] if batch != description.batch else []
+    checkpoint = load_checkpoint(latest[0][1], settings.device) if latest else None
+    trainer = Trainer(train, corpus, settings, folder, checkpoint)
+    if checkpoint is not None and checkpoint.memory is not None and changes:
+        require_same_memories(train, checkpoint.memory, latest[0][1])
+    trainer.changes = (*changes, *trainer.changes)
+    keep_program(folder, sources)
+    description = replace(description, main=file.name, batch=batch, context=context, fingerprint=corpus.fingerprint)
+    update_overrides(folder, description)
+    return Run(folder, description, train, corpus, trainer)
+
+
+def _require_same_rows(path: Path, before: RunDescription, corpus: Corpus, context: int, batch: int | None) -> None:
+    """Check that rows are those of before; `batch` is None where it may change, as no memory goes on in each row."""
+    for what, then, now in (
+        ("context", before.context, context),
+        ("batch", before.batch, before.batch if batch is None else batch),
+        ("text", before.fingerprint, corpus.fingerprint),
     ):
-        if before != now:
-            detail = "" if what == "text" else f": it was {before} and is {now}"
+        if then != now:
+            detail = "" if what == "text" else f": it was {then} and is {now}"
             raise fail(
                 "N0510",
                 f"the {what} of {path} has changed since it began{detail}",
                 help="start a new run instead: leave --resume out",
             )
-    checkpoint = load_checkpoint(latest_checkpoint(folder.checkpoints), settings.device)
-    trainer = Trainer(train, corpus, settings, folder, checkpoint)
-    update_overrides(folder, description)
-    return Run(folder, description, train, corpus, trainer)
 
 
 def _prepare(train: Train, data: Sequence[Path], settings: Settings) -> tuple[Corpus, int, int]:
@@ -102,6 +130,7 @@ def _prepare(train: Train, data: Sequence[Path], settings: Settings) -> tuple[Co
     why_no_graph(train, settings)
     if settings.compiled:
         require_compiler(settings.device)
+        require_cache()
     options = train.data[1]
     context, batch = options["context"], options["batch"]
     assert isinstance(context, int)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from nsam.cli import main
 from nsam.cli.guard import guarded
 from nsam.dsl.diagnostics import fail
 
@@ -50,3 +54,35 @@ def test_a_fault_of_ours_says_so_and_asks_for_a_report(monkeypatch: pytest.Monke
 def test_usage_errors_and_exits_pass_through() -> None:
     assert result_of(typer.BadParameter("no"))[0] == 2
     assert result_of(typer.Exit(3))[0] == 3
+
+
+@pytest.mark.parametrize("file", [None, "checkpoint"])
+def test_a_place_without_room_is_said(file: str | None) -> None:
+    code, output = result_of(OSError(28, "No space left on device", file))
+    assert code == 1
+    assert output == f"nsam: cannot write{' checkpoint' if file else ''}: No space left on device\n"
+
+
+def test_an_output_that_takes_no_more_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    full = Full()
+    monkeypatch.setattr(sys, "stdout", full)
+    with pytest.raises(typer.Exit) as caught:
+        guarded(lambda: print("much"))()
+    assert caught.value.exit_code == 1
+    assert sys.stdout is not full  # or Python would end with an error of its own
+    assert capsys.readouterr().err == "nsam: cannot write: No space left on device\n"
+
+
+def test_a_closed_output_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "argv", ["nsam", "explain", "N0509"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    sys.stdout.close()
+    assert caught.value.code == 0

@@ -140,6 +140,7 @@ def test_a_run_is_not_overwritten_and_a_changed_one_not_resumed(
         (["--set", "context=100000"], "N0503"),
         (["--set", "batch=1000000000000"], "N0517"),
         (["--device", "nothing"], "N0512"),
+        (["--device", "meta"], "N0512"),
         (["--cuda-graph"], "N0522"),
         (["nobody"], "N0515"),
         (["--out", "text.txt"], "N0508"),
@@ -173,6 +174,16 @@ def test_a_memory_that_is_never_reset_goes_on_in_a_resumed_run(
 
 def test_a_resumed_run_keeps_its_seed(train: Run) -> None:
     assert train("--resume", "--seed", 3).returncode == 2
+
+
+def test_seeds_have_64_bits(train: Run, run: Run, tmp_path: Path) -> None:
+    found = train("--seed", 2**64)
+    assert found.returncode == 2
+    assert "--seed" in found.stderr
+    assert train("--seed", 2**64 - 1, "--out", "r", "--set", "steps=1").returncode == 0
+    text = ("generate", "r", "--prompt", "a", "--tokens", 2, "--seed")
+    assert run(*text, 2**64).returncode == 2
+    assert run(*text, 2**64 - 1).returncode == 0
 
 
 def test_a_diverging_run_stops_with_the_last_good_checkpoint(train: Run, tmp_path: Path, tiny: Path) -> None:

@@ -250,3 +250,17 @@ def test_compiled_is_no_parameter_of_an_outer_rule() -> None:
     program = nsam.loads("nsam 1\nrule r(lr, compiled = 1) {\n  self <- self - lr * compiled * grad\n}\n")
     with pytest.raises(ProgramError, match="`compiled`"):
         nsam.optimizer(program, "r", [torch.nn.Parameter(torch.ones(2))], lr=0.1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "m3", "delta_momentum"])
+def test_parameters_without_entries_are_left_alone(name: str, std: Any) -> None:
+    weights = [torch.nn.Parameter(torch.ones(shape)) for shape in ((0, 4), (3, 4), (0,), (2, 0, 4))]
+    made = optimizer(std(name, lr=0.1), weights)
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        made.step()
+    made.load_state_dict(made.state_dict())
+    made.step()
+    assert [weight in made.state for weight in weights] == [False, True, False, False]
+    assert not torch.equal(weights[1], torch.ones(3, 4))

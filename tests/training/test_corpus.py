@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from nsam.dsl.diagnostics import ProgramError
+from nsam.runs.atomic import write_atomic
 from nsam.training.corpus import SHARED_PARAGRAPH, load_corpus
 from nsam.training.sampler import Sampler, held_out_rows
 
@@ -124,3 +126,13 @@ def test_held_out_rows_cover_the_text_and_stay_the_same() -> None:
     assert bytes(batches[-1][-1].tolist()) == text[-16:]
     assert all(torch.equal(a, b) for a, b in zip(batches, held_out_rows(text, 15, 4, 3), strict=True))
     assert [batch.shape for batch in held_out_rows(text[:16], 15, 4, 3)] == [(4, 16)]
+
+
+def test_names_of_files_need_not_be_utf8(tmp_path: Path) -> None:
+    for i in range(8):
+        name = os.fsencode(tmp_path) + b"/caf\xe9%d.txt" % i
+        with open(name, "w") as file:
+            file.write(f"text {i} " * 50)
+    corpus = load_corpus([tmp_path], 16)
+    assert corpus.documents == 8
+    write_atomic(tmp_path / "summary", ", ".join(corpus.held_out_names))

@@ -14,17 +14,21 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 
+from nsam.backends.torch.optim import optimizer
+from nsam.backends.torch.optim_rules import EVERY
 from nsam.dsl.checked import Apply, Train, ValueType
 from nsam.dsl.diagnostics import ProgramError
+from nsam.dsl.program import standard_rule
 from nsam.runs.checkpoint import checkpoints, latest_checkpoint, load_checkpoint
 from nsam.runs.folder import RunFolder
 from nsam.runs.metrics import read_metrics
+from nsam.training.continued import go_on
 from nsam.training.corpus import load_corpus
 from nsam.training.limits import memory_errors
 from nsam.training.loop import Outcome, Trainer
 from nsam.training.objective import require_byte_model
 from nsam.training.progress import Progress
-from nsam.training.settings import Settings, why_no_graph, why_slow
+from nsam.training.settings import Settings, require_cache, require_device, why_no_graph, why_slow
 from tests.recorder import Again
 
 MakeTrain: TypeAlias = Callable[..., Train]
@@ -221,6 +225,37 @@ def test_foreign_checkpoint_is_refused(
     assert message in caught.value.diagnostics[0].message
 
 
+def test_states_of_an_optimizer_go_to_their_parameters_by_name() -> None:
+    def made(*groups: dict[str, Any]) -> Any:
+        listed = [{"params": [weights[name] for name in g["names"]], EVERY: g["every"]} for g in groups]
+        return optimizer(standard_rule("adamw", {"lr": 0.1}), listed), [g["names"] for g in groups]
+
+    weights = {name: torch.nn.Parameter(torch.ones(2, 2)) for name in "abc"}
+    first, names = made({"names": ["a", "c"], "every": 1}, {"names": ["b"], "every": 1})
+    for size, weight in enumerate(weights.values(), 1):
+        weight.grad = torch.full((2, 2), float(size))
+    first.step()
+    second, other = made({"names": ["a", "b"], "every": 1}, {"names": ["c"], "every": 4})
+    assert go_on(second, first.state_dict(), names, other, 1) == ("adamw.every 1 -> 4",)
+    for weight in weights.values():
+        assert torch.equal(second.state[weight]["v"], first.state[weight]["v"])
+    assert [group[EVERY] for group in second.param_groups] == [1, 4]
+    same, names = made({"names": ["a", "c"], "every": 1}, {"names": ["b"], "every": 1})
+    assert go_on(same, first.state_dict(), (), names, 1) == ()
+
+
+def test_saved_states_that_are_not_those_of_the_rule_are_refused() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    first = optimizer(standard_rule("adamw", {"lr": 0.1}), [weight])
+    first.step()
+    for change in ({"v": torch.ones(3)}, {"v": None}):
+        state = first.state_dict()
+        state["state"][0] = {k: v for k, v in (state["state"][0] | change).items() if v is not None}
+        with pytest.raises(ValueError, match="state `v` of the rule adamw"):
+            first.load_state_dict(state)
+
+
 def test_checkpoint_with_an_extra_tensor_is_refused(api: Any, make_train: MakeTrain, text: Path, run_dir: Path) -> None:
     api.extra = ("late", (3,))
     trainer(make_train(steps=2), text, run_dir).run(Silent())
@@ -372,3 +407,38 @@ def test_products_that_a_processor_has_no_instructions_for_are_told(
     assert why_slow(Settings()) is None
     said = why_slow(Settings(dtype="bfloat16"))
     assert said is None if known else said is not None and "leave --dtype out" in said
+
+
+@pytest.mark.parametrize("part", ["progress", "sampler", "generators"])
+def test_a_checkpoint_without_what_a_run_goes_on_from_is_damaged(
+    part: str, api: Any, make_train: MakeTrain, text: Path, run_dir: Path
+) -> None:
+    trainer(make_train(steps=2), text, run_dir).run(Silent())
+    file = latest_checkpoint(run_dir / "checkpoints") / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {part: {"$pairs": []}}))
+    with pytest.raises(ProgramError) as caught:
+        trainer(make_train(steps=4), text, run_dir, resume=True)
+    assert code(caught) == "N0509"
+
+
+def test_a_run_whose_metrics_are_damaged_is_read_to_the_damage(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for damage in (b'{"step": 2, "x": "\xff"}', b"3", b'{"loss": 1.0}', b'{"step": "2"}'):
+        path.write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 3}\n')
+        assert read_metrics(path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("name", ["meta", "nothing", "hpu", "cuda:99999", ""])
+def test_a_device_that_does_not_compute_here_is_refused(name: str) -> None:
+    with pytest.raises(ProgramError) as caught:
+        require_device(name)
+    assert code(caught) == "N0512"
+
+
+def test_a_folder_for_compiled_code_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    require_cache({})
+    require_cache({"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "made" / "below")})
+    with pytest.raises(ProgramError) as caught:
+        require_cache({"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file" / "below")})
+    assert code(caught) == "N0514"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from nsam.runs import checkpoint as checkpoint_module
 from nsam.runs.atomic import write_atomic
 from nsam.runs.checkpoint import Checkpoint, checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
 from nsam.runs.encoding import decode, encode
-from nsam.runs.folder import RunDescription, create_run, last_run, next_run, open_run
+from nsam.runs.folder import RunDescription, claim_run, create_run, last_run, open_run
 from nsam.runs.metrics import MetricsLog, read_metrics
 from nsam.runs.plots import levels_plot, loss_plot
 from nsam.training.sampling import as_text, harmless, pick
@@ -121,6 +122,46 @@ def test_atomic_write_keeps_the_old_content_on_failure(tmp_path: Path, monkeypat
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_atomic_write_leaves_links_and_modes_as_they_are(tmp_path: Path) -> None:
+    file, link, dangling = tmp_path / "below" / "file", tmp_path / "link", tmp_path / "dangling"
+    file.parent.mkdir()
+    file.write_text("old")
+    file.chmod(0o640)
+    link.symlink_to("below/file")
+    dangling.symlink_to("below/new")
+    write_atomic(link, "new")
+    write_atomic(dangling, "fresh")
+    assert link.is_symlink()
+    assert dangling.is_symlink()
+    assert file.read_text() == "new"
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "below" / "new").read_text() == "fresh"
+    assert sorted(path.name for path in file.parent.iterdir()) == ["file", "new"]
+
+
+def test_atomic_write_goes_through_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomic(pipe, "content")
+    assert os.read(reader, 100) == b"content"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_atomic_write_to_the_standard_output_does_not_replace_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    known = path.stat()
+    monkeypatch.setattr("nsam.runs.atomic.os.fstat", lambda descriptor: known)
+    write_atomic(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "new"
+    assert path.stat().st_ino == known.st_ino
+
+
 def test_run_folder_holds_what_it_was_started_with(tmp_path: Path) -> None:
     folder = create_run(tmp_path / "run", DESCRIPTION, {"tiny.nsam": "nsam 1\n", "lib/a.nsam": "nsam 1\n"})
     assert open_run(tmp_path / "run") == (folder, DESCRIPTION)
@@ -147,11 +188,31 @@ def test_damaged_description_is_reported(tmp_path: Path, content: str) -> None:
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:
-    assert next_run(tmp_path / "runs", "a") == tmp_path / "runs" / "a-1"
+    assert claim_run(tmp_path / "runs", "a") == tmp_path / "runs" / "a-1"
     for name in ("a-1", "a-10", "ab-30", "a-x"):
         (tmp_path / name).mkdir()
-    assert next_run(tmp_path, "a") == tmp_path / "a-11"
+    assert claim_run(tmp_path, "a") == tmp_path / "a-11"
+    assert (tmp_path / "a-11").is_dir()
+
+
+def test_runs_that_begin_together_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nsam.runs.folder._numbers", lambda root, train: [])  # both looked before either began
+    assert [claim_run(tmp_path, "a").name for _ in range(3)] == ["a-1", "a-2", "a-3"]
+    for path in (tmp_path / "a-1", tmp_path / "a-2"):
+        create_run(path, DESCRIPTION, {})
+    (tmp_path / "file").touch()
+    with pytest.raises(ProgramError) as caught:
+        claim_run(tmp_path / "file", "a")
+    assert code(caught) == "N0514"
+
+
+def test_the_last_run_is_the_last_that_has_a_checkpoint(tmp_path: Path) -> None:
+    for number in (2, 9, 10):
+        create_run(tmp_path / f"a-{number}", DESCRIPTION, {})
+    (tmp_path / "a-11").mkdir()
     assert last_run(tmp_path, "a") == tmp_path / "a-10"
+    saved(tmp_path / "a-9" / "checkpoints", 0)
+    assert last_run(tmp_path, "a") == tmp_path / "a-9"
     with pytest.raises(ProgramError) as caught:
         last_run(tmp_path, "b")
     assert code(caught) == "N0509"
@@ -191,6 +252,7 @@ def test_pick_follows_temperature_and_top_k() -> None:
     assert pick(scores, 0, None, generator) == 1
     assert {pick(scores, 1.0, 2, generator) for _ in range(100)} == {1, 2}
     assert {pick(scores, 1e-4, None, generator) for _ in range(20)} == {1}
+    assert {pick(scores, tiny, k, generator) for tiny in (1e-300, 1e-42, 1e-37) for k in (None, 2)} == {1}
     assert len({pick(scores, 50.0, None, generator) for _ in range(200)}) == 4
 
 
