@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.optim_keys import StepKeys, require_served, without_module
+from nsam.backends.torch.optim_keys import Place, StepKeys, require_served, without_module
+from nsam.backends.torch.optim_models import told
 from nsam.backends.torch.optim_rules import EVERY, RULE, OuterRule, Role, RuleOptimizer, rule_for
 from nsam.compiler.rule_plan import lower_rule, number
 from nsam.dsl.checked import RuleUse
@@ -34,7 +35,8 @@ def optimizer(
     `rules`: one rule for everything, or pairs of a rule and "matrices", "others" or "all". `parameters`: a module,
     tensors, named tensors, or torch's parameter groups. For a compiled module, `module.nsam_matrices` (names) says
     what the matrices are, `module.nsam_periods` (name to steps, inf for frozen) when each parameter moves, and
-    `module.nsam_rules` (name to RuleUse) which have a rule of their own; elsewhere matrices are the tensors with two
+    `module.nsam_rules` (name to RuleUse) which have a rule of their own, also where it is a part of the module that is
+    given, or wrapped in it (DistributedDataParallel, torch.compile); elsewhere matrices are the tensors with two
     axes or more, and all move at every step. A rule that uses `key` or `err` needs a module, compiled with `keys`.
     `compiled` sends each rule's step through torch.compile; `products` is the precision of the matrix products that
     orthogonalise, that of the weights unless it is given. With `every` the optimizer is stepped once in so many of the
@@ -90,28 +92,28 @@ def _for_module(
     every: int,
 ) -> RuleOptimizer:
     """Group a module's parameters by rule and period, in the order in which they first appear."""
-    matrices: set[str] | None = getattr(module, "nsam_matrices", None)
-    periods: Mapping[str, float] = getattr(module, "nsam_periods", {})
-    own: Mapping[str, RuleUse] = getattr(module, "nsam_rules", {})
+    known = list(told(module))
     special: list[RuleUse] = []
-    for use in own.values():
-        if use not in special:
-            special.append(use)
+    for one in known:
+        if one.rule is not None and one.rule not in special:
+            special.append(one.rule)
     shared = [outer_rule(use, role) for use, role in pairs]
     uses = [*(use for use, _ in pairs), *special]
     outer = _labelled([*shared, *(outer_rule(use, "named") for use in special)])
-    keyed: dict[Tensor, str] = {}
-    by_token: set[str] = set()
+    keyed: dict[Tensor, Place] = {}
+    by_token: set[Tensor] = set()
     groups: dict[tuple[str, float], dict[str, Any]] = {}
-    for name, parameter in module.named_parameters():
-        matrix = parameter.ndim >= 2 if matrices is None else name in matrices
-        rule = outer[len(shared) + special.index(own[name])] if name in own else rule_for(outer, matrix, name)
-        period = periods.get(name, every)
+    for one in known:
+        if one.rule is None:
+            rule = rule_for(outer, one.matrix, one.name)
+        else:
+            rule = outer[len(shared) + special.index(one.rule)]
+        period = every if one.period is None else one.period
         key = (rule.label, period if math.isinf(period) else int(period) // every)
-        groups.setdefault(key, {"params": [], RULE: key[0], EVERY: key[1]})["params"].append(parameter)
+        groups.setdefault(key, {"params": [], RULE: key[0], EVERY: key[1]})["params"].append(one.parameter)
         if rule.keyed and not math.isinf(key[1]):
-            require_served(rule, uses[outer.index(rule)], module, name)
-            keyed[parameter] = name
-            by_token |= {name} if rule.by_token else set()
-    keys = StepKeys(module, keyed, frozenset(by_token)) if keyed else None
+            require_served(rule, uses[outer.index(rule)], one.model, one.own_name)
+            keyed[one.parameter] = (one.model, one.own_name)
+            by_token |= {one.parameter} if rule.by_token else set()
+    keys = StepKeys(keyed, frozenset(by_token)) if keyed else None
     return RuleOptimizer(groups.values(), outer, compiled=compiled, keys=keys, products=products)

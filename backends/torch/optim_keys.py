@@ -3,8 +3,8 @@ of its tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -20,48 +20,53 @@ from nsam.dsl.rule_keys import wanted
 if TYPE_CHECKING:
     from nsam.backends.torch.optim_rules import OuterRule
 
+Place: TypeAlias = "tuple[torch.nn.Module, str]"
+"""A model and the name of a parameter in it."""
 COMPILE = "compile the module so that it sums up what its layers read: `nsam.compile(…, keys=True)`"
 BY_TOKEN = 'compile the module so that it keeps what its layers read: `nsam.compile(…, keys="tokens")`'
 
 
 class StepKeys:
-    """The module whose backward passes bring what rules need of the layers' inputs, and its parameters by name.
+    """The models whose backward passes bring what rules need of the layers' inputs, and where each parameter is.
 
     That is E[x xᵀ], or the rows of each token for the parameters in `by_token`. Like gradients they add up over
     backward passes, rows one after the other, until the optimizer's step, or `zero_grad`, forgets them.
     """
 
-    def __init__(
-        self, module: torch.nn.Module, names: Mapping[Tensor, str], by_token: frozenset[str] = frozenset()
-    ) -> None:
-        self.module, self.names, self.by_token = module, dict(names), by_token
+    def __init__(self, places: Mapping[Tensor, Place], by_token: frozenset[Tensor] = frozenset()) -> None:
+        self.places, self.by_token = dict(places), by_token
 
     def now(self) -> dict[Tensor, Tensor]:
         """Return what has come since the last step, [.., in, in] or [.., n, in + 1 + out] for [.., out, in]."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             raise _not_averaged()
-        known, found = self._known(), {}
-        for p, name in self.names.items():
-            seen = known[name].grad
+        found = {}
+        for p, known in self._known():
+            seen = known.grad
             if seen is not None:
-                sums = isinstance(known[name], Rows) and name not in self.by_token
+                sums = isinstance(known, Rows) and p not in self.by_token
                 found[p] = outer_products(seen, p.shape[-1]) if sums else seen
         return found
 
-    def _known(self) -> Mapping[str, Tensor | Rows]:
-        return {**self.module.nsam_grams, **self.module.nsam_rows}  # type: ignore[dict-item]
+    def _known(self) -> Iterator[tuple[Tensor, Tensor | Rows]]:
+        """Each parameter with what has the inputs of its layer as its gradient."""
+        models: dict[torch.nn.Module, dict[str, Tensor | Rows]] = {}
+        for parameter, (model, name) in self.places.items():
+            if model not in models:
+                models[model] = {**model.nsam_grams, **model.nsam_rows}  # type: ignore[dict-item]
+            yield parameter, models[model][name]
 
     def clear(self) -> None:
         """Forget it."""
-        known = self._known()
-        for name in self.names.values():
-            known[name].grad = None
+        for _, known in self._known():
+            known.grad = None
 
     def missing(self, parameter: Tensor) -> RuntimeError:
         """Return what to raise for a parameter that has a gradient and no inputs."""
+        _, name = self.places.get(parameter, (None, "?"))
         return RuntimeError(
-            f"parameter `{self.names.get(parameter, '?')}` has a gradient, but its layer's inputs did not come with "
-            "it: since the last step no backward pass went through what the compiled module returns"
+            f"parameter `{name}` has a gradient, but its layer's inputs did not come with it: since the last step no "
+            "backward pass went through what the compiled module returns"
         )
 
 

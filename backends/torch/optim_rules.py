@@ -55,6 +55,8 @@ class _Batch:
     parameters: tuple[Tensor, ...]
     layout: Layout
     states: tuple[Tensor, ...]
+    parts: list[list[Tensor]]
+    """Of each state, each parameter's part as `optimizer.state` has it."""
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -111,12 +113,16 @@ class RuleOptimizer(torch.optim.Optimizer):
         parameters = [given] if isinstance(given, Tensor) else list(given)
         if not parameters:
             raise ValueError("a parameter group without parameters")
+        chosen_by: dict[str, list[Any]] = {rule.label: [] for rule in self.rules}
         for parameter in parameters:
-            if not isinstance(parameter, Tensor):
-                raise TypeError(f"an optimizer moves tensors, found {type(parameter).__name__}")
+            tensor = (
+                parameter[1] if isinstance(parameter, tuple) and len(parameter) == 2 else parameter
+            )  # with its name
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"an optimizer moves tensors, found {type(tensor).__name__}")
+            chosen_by[rule_for(self.rules, tensor.ndim >= 2).label].append(parameter)
         for rule in self.rules:
-            chosen = [p for p in parameters if rule_for(self.rules, p.ndim >= 2) is rule]
-            if chosen:
+            if chosen := chosen_by[rule.label]:
                 self._add_group(param_group | {"params": chosen}, rule)
 
     def _add_group(self, group: dict[str, Any], rule: OuterRule) -> None:
@@ -186,6 +192,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         found = {p: p.grad for p in group["params"] if p.grad is not None and p.numel()}
         if any(grad.is_sparse for grad in found.values()):
             raise RuntimeError("learning rules do not take sparse gradients")
+        if any(p.is_complex() for p in found):
+            raise RuntimeError("learning rules do not take complex parameters: give them torch.view_as_real(…) of them")
         return found
 
     def _grams(self, gradients: Iterable[Tensor], grams: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
@@ -216,19 +224,28 @@ class RuleOptimizer(torch.optim.Optimizer):
     ) -> _Batch:
         """Return the batch of these parameters, its states gathered unless they still are."""
         known = self._batches.get(key)
-        if known is not None and count > 1 and _same(known.parameters, parameters):
+        if known is not None and count > 1 and _same(known.parameters, parameters) and self._kept(known, steps):
             return known
         layout = Layout.of(parameters, steps.elementwise)
         for p in parameters:
             if COUNT not in self.state[p]:
                 self._start(p, steps, scalars)
-        states = tuple(layout.gather([self.state[p][name] for p in parameters]) for name in steps.names)
+        parts = [[self.state[p][name] for p in parameters] for name in steps.names]
+        states = tuple(map(layout.gather, parts))
         moved = set(map(id, parameters))
         self._batches = {
             other: batch for other, batch in self._batches.items() if moved.isdisjoint(map(id, batch.parameters))
         }
-        self._batches[key] = _Batch(parameters, layout, states)
+        self._batches[key] = _Batch(parameters, layout, states, parts)
         return self._batches[key]
+
+    def _kept(self, batch: _Batch, steps: Steps) -> bool:
+        """Whether `optimizer.state` has what was put there: someone may have put something else in its place."""
+        return all(
+            self.state[p].get(name) is part
+            for name, parts in zip(steps.names, batch.parts, strict=True)
+            for p, part in zip(batch.parameters, parts, strict=True)
+        )
 
     def _start(self, p: Tensor, steps: Steps, scalars: Mapping[str, Any]) -> None:
         self.state[p].update(self._initial(p, steps, scalars))
@@ -257,9 +274,10 @@ class RuleOptimizer(torch.optim.Optimizer):
         states = tuple(_owned(state, before, grad) for state in states)
         torch._foreach_copy_(list(parameters), layout.scatter(after))
         here = [self.state[p] for p in parameters]
-        for name, old, new in zip(steps.names, batch.states, states, strict=True):
+        for i, (name, old, new) in enumerate(zip(steps.names, batch.states, states, strict=True)):
             if new is not old:
-                for state, part in zip(here, layout.scatter(new), strict=True):
+                batch.parts[i] = list(layout.scatter(new))
+                for state, part in zip(here, batch.parts[i], strict=True):
                     state[name] = part
         for state in here:
             state[COUNT] = count

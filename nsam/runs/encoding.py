@@ -15,7 +15,7 @@ _PAIRS = "$pairs"
 def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     """Return `value` as JSON; its tensors go into `tensors` under names below `path`.
 
-    Knows None, bool, int, float, str, tensors, lists, tuples and mappings with str or int keys.
+    Knows None, bool, int, float, str, tensors, lists, tuples and mappings whose keys are str, int or tuples of those.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -31,9 +31,11 @@ def encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     raise TypeError(f"a state holds a {type(value).__name__} at {path}, which checkpoints cannot store")
 
 
-def _key(key: object) -> str | int:
+def _key(key: object) -> Any:
     if isinstance(key, str | int) and not isinstance(key, bool):
         return key
+    if isinstance(key, tuple):
+        return {_TUPLE: [_key(part) for part in key]}
     raise TypeError(f"a state has the key {key!r}, which checkpoints cannot store")
 
 
@@ -46,5 +48,5 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor], device: torch.device
             return tensors[value[_TENSOR]].to(device)
         if _TUPLE in value:
             return tuple(decode(item, tensors, device) for item in value[_TUPLE])
-        return {key: decode(item, tensors, device) for key, item in value[_PAIRS]}
+        return {decode(key, tensors, device): decode(item, tensors, device) for key, item in value[_PAIRS]}
     return value

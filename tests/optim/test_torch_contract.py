@@ -264,3 +264,35 @@ def test_parameters_without_entries_are_left_alone(name: str, std: Any) -> None:
     made.step()
     assert [weight in made.state for weight in weights] == [False, True, False, False]
     assert not torch.equal(weights[1], torch.ones(3, 4))
+
+
+def test_complex_parameters_are_refused(std: Any) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    made = optimizer(std("adamw", lr=0.1), [parameter])
+    parameter.abs().square().sum().backward()
+    with pytest.raises(RuntimeError, match="complex"):
+        made.step()
+
+
+def test_a_state_that_was_replaced_counts(std: Any) -> None:
+    parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    made = optimizer(std("momentum", lr=1.0, beta=0.5), parameters)
+    for replaced in (False, True):
+        if replaced:
+            (name,) = (key for key, value in made.state[parameters[0]].items() if isinstance(value, torch.Tensor))
+            made.state[parameters[0]][name] = torch.zeros(3)
+        before = [p.detach().clone() for p in parameters]
+        for p in parameters:
+            p.grad = torch.ones(3)
+        made.step()
+    moved = [(b - p.detach())[0].item() for b, p in zip(before, parameters, strict=True)]
+    assert moved == [1.0, 1.5]
+
+
+def test_groups_of_named_parameters(std: Any) -> None:
+    module = torch.nn.Linear(3, 2)
+    made = optimizer(
+        [(std("muon", lr=0.1), "matrices"), (std("gd", lr=0.1), "others")],
+        [{"params": list(module.named_parameters()), "lr": 0.5}],
+    )
+    assert [(group["param_names"], group["lr"]) for group in made.param_groups] == [(["weight"], 0.5), (["bias"], 0.5)]

@@ -62,6 +62,7 @@ def test_shared_tensors_and_odd_values_survive() -> None:
         1: (shared, shared[::2]),
         "x": [None, True, 2, 0.5, "s", math.inf],
         "b": torch.tensor(3, dtype=torch.bfloat16),
+        ("", "m", 0, ("weight", 1)): {"deep": shared},
     }
     tensors: dict[str, torch.Tensor] = {}
     back = decode(json.loads(json.dumps(encode(value, "v", tensors))), tensors, "cpu")
