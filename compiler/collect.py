@@ -233,9 +233,8 @@ class _Collector:
         if memory.rule is None:
             return
         problem = self.problems[path]
-        served = Served(
-            path, scope.path, scope.unit.name, (path,), (path,), problem.rate, problem.size, in_sequence(memory)
-        )
+        rate = problem.rate.applied(summed=problem.summed)
+        served = Served(path, scope.path, scope.unit.name, (path,), (path,), rate, problem.size, in_sequence(memory))
         running = [need for need in self.needs if need.target == path]
         self.add_rule(memory.rule, served, problem.count)
         # The gradient that the rule's own memories learn from needs whatever the host's context needs.

@@ -83,9 +83,10 @@ def rule_problems(rule: Rule, served: Served) -> Inside:
                     connect(argument, [path], name)
                 if statement.reads == "running":
                     fresh.add(statement.name)
-                nested = Served(
-                    path, served.system, served.unit, (path,), (path,), problem.rate, served.size, served.inside
-                )
+                rate = (
+                    problem.rate if statement.summed else served.rate
+                )  # as a host's: once for each update, or each sum
+                nested = Served(path, served.system, served.unit, (path,), (path,), rate, served.size, served.inside)
                 deeper = rule_problems(statement.rule.rule, nested)
                 problems += deeper.problems
                 edges += deeper.edges

@@ -41,6 +41,14 @@ class Rate:
             return self
         return Rate(self.clock, self.period * updates, None if self.slowest is None else self.slowest * updates)
 
+    def applied(self, *, summed: bool) -> Rate:
+        """Return how often the rule of a memory that moves at this rate is applied.
+
+        A memory that is not summed folds its rule over the tokens: once for each, whenever the result is shown. A sum
+        of gradients is applied once, where the period closes.
+        """
+        return Rate("token") if self.clock == "token" and not summed else self
+
     def faster_than(self, other: Rate) -> bool:
         """Return whether this is certainly faster; sizes that have no value yet are not compared."""
         try:

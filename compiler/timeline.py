@@ -17,7 +17,8 @@ class Row:
     """Memories of one unit that move together. `moves` and `resets` are tokens, counted from 1, up to the horizon.
 
     `resets` leaves out the start of the sequence. Both are empty for memories on the step clock. For an `adaptive`
-    memory `moves` are the tokens at which it decides, each sequence for itself.
+    memory `moves` are the tokens at which it decides, each sequence for itself. `cut`: a reset may come between two
+    moves, as it does for a rule's memory whose period does not divide its host's resets.
     """
 
     system: str
@@ -30,6 +31,7 @@ class Row:
     resets: tuple[int, ...]
     summed: bool
     adaptive: bool = False
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,8 @@ class Delay:
     `mean` is None too where it depends on the data: of an adaptive memory only the largest age is known.
 
     Over all tokens: `boundary` reads of period n show a state 1 to n tokens old; `running` reads show the current one
-    (a summed memory's changes only at the closing token, so 0 to n - 1). At a reset: as of that token.
+    (a summed memory's changes only at the closing token, so 0 to n - 1). A reset starts anew. At a reset: as of that
+    token.
     """
 
     source: str
@@ -84,11 +87,12 @@ def timeline(unit: Unit, train: Train | None = None, tokens: int = 128) -> Timel
             problem.system,
             problem.rate.text,
             problem.reset,
+            _reset(problem, graph),
             problem.summed,
             problem.role == "training",
         )
         groups.setdefault(key, []).append(problem)
-    rows = [_row(members, levels[members[0].path], tokens) for members in groups.values()]
+    rows = [_row(members, levels[members[0].path], tokens, _reset(members[0], graph)) for members in groups.values()]
     rows.sort(key=lambda row: row.level)
     return Timeline(
         graph.name,
@@ -101,21 +105,28 @@ def timeline(unit: Unit, train: Train | None = None, tokens: int = 128) -> Timel
 
 
 def hyperperiod(graph: LevelGraph) -> int:
-    """Return the least common multiple of all periods and resets on the token clock (1 when there is none)."""
-    periods = [problem.rate.period for problem in graph.problems.values() if problem.rate.clock == "token"]
-    resets = [reset for problem in graph.problems.values() if (reset := _reset(problem))]
-    return lcm(*(int(period) for period in (*periods, *resets)))
+    """Return the least common multiple of all periods and resets on the token clock (1 when there is none).
+
+    What is reset repeats from reset to reset, whatever its own period.
+    """
+    repeats = [
+        _reset(problem, graph) or (int(problem.rate.period) if problem.rate.clock == "token" else 1)
+        for problem in graph.problems.values()
+    ]
+    return lcm(*repeats)
 
 
-def _reset(problem: Problem) -> int:
+def _reset(problem: Problem, graph: LevelGraph) -> int:
+    """Return the tokens between two resets (0 when there are none); a rule's memories are reset with their host."""
+    while problem.rate.clock == "token" and problem.role in ("rule-memory", "rule-state"):
+        problem = graph.problems[problem.hosts[0]]
     memory = problem.memory
     return int(memory.reset.period) if memory is not None and memory.reset.period is not None else 0
 
 
-def _row(members: list[Problem], level: int, tokens: int) -> Row:
+def _row(members: list[Problem], level: int, tokens: int, reset: int) -> Row:
     first = members[0]
     prefix = f"{first.system}." if first.system else ""
-    reset = _reset(first)
     period = int(first.rate.period)
     moves: tuple[int, ...] = ()
     if first.rate.clock == "always":
@@ -133,34 +144,51 @@ def _row(members: list[Problem], level: int, tokens: int) -> Row:
         tuple(range(reset, tokens + 1, reset)) if reset else (),
         first.summed,
         first.rate.slowest is not None,
+        reset % period != 0,
     )
 
 
 def _delay(edge: Edge, graph: LevelGraph) -> Delay:
     source = graph.problems[edge.source]
     on_steps = source.rate.clock in ("step", "sequence")
-    most, mean = _staleness(edge, source, graph.problems[edge.target])
+    most, mean = _staleness(edge, source, graph)
     return Delay(
         edge.source, edge.target, edge.kind, edge.uses, edge.shows, "step" if on_steps else "token", most, mean
     )
 
 
-def _staleness(edge: Edge, source: Problem, target: Problem) -> tuple[int | None, Fraction | None]:
+def _staleness(edge: Edge, source: Problem, graph: LevelGraph) -> tuple[int | None, Fraction | None]:
     """Return the largest and the mean age of the source's visible state."""
     clock, period = source.rate.clock, int(source.rate.period)
+    target = graph.problems[edge.target]
     if source.rate.slowest is not None and edge.shows != "same-time":
-        return _adaptive_age(period, int(source.rate.slowest), _reset(target) if edge.shows == "at reset" else None)
+        return _adaptive_age(
+            period, int(source.rate.slowest), _reset(target, graph) if edge.shows == "at reset" else None
+        )
     if clock == "never":
         return None, None
     if clock in ("always", "sequence"):
         return 0, Fraction(0)
     if edge.shows == "at reset" and clock == "token":
-        return _at_resets(period, _reset(target))
+        return _at_resets(period, _reset(target, graph))
     if edge.shows == "same-time":
-        return (period - 1, Fraction(period - 1, 2)) if source.summed else (0, Fraction(0))
-    if clock == "step":
-        return period - 1, Fraction(period - 1, 2)
-    return period, Fraction(period + 1, 2)
+        return _ages(period, _reset(source, graph), 0) if source.summed else (0, Fraction(0))
+    return _ages(period, _reset(source, graph), 0 if clock == "step" else 1)
+
+
+def _ages(period: int, reset: int, youngest: int) -> tuple[int, Fraction]:
+    """Return the largest and the mean age of a state that is `youngest` where it moves, every `period` tokens.
+
+    The tokens between its last move and the next reset are the start of a period that the reset cuts off.
+    """
+    whole, left = divmod(reset or period, period)
+    total = whole * _sum(period, youngest) + _sum(left, 1)
+    return min(period - 1 + youngest, reset or period), Fraction(total, reset or period)
+
+
+def _sum(count: int, first: int) -> int:
+    """Return the sum of `count` whole numbers from `first` on."""
+    return count * (2 * first + count - 1) // 2
 
 
 def _adaptive_age(period: int, slowest: int, reset: int | None) -> tuple[int, Fraction | None]:

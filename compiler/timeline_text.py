@@ -56,7 +56,7 @@ def _key(schedule: Timeline, each: int) -> Iterator[str]:
     if any(row.adaptive for row in schedule.rows):
         marks.append(f"{DECIDES} moves if surprised")
     if any(row.resets for row in schedule.rows):
-        marks.append(f"{RESET} moves, then resets")
+        marks.append(f"{RESET} resets" if any(row.cut for row in schedule.rows) else f"{RESET} moves, then resets")
     yield f"one mark = {_tokens(each)};  " + "  ".join(marks)
     yield ""
 

@@ -154,7 +154,7 @@ def test_a_declared_direct_transfer_is_obeyed() -> None:
 def test_a_momentum_inside_a_sequence_is_a_memory_of_its_own() -> None:
     graph = example("zoo/zoo.nsam", "titans_memory", dim=8)
     assert graph.nodes["m.trace"]["hosts"] == ("m",)
-    assert graph.nodes["m.trace"]["frequency"] == Rate("token", 16)
+    assert graph.nodes["m.trace"]["frequency"] == Rate("token"), "it moves at every token of the host's period"
     assert level(graph, "m.trace") < level(graph, "m"), "the host's update needs the momentum's state of the same token"
     assert kinds(graph, "m", "m.trace") == {"generate"}
     assert kinds(graph, "m.trace", "m") == {"backprop"}

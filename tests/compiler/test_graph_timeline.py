@@ -128,3 +128,79 @@ def test_an_adaptive_memory_is_explained() -> None:
     assert "every 4 to 12 tokens: s is the sequence's last boundary before t" in flat
     assert "the mean of L at Wₛ over the heads and i = s+1, …, t exceeds 0.25, or t − s = 12" in flat
     assert "the mean of L at Mₛ over i = s+1, …, t exceeds 0, or t − s = 12" in flat
+
+
+RULES = """nsam 1
+use std.rules (gd)
+rule mine(lr) {
+  memory slow : like(self) { learn grad; minimize dot; by gd(lr = 0.5); every 3 updates summed }
+  memory late : like(self) { learn grad; minimize dot; by gd(lr = 0.5); every 3 updates summed; reads running }
+  memory fold : like(self) { learn grad; minimize dot; by within(lr = 0.5); every 4 updates }
+  memory sums : like(self) { learn grad; minimize dot; by within(lr = 0.5); every 4 updates summed }
+  state trace = zeros
+  trace <- 0.9 * trace + grad
+  self <- self - lr * (trace + slow + late + fold + sums)
+}
+rule within(lr) {
+  memory deep : like(self) { learn grad; minimize dot; by gd(lr = 0.5); every 3 updates summed }
+  self <- self - lr * (grad + deep)
+}
+system s(dim: int) {
+  input x: [dim]
+  memory m : linear(dim -> dim) { learn x -> x; minimize l2; by mine(lr = 0.1); EVERY }
+  output m(x)
+}
+"""
+
+
+def served(every: str, tokens: int = 48) -> Timeline:
+    return timeline(Program.loads(RULES.replace("EVERY", every)).instantiate("s", {"dim": 4}), tokens=tokens)
+
+
+def every(period: int, tokens: int = 48) -> tuple[int, ...]:
+    return tuple(range(period, tokens + 1, period))
+
+
+@pytest.mark.parametrize("host", ["every 4 tokens", "every 1 token", "every 4..8 tokens when surprise > 0.5"])
+def test_memories_of_a_rule_count_tokens_where_the_host_folds_over_them(host: str) -> None:
+    schedule = served(host)
+    periods = {"trace": 1, "slow": 3, "late": 3, "fold": 4, "sums": 4, "fold.deep": 3, "sums.deep": 12}
+    assert {name: moves(schedule, f"m.{name}") for name in periods} == {n: every(p) for n, p in periods.items()}
+    assert schedule.hyperperiod == 12
+    assert not any(row.adaptive for row in schedule.rows if "m" not in row.names)
+    assert (delay(schedule, "m.slow", "m").most, delay(schedule, "m.slow", "m").mean) == (3, 2)
+    assert (delay(schedule, "m.late", "m").most, delay(schedule, "m.late", "m").mean) == (2, 1)
+    level = {name: row.level for row in schedule.rows for name in row.names}
+    assert level["m.trace"] < level["m.slow"] == level["m.fold.deep"] < level["m.fold"] < level["m.sums.deep"]
+
+
+def test_memories_of_a_rule_count_periods_where_the_host_is_summed() -> None:
+    schedule = served("every 4 tokens summed")
+    periods = {"trace": 4, "slow": 12, "late": 12, "fold": 16, "sums": 16, "fold.deep": 12, "sums.deep": 48}
+    assert {name: moves(schedule, f"m.{name}") for name in periods} == {n: every(p) for n, p in periods.items()}
+    assert schedule.hyperperiod == 48
+
+
+def test_memories_of_a_rule_count_steps_on_the_step_clock() -> None:
+    text = RULES.replace(
+        "learn x -> x; minimize l2; by mine(lr = 0.1); EVERY", "minimize task; by mine(lr = 0.1); every 4 steps"
+    )
+    schedule = timeline(Program.loads(text).instantiate("s", {"dim": 4}))
+    frequency = {name: row.frequency for row in schedule.slow for name in row.names}
+    found = {name: frequency[f"m.{name}"] for name in ("trace", "slow", "fold", "fold.deep", "sums.deep")}
+    periods = {"trace": 4, "slow": 12, "fold": 16, "fold.deep": 12, "sums.deep": 48}
+    assert found == {name: f"1/{period} per step" for name, period in periods.items()}
+
+
+def test_a_reset_of_the_host_cuts_the_periods_of_its_rule() -> None:
+    schedule = served("every 4 tokens; reset every 8 tokens", 24)
+    assert moves(schedule, "m.slow") == (3, 6, 11, 14, 19, 22)
+    assert moves(schedule, "m.sums.deep") == ()
+    assert next(row.resets for row in schedule.rows if "m.slow" in row.names) == (8, 16, 24)
+    assert schedule.hyperperiod == 8
+    for name, ages in (("slow", (1, 2, 3, 1, 2, 3, 1, 2)), ("late", (1, 2, 0, 1, 2, 0, 1, 2))):
+        found = delay(schedule, f"m.{name}", "m")
+        assert (found.most, found.mean) == (max(ages), Fraction(sum(ages), 8))
+    assert delay(schedule, "m.sums.deep", "m.sums").most == 8
+    assert "↺ resets" in schedule.text()
+    assert "↺ moves, then resets" in served("every 3 tokens; reset every 12 tokens").text()
