@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 REPORTERS = ("error", "add", "fail", "ShapeProblem")
 FORWARDED = ("code", "problem.code")
 """First arguments that stand for the code that a caller gave."""
-REQUESTS = re.compile(r'"N025[01]"')
-"""What only a request from outside can get wrong: `test_requests.py`."""
+REQUESTS = re.compile(r'"N025[01]"|"N0405"')
+"""What only a request from outside can get wrong: `test_requests.py`, `tests/torch/test_inputs.py`."""
 
 
 @pytest.fixture(scope="module")
