@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from nsam.compiler.activations import activations
-from nsam.compiler.expressions import Node
+from nsam.compiler.expressions import Node, undetached
 from nsam.compiler.fast_memory import FastMemory, piece_of
 from nsam.compiler.lower import held, memory_heads, state_shape
 from nsam.compiler.passes import ALL, Passes
@@ -168,7 +168,7 @@ class _Count:
     def count(self, node: Node) -> None:
         """Add one node."""
         if node.op in ("linear", "linear_t"):
-            weight = node.args[1]
+            weight = undetached(node.args[1])
             memory = str(weight.attr("memory"))
             heads = self.heads[memory] if weight.layout == "state" else 1
             self.by_memory[memory] += 2.0 * self.rows(node) * heads * prod(weight.shape)
