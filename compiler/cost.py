@@ -7,21 +7,24 @@ is left out, as in the usual counts. A step of training takes about three times 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
 from nsam.compiler.activations import activations
+from nsam.compiler.cost_states import memory_bytes, nodes, open_bytes, values_bytes
+from nsam.compiler.end_to_end import end_to_end_memories
 from nsam.compiler.expressions import Node, undetached
-from nsam.compiler.fast_memory import FastMemory, piece_of
-from nsam.compiler.lower import held, memory_heads, state_shape
+from nsam.compiler.fast_memory import piece_of
+from nsam.compiler.lower import memory_heads
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
 
-FLOAT_BYTES = 4
 VALUES = "(values)"
 """What is no memory's own: values that several use."""
+CHUNK = "(open chunk)"
+"""What a model that learns by its own loss keeps of the latest chunk."""
 TRIANGLE_BLOCK = 16
 """Diagonal blocks of a triangle that the runtime inverts by products of powers."""
 
@@ -76,6 +79,10 @@ def cost(unit: c.Unit, tokens: int, passes: Passes = ALL) -> Cost:
     memories: list[MemoryCost] = []
     uncounted: list[str] = []
     _gather((unit, passes), "", 1, tokens, memories, uncounted)
+    latest = open_bytes(unit, tokens, passes)
+    if latest:
+        memories.append(MemoryCost(CHUNK, 1, 0, latest, 0.0))
+    uncounted += [f"{memory.name}: the gradient of the model's own loss" for memory in end_to_end_memories(unit)]
     return Cost(tokens, tuple(memories), tuple(dict.fromkeys(uncounted)))
 
 
@@ -92,13 +99,15 @@ def _gather(
     flops, kept = _Count(planned, tokens), dict(activations(planned, tokens))
     for memory in planned.unit.memories:
         own = flops.by_memory.pop(memory.name, 0.0)
-        state = _state_bytes(planned, memory, tokens)
+        state = memory_bytes(planned, memory, tokens)
         bytes_ = kept.pop(memory.name, 0.0)
         memories.append(MemoryCost(path + memory.name, copies, _parameters(memory), state, own, bytes_))
-    for name in dict.fromkeys([*flops.by_memory, *kept]):
+    values = values_bytes(planned)
+    for name in dict.fromkeys([*flops.by_memory, *kept, *([""] if values else [])]):
         work, left = flops.by_memory.get(name, 0.0), kept.get(name, 0.0)
-        if work or left:
-            memories.append(MemoryCost(path + (name or VALUES), copies, 0, 0, work, left))
+        state = 0 if name else values
+        if work or left or state:
+            memories.append(MemoryCost(path + (name or VALUES), copies, 0, state, work, left))
     uncounted += [path + name for name in flops.uncounted]
     for step in planned.unit.children:
         if isinstance(step, c.Call):
@@ -112,44 +121,6 @@ def _parameters(memory: c.Memory) -> int:
     return sum(prod(map(int, shape)) for shape in memory.structure.tensors().values()) if learned else 0
 
 
-def _state_bytes(planned: UnitPlan, memory: c.Memory, tokens: int) -> int:
-    """Bytes of a memory's state at the end of a chunk: weights, states of the rule, windows, taps, keys and values."""
-    sizes = 0
-    if memory.fast or held(memory):
-        heads = memory_heads(memory)
-        tensors = {t: heads * prod(state_shape(memory, t)) for t in memory.structure.tensors()}
-        sizes += sum(tensors.values())
-        if memory.fast:
-            fast = planned.fast(memory.name)
-            sizes += sum(tensors[f.tensor] * _rule_states(fast, f.algorithm) for f in fast.folds)
-    for node in _nodes(planned):
-        if node.attr("memory") != memory.name:
-            continue
-        if node.op == "conv":
-            sizes += (node.args[1].shape[1] - 1) * node.shape[-1]
-        elif node.op == "carry":
-            sizes += memory_heads(memory) * (int(str(node.attr("window"))) - 1) * node.shape[-1]
-        elif node.op == "attention":
-            window = node.attr("window")
-            kept = tokens if window is None else min(tokens, int(str(window)) - 1)
-            heads = int(memory.structure.kv_heads or memory.structure.heads or 1)
-            sizes += kept * heads * (node.args[1].shape[-1] + node.args[2].shape[-1])
-    return FLOAT_BYTES * sizes
-
-
-def _rule_states(fast: FastMemory, algorithm: str) -> int:
-    """Tensors of the weight's size that are kept beside it."""
-    kept = {"rank-one": 0, "momentum": 1, "summed": 1, "generic": 0}[algorithm]
-    return kept + (len(fast.plan.states) if algorithm in ("summed", "generic") and fast.plan is not None else 0)
-
-
-def _nodes(planned: UnitPlan) -> Iterable[Node]:
-    for stage in planned.stages:
-        yield from stage.nodes
-    for level in planned.levels:
-        yield from (*level.before, *level.after)
-
-
 class _Count:
     """Operations of one unit, by memory; shared triangles under a name of their own."""
 
@@ -158,7 +129,7 @@ class _Count:
         self.by_memory: dict[str, float] = defaultdict(float)
         self.uncounted: list[str] = []
         self.heads: Mapping[str, int] = {m.name: memory_heads(m) for m in planned.unit.memories}
-        for node in _nodes(planned):
+        for node in nodes(planned):
             self.count(node)
 
     def chunks(self, node: Node) -> list[int]:
@@ -195,7 +166,7 @@ class _Count:
         return sum(heads * (2.0 * n * n * key.shape[-1] + inverse_flops(n)) for n in self.chunks(node))
 
     def key_heads(self, triangle: Node) -> int:
-        users = [n for n in _nodes(self.plan) if triangle in n.args and n.attr("memory") is not None]
+        users = [n for n in nodes(self.plan) if triangle in n.args and n.attr("memory") is not None]
         return max(self.heads[str(n.attr("memory"))] for n in users)
 
     def fold(self, node: Node) -> float:
@@ -230,7 +201,7 @@ class _Count:
         """Whether the layer's output at its key is computed anyway."""
         key = node.args[-2]
         made = self.plan.lowered.builder.linear(key, node.args[0])
-        return not node.attr("exact") and made.id in {n.id for n in _nodes(self.plan)}
+        return not node.attr("exact") and made.id in {n.id for n in nodes(self.plan)}
 
     def read(self, node: Node) -> None:
         """A read of the state after every token."""

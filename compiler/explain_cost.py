@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nsam.compiler.cost import VALUES, Cost
+from nsam.compiler.cost import CHUNK, VALUES, Cost
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -38,6 +38,10 @@ def cost_text(cost: Cost) -> str:
     ]
     if any(m.path.endswith("triangle") for m in cost.memories):
         lines.append("triangle: Gram matrices and their inverses, shared by the weights with equal keys and gates")
+    if any(m.path == CHUNK for m in cost.memories):
+        lines.append(
+            f"{CHUNK}: the latest chunk's inputs and targets and the state at its start, kept for its gradient"
+        )
     lines += [f"not counted: {what}" for what in cost.uncounted]
     return "\n".join(line.rstrip() for line in lines)
 
