@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from math import prod
 
 from nsam.compiler.activations import activations
-from nsam.compiler.cost_states import memory_bytes, nodes, open_bytes, values_bytes
-from nsam.compiler.end_to_end import end_to_end_memories
+from nsam.compiler.cost_gradient import gradient_flops
+from nsam.compiler.cost_states import attended, boundaries, memory_bytes, nodes, open_bytes, values_bytes
+from nsam.compiler.end_to_end import learns_end_to_end
 from nsam.compiler.expressions import Node, undetached
 from nsam.compiler.fast_memory import piece_of
 from nsam.compiler.lower import memory_heads
@@ -78,11 +80,14 @@ def cost(unit: c.Unit, tokens: int, passes: Passes = ALL) -> Cost:
     """Count a unit and all that it calls over `tokens` tokens. Raises `ProgramError` if it has no compiled form."""
     memories: list[MemoryCost] = []
     uncounted: list[str] = []
-    _gather((unit, passes), "", 1, tokens, memories, uncounted)
+    _gather((unit, passes), "", 1, boundaries(unit, tokens), memories, uncounted)
     latest = open_bytes(unit, tokens, passes)
     if latest:
         memories.append(MemoryCost(CHUNK, 1, 0, latest, 0.0))
-    uncounted += [f"{memory.name}: the gradient of the model's own loss" for memory in end_to_end_memories(unit)]
+    if learns_end_to_end(unit):
+        gradients, left = gradient_flops(unit, tokens, passes)
+        memories = [replace(m, flops=m.flops + gradients.get(m.path, 0.0) / m.copies) for m in memories]
+        uncounted += [*left, "training: the backward pass through the inner gradient, and what is kept for it"]
     return Cost(tokens, tuple(memories), tuple(dict.fromkeys(uncounted)))
 
 
@@ -90,13 +95,13 @@ def _gather(
     asked: tuple[c.Unit, Passes],
     path: str,
     copies: int,
-    tokens: int,
+    cuts: list[int],
     memories: list[MemoryCost],
     uncounted: list[str],
 ) -> None:
-    unit, passes = asked
+    (unit, passes), tokens = asked, cuts[-1]
     planned = plan(unit, passes)
-    flops, kept = _Count(planned, tokens), dict(activations(planned, tokens))
+    flops, kept = _Count(planned, cuts), dict(activations(planned, tokens))
     for memory in planned.unit.memories:
         own = flops.by_memory.pop(memory.name, 0.0)
         state = memory_bytes(planned, memory, tokens)
@@ -111,9 +116,9 @@ def _gather(
     uncounted += [path + name for name in flops.uncounted]
     for step in planned.unit.children:
         if isinstance(step, c.Call):
-            _gather((step.unit, passes), f"{path}{step.name}.", copies, tokens, memories, uncounted)
+            _gather((step.unit, passes), f"{path}{step.name}.", copies, cuts, memories, uncounted)
         else:
-            _gather((step.body, passes), f"{path}{step.name}.*.", copies * int(step.count), tokens, memories, uncounted)
+            _gather((step.body, passes), f"{path}{step.name}.*.", copies * int(step.count), cuts, memories, uncounted)
 
 
 def _parameters(memory: c.Memory) -> int:
@@ -122,10 +127,13 @@ def _parameters(memory: c.Memory) -> int:
 
 
 class _Count:
-    """Operations of one unit, by memory; shared triangles under a name of their own."""
+    """Operations of one unit, by memory; shared triangles under a name of their own.
 
-    def __init__(self, planned: UnitPlan, tokens: int) -> None:
-        self.plan, self.tokens = planned, tokens
+    It runs piece by piece, each of which ends at one of `cuts`, the last one at the end.
+    """
+
+    def __init__(self, planned: UnitPlan, cuts: list[int]) -> None:
+        self.plan, self.cuts, self.tokens = planned, cuts, cuts[-1]
         self.by_memory: dict[str, float] = defaultdict(float)
         self.uncounted: list[str] = []
         self.heads: Mapping[str, int] = {m.name: memory_heads(m) for m in planned.unit.memories}
@@ -134,7 +142,13 @@ class _Count:
 
     def chunks(self, node: Node) -> list[int]:
         """Lengths of the pieces over which a node runs."""
-        return self.plan.pieces(node, self.tokens)
+        blocks, piece = self.blocks(node), piece_of(node)
+        return blocks if piece is None else [min(piece, n - at) for n in blocks for at in range(0, n, piece)]
+
+    def blocks(self, node: Node) -> list[int]:
+        """The same of the blocks between boundaries."""
+        marks = {0, *self.cuts, *accumulate(self.plan.blocks(node, self.tokens))}
+        return [b - a for a, b in pairwise(sorted(marks))]
 
     def count(self, node: Node) -> None:
         """Add one node."""
@@ -146,7 +160,8 @@ class _Count:
         elif node.op == "attention":
             query, _, value = node.args
             heads = int(self.plan.unit.memory(str(node.attr("memory"))).structure.heads or 1)
-            each = 2.0 * self.tokens * self.tokens * (query.shape[-1] + value.shape[-1])
+            pairs = sum((end - at) * (attended(node, at) + end - at) for at, end in pairwise([0, *self.cuts]))
+            each = 2.0 * pairs * (query.shape[-1] + value.shape[-1])
             self.by_memory[str(node.attr("memory"))] += heads * each
         elif node.op == "triangle":
             self.by_memory["triangle"] += self.triangle(node)
@@ -156,8 +171,8 @@ class _Count:
             self.read(node)
 
     def rows(self, node: Node) -> int:
-        """How many rows a read has: all tokens, or one where nothing varies with them."""
-        return self.tokens if node.layout in ("flat", "heads") else 1
+        """How many rows a read has: all tokens, or one a piece where nothing varies with them."""
+        return self.tokens if node.layout in ("flat", "heads") else len(self.cuts)
 
     def triangle(self, node: Node) -> float:
         """Gram matrix and inverse. A triangle belongs to as many heads as its key."""
@@ -181,7 +196,7 @@ class _Count:
         erases = len(node.args) > (3 if node.op == "rank_one" else 4) + 2 * pairs
         if node.op == "rank_one" and erases and self.known(node):
             # What the chunk's first state gives at the keys is known; later pieces start from states of their own.
-            known = sum(min(n, piece_of(node) or n) for n in self.plan.blocks(node, self.tokens))
+            known = sum(min(n, piece_of(node) or n) for n in self.blocks(node))
             total -= 2.0 * known * out * into
         for n in self.chunks(node):
             if node.op == "rank_one":
