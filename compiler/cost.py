@@ -27,6 +27,8 @@ VALUES = "(values)"
 """What is no memory's own: values that several use."""
 CHUNK = "(open chunk)"
 """What a model that learns by its own loss keeps of the latest chunk."""
+TRAINING = "training: the backward pass through the inner gradient, and what is kept for it"
+"""What has no count where a model learns by its own loss."""
 TRIANGLE_BLOCK = 16
 """Diagonal blocks of a triangle that the runtime inverts by products of powers."""
 
@@ -48,7 +50,7 @@ class MemoryCost:
 class Cost:
     """A unit and all that it calls, for sequences of `tokens` tokens, batch 1, float32.
 
-    `uncounted` names work that has no count: rules that are applied as they stand.
+    `uncounted` names work that has no count: rules that are applied as they stand, for example.
     """
 
     tokens: int
@@ -87,7 +89,7 @@ def cost(unit: c.Unit, tokens: int, passes: Passes = ALL) -> Cost:
     if learns_end_to_end(unit):
         gradients, left = gradient_flops(unit, tokens, passes)
         memories = [replace(m, flops=m.flops + gradients.get(m.path, 0.0) / m.copies) for m in memories]
-        uncounted += [*left, "training: the backward pass through the inner gradient, and what is kept for it"]
+        uncounted += [*left, TRAINING]
     return Cost(tokens, tuple(memories), tuple(dict.fromkeys(uncounted)))
 
 

@@ -11,12 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nsam.backends.torch.build import build
-from nsam.compiler.cost import cost
+from nsam.compiler.cost import TRAINING, cost
+from nsam.compiler.explain_cost import cost_text
 from nsam.dsl import checked as c
 from nsam.dsl.program import Program
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "end_to_end" / "end_to_end.nsam"
-TRAINING = "training: the backward pass through the inner gradient, and what is kept for it"
 LABELLED = """nsam 1
 use std.rules (gd, muon)
 system labelled() {
@@ -75,5 +75,8 @@ def test_what_is_not_counted_is_said() -> None:
     nested = Program.load(PROGRAM).instantiate("nested", {"vocab": 16, "dim": 8})
     through = "pairs: the gradient of the model's own loss through its updates"
     assert cost(nested, 16).uncounted == (through, TRAINING)
+    text = cost_text(cost(nested, 16))
+    assert f"not counted: {through}" in text
+    assert "three times" not in text
     whitened = Program.loads(LABELLED).instantiate("whitened")
     assert cost(whitened, 8).uncounted == ("m: matrix products of its rule", TRAINING)
