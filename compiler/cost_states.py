@@ -7,9 +7,10 @@ from math import prod
 
 from nsam.compiler.end_to_end import end_to_end_memories, predicts_its_input
 from nsam.compiler.expressions import Node
-from nsam.compiler.fast_memory import FastMemory
+from nsam.compiler.fast_memory import FastMemory, Fold
 from nsam.compiler.lower import held, memory_heads, state_shape
 from nsam.compiler.passes import Passes
+from nsam.compiler.rule_plan import RulePlan
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
 
@@ -26,26 +27,58 @@ def memory_bytes(planned: UnitPlan, memory: c.Memory, tokens: int) -> int:
         numbers += sum(tensors.values())
         if memory.end_to_end:
             moving = next(each for each in planned.lowered.end_to_end if each.memory.name == memory.name)
-            numbers += sum(tensors.values()) * (1 + len(moving.plan.states))  # the summed gradient and the rule's own
+            numbers += sum(tensors.values())  # the summed gradient
+            numbers += sum(heads * _rule_states(moving.plan, _host(memory, t)) for t in tensors)
         elif memory.fast:
             fast = planned.fast(memory.name)
-            numbers += sum(tensors[f.tensor] * _rule_states(fast, f.algorithm) for f in fast.folds)
+            beside = {f.tensor: _beside(memory, fast, f, tensors[f.tensor]) for f in fast.folds}
+            numbers += sum(beside.values())
             if fast.slowest is not None:  # an adaptive period: the running state, `surprise`, and the integer `waited`
                 numbers, whole = numbers + sum(tensors.values()) + 1, 1
             elif tokens % fast.period:  # within a chunk what is folded so far stands beside what reads see
-                numbers += sum(
-                    tensors[f.tensor] * (1 + _rule_states(fast, f.algorithm))
-                    for f in fast.folds
-                    if f.algorithm != "summed"
-                )
+                folded = [f.tensor for f in fast.folds if f.algorithm != "summed"]
+                numbers += sum(tensors[tensor] + beside[tensor] for tensor in folded)
     numbers += sum(_kept(memory, node, tokens) for node in nodes(planned) if node.attr("memory") == memory.name)
     return FLOAT_BYTES * numbers + INTEGER_BYTES * whole
 
 
-def _rule_states(fast: FastMemory, algorithm: str) -> int:
-    """Tensors of the weight's size that are kept beside it."""
-    kept = {"rank-one": 0, "momentum": 1, "summed": 1, "generic": 0}[algorithm]
-    return kept + (len(fast.plan.states) if algorithm in ("summed", "generic") and fast.plan is not None else 0)
+def _beside(memory: c.Memory, fast: FastMemory, fold: Fold, size: int) -> int:
+    """Numbers that are kept beside a tensor of `size` numbers: a trace, a sum, the states of its rule."""
+    kept = size if fold.algorithm in ("momentum", "summed") else 0
+    if fold.algorithm not in ("summed", "generic") or fast.plan is None:
+        return kept
+    host = _host(memory, fold.tensor, column=bool(fold.node.attr("key")))
+    return kept + memory_heads(memory) * _rule_states(fast.plan, host)
+
+
+def _host(memory: c.Memory, tensor: str, *, column: bool = False) -> tuple[int, int]:
+    """Rows and columns of one head's tensor as its rule sees them: a vector is a row unless it is kept as a column."""
+    rows, columns = state_shape(memory, tensor)
+    vector = len(memory.structure.tensors()[tensor]) - (memory.structure.heads is not None) == 1
+    return (columns, rows) if vector and not column else (rows, columns)
+
+
+def _rule_states(rule: RulePlan, host: tuple[int, int]) -> int:
+    """Numbers in the states that a rule keeps for one matrix."""
+    shapes = {"self": host}
+    for state in rule.states:
+        shapes[state.name] = (
+            host if state.shape is None else (_size(state.shape[0], shapes), _size(state.shape[1], shapes))
+        )
+    return sum(prod(shapes[state.name]) for state in rule.states)
+
+
+def _size(size: c.Expr, shapes: dict[str, tuple[int, int]]) -> int:
+    """A size in the rows and columns of the matrices before it."""
+    if isinstance(size, c.Constant):
+        return int(size.value)
+    assert isinstance(size, c.Apply)
+    if size.function in ("rows", "cols"):
+        (matrix,) = size.arguments
+        assert isinstance(matrix, c.Ref)
+        return shapes[matrix.name][size.function == "cols"]
+    sizes = [_size(argument, shapes) for argument in size.arguments]
+    return prod(sizes) if size.function == "mul" else sum(sizes)
 
 
 def _kept(memory: c.Memory, node: Node, tokens: int) -> int:

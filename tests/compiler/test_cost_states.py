@@ -71,3 +71,37 @@ def test_a_closed_chunk_whose_targets_are_all_given_is_not_kept() -> None:
     assert CHUNK not in {memory.path for memory in cost(unit, 8).memories}
     assert cost(unit, 10).state_bytes == state_bytes(unit, 10, targets=True)
     assert f"{CHUNK}: the latest chunk" in cost_text(cost(unit, 10))
+
+
+MAPPED = """nsam 1
+use std.rules (gd)
+rule mapped(lr) {
+  memory square : linear(rows(self) -> rows(self)) {
+    learn transpose(grad) -> transpose(grad); minimize dot; by gd(lr = 0.2); every 1 update
+  }
+  memory net : mlp(cols(self) -> 3 -> cols(self), act = tanh) {
+    learn 0.3 * grad -> grad; minimize l2; by gd(lr = 0.1); every 1 update; reads running
+  }
+  self <- self - lr * (tanh(square) @ grad + net(grad))
+}
+system s() {
+  input x: [5]
+  memory y : linear(5 -> 3)
+  memory m : mlp(5 -> 4 -> 3, bias) { CLAUSES; by mapped(lr = 0.1) }
+  output m(x) + y(x)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "clauses",
+    [
+        "minimize task; every 4 tokens",
+        "learn x -> y(x); minimize l2; every 4 tokens",
+        "learn x -> y(x); minimize l2; every 4 tokens summed",
+    ],
+    ids=["task", "each", "summed"],
+)
+def test_states_of_a_rule_have_shapes_of_their_own(clauses: str) -> None:
+    unit = Program.loads(MAPPED.replace("CLAUSES", clauses)).instantiate("s")
+    assert cost(unit, 8).state_bytes == state_bytes(unit, 8, targets="task" in clauses)
