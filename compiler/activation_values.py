@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from nsam.compiler.expressions import ELEMENTWISE, Node
+from nsam.compiler.expressions import ELEMENTWISE, Node, undetached
 from nsam.compiler.fast_memory import piece_of, reusable
 from nsam.compiler.lower import memory_heads
 from nsam.compiler.schedule import UnitPlan
@@ -150,7 +150,7 @@ class Values:
         args = tuple(self.of(a) for a in node.args)
         size, op = self.rows(node), node.op
         if op in ("linear", "linear_t"):
-            memory = str(node.args[1].attr("memory"))
+            memory = str(undetached(node.args[1]).attr("memory"))
             return self.add(key, size, args, args, product=True, memory=memory)
         if op in ("fold_read", "fold_read_t", "fold_row"):
             return self.read(node, key)
@@ -160,7 +160,7 @@ class Values:
         if op in ("normalize", "rmsnorm", "layernorm", "softmax"):
             scale = self.add(f"{key} scale", FLOAT_BYTES * self.count(node), args[:1], args[:1])
             needs = (key,) if op == "softmax" else (args[0], scale)
-            memory = "" if len(node.args) == 1 else str(node.args[1].attr("memory"))
+            memory = "" if len(node.args) == 1 else str(undetached(node.args[1]).attr("memory"))
             return self.add(key, size, (args[0], scale), needs, again=True, memory=memory)
         if op == "attention":
             memory = str(node.attr("memory"))
@@ -169,7 +169,7 @@ class Values:
             scale = self.add(f"{key} scale", FLOAT_BYTES * self.tokens * heads, (), (), memory=memory)
             return self.add(key, size, args, (*args, key, scale), product=True, memory=memory)
         if op == "embedding":
-            return self.add(key, size, args, args, memory=str(node.args[1].attr("memory")))
+            return self.add(key, size, args, args, memory=str(undetached(node.args[1]).attr("memory")))
         if op == "conv":
             return self.add(key, size, args, args, again=True, memory=str(node.attr("memory")))
         if op in SLOPES:  # their factors are kept

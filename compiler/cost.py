@@ -7,21 +7,28 @@ is left out, as in the usual counts. A step of training takes about three times 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from math import prod
 
 from nsam.compiler.activations import activations
-from nsam.compiler.expressions import Node
-from nsam.compiler.fast_memory import FastMemory, piece_of
-from nsam.compiler.lower import held, memory_heads, state_shape
+from nsam.compiler.cost_gradient import gradient_flops
+from nsam.compiler.cost_states import attended, boundaries, memory_bytes, nodes, open_bytes, values_bytes
+from nsam.compiler.end_to_end import learns_end_to_end
+from nsam.compiler.expressions import Node, undetached
+from nsam.compiler.fast_memory import piece_of
+from nsam.compiler.lower import memory_heads
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
 
-FLOAT_BYTES = 4
 VALUES = "(values)"
 """What is no memory's own: values that several use."""
+CHUNK = "(open chunk)"
+"""What a model that learns by its own loss keeps of the latest chunk."""
+TRAINING = "training: the backward pass through the inner gradient, and what is kept for it"
+"""What has no count where a model learns by its own loss."""
 TRIANGLE_BLOCK = 16
 """Diagonal blocks of a triangle that the runtime inverts by products of powers."""
 
@@ -43,7 +50,7 @@ class MemoryCost:
 class Cost:
     """A unit and all that it calls, for sequences of `tokens` tokens, batch 1, float32.
 
-    `uncounted` names work that has no count: rules that are applied as they stand.
+    `uncounted` names work that has no count: rules that are applied as they stand, for example.
     """
 
     tokens: int
@@ -75,7 +82,14 @@ def cost(unit: c.Unit, tokens: int, passes: Passes = ALL) -> Cost:
     """Count a unit and all that it calls over `tokens` tokens. Raises `ProgramError` if it has no compiled form."""
     memories: list[MemoryCost] = []
     uncounted: list[str] = []
-    _gather((unit, passes), "", 1, tokens, memories, uncounted)
+    _gather((unit, passes), "", 1, boundaries(unit, tokens), memories, uncounted)
+    latest = open_bytes(unit, tokens, passes)
+    if latest:
+        memories.append(MemoryCost(CHUNK, 1, 0, latest, 0.0))
+    if learns_end_to_end(unit):
+        gradients, left = gradient_flops(unit, tokens, passes)
+        memories = [replace(m, flops=m.flops + gradients.get(m.path, 0.0) / m.copies) for m in memories]
+        uncounted += [*left, TRAINING]
     return Cost(tokens, tuple(memories), tuple(dict.fromkeys(uncounted)))
 
 
@@ -83,28 +97,30 @@ def _gather(
     asked: tuple[c.Unit, Passes],
     path: str,
     copies: int,
-    tokens: int,
+    cuts: list[int],
     memories: list[MemoryCost],
     uncounted: list[str],
 ) -> None:
-    unit, passes = asked
+    (unit, passes), tokens = asked, cuts[-1]
     planned = plan(unit, passes)
-    flops, kept = _Count(planned, tokens), dict(activations(planned, tokens))
+    flops, kept = _Count(planned, cuts), dict(activations(planned, tokens))
     for memory in planned.unit.memories:
         own = flops.by_memory.pop(memory.name, 0.0)
-        state = _state_bytes(planned, memory, tokens)
+        state = memory_bytes(planned, memory, tokens)
         bytes_ = kept.pop(memory.name, 0.0)
         memories.append(MemoryCost(path + memory.name, copies, _parameters(memory), state, own, bytes_))
-    for name in dict.fromkeys([*flops.by_memory, *kept]):
+    values = values_bytes(planned)
+    for name in dict.fromkeys([*flops.by_memory, *kept, *([""] if values else [])]):
         work, left = flops.by_memory.get(name, 0.0), kept.get(name, 0.0)
-        if work or left:
-            memories.append(MemoryCost(path + (name or VALUES), copies, 0, 0, work, left))
+        state = 0 if name else values
+        if work or left or state:
+            memories.append(MemoryCost(path + (name or VALUES), copies, 0, state, work, left))
     uncounted += [path + name for name in flops.uncounted]
     for step in planned.unit.children:
         if isinstance(step, c.Call):
-            _gather((step.unit, passes), f"{path}{step.name}.", copies, tokens, memories, uncounted)
+            _gather((step.unit, passes), f"{path}{step.name}.", copies, cuts, memories, uncounted)
         else:
-            _gather((step.body, passes), f"{path}{step.name}.*.", copies * int(step.count), tokens, memories, uncounted)
+            _gather((step.body, passes), f"{path}{step.name}.*.", copies * int(step.count), cuts, memories, uncounted)
 
 
 def _parameters(memory: c.Memory) -> int:
@@ -112,70 +128,42 @@ def _parameters(memory: c.Memory) -> int:
     return sum(prod(map(int, shape)) for shape in memory.structure.tensors().values()) if learned else 0
 
 
-def _state_bytes(planned: UnitPlan, memory: c.Memory, tokens: int) -> int:
-    """Bytes of a memory's state at the end of a chunk: weights, states of the rule, windows, taps, keys and values."""
-    sizes = 0
-    if memory.fast or held(memory):
-        heads = memory_heads(memory)
-        tensors = {t: heads * prod(state_shape(memory, t)) for t in memory.structure.tensors()}
-        sizes += sum(tensors.values())
-        if memory.fast:
-            fast = planned.fast(memory.name)
-            sizes += sum(tensors[f.tensor] * _rule_states(fast, f.algorithm) for f in fast.folds)
-    for node in _nodes(planned):
-        if node.attr("memory") != memory.name:
-            continue
-        if node.op == "conv":
-            sizes += (node.args[1].shape[1] - 1) * node.shape[-1]
-        elif node.op == "carry":
-            sizes += memory_heads(memory) * (int(str(node.attr("window"))) - 1) * node.shape[-1]
-        elif node.op == "attention":
-            window = node.attr("window")
-            kept = tokens if window is None else min(tokens, int(str(window)) - 1)
-            heads = int(memory.structure.kv_heads or memory.structure.heads or 1)
-            sizes += kept * heads * (node.args[1].shape[-1] + node.args[2].shape[-1])
-    return FLOAT_BYTES * sizes
-
-
-def _rule_states(fast: FastMemory, algorithm: str) -> int:
-    """Tensors of the weight's size that are kept beside it."""
-    kept = {"rank-one": 0, "momentum": 1, "summed": 1, "generic": 0}[algorithm]
-    return kept + (len(fast.plan.states) if algorithm in ("summed", "generic") and fast.plan is not None else 0)
-
-
-def _nodes(planned: UnitPlan) -> Iterable[Node]:
-    for stage in planned.stages:
-        yield from stage.nodes
-    for level in planned.levels:
-        yield from (*level.before, *level.after)
-
-
 class _Count:
-    """Operations of one unit, by memory; shared triangles under a name of their own."""
+    """Operations of one unit, by memory; shared triangles under a name of their own.
 
-    def __init__(self, planned: UnitPlan, tokens: int) -> None:
-        self.plan, self.tokens = planned, tokens
+    It runs piece by piece, each of which ends at one of `cuts`, the last one at the end.
+    """
+
+    def __init__(self, planned: UnitPlan, cuts: list[int]) -> None:
+        self.plan, self.cuts, self.tokens = planned, cuts, cuts[-1]
         self.by_memory: dict[str, float] = defaultdict(float)
         self.uncounted: list[str] = []
         self.heads: Mapping[str, int] = {m.name: memory_heads(m) for m in planned.unit.memories}
-        for node in _nodes(planned):
+        for node in nodes(planned):
             self.count(node)
 
     def chunks(self, node: Node) -> list[int]:
         """Lengths of the pieces over which a node runs."""
-        return self.plan.pieces(node, self.tokens)
+        blocks, piece = self.blocks(node), piece_of(node)
+        return blocks if piece is None else [min(piece, n - at) for n in blocks for at in range(0, n, piece)]
+
+    def blocks(self, node: Node) -> list[int]:
+        """The same of the blocks between boundaries."""
+        marks = {0, *self.cuts, *accumulate(self.plan.blocks(node, self.tokens))}
+        return [b - a for a, b in pairwise(sorted(marks))]
 
     def count(self, node: Node) -> None:
         """Add one node."""
         if node.op in ("linear", "linear_t"):
-            weight = node.args[1]
+            weight = undetached(node.args[1])
             memory = str(weight.attr("memory"))
             heads = self.heads[memory] if weight.layout == "state" else 1
             self.by_memory[memory] += 2.0 * self.rows(node) * heads * prod(weight.shape)
         elif node.op == "attention":
             query, _, value = node.args
             heads = int(self.plan.unit.memory(str(node.attr("memory"))).structure.heads or 1)
-            each = 2.0 * self.tokens * self.tokens * (query.shape[-1] + value.shape[-1])
+            pairs = sum((end - at) * (attended(node, at) + end - at) for at, end in pairwise([0, *self.cuts]))
+            each = 2.0 * pairs * (query.shape[-1] + value.shape[-1])
             self.by_memory[str(node.attr("memory"))] += heads * each
         elif node.op == "triangle":
             self.by_memory["triangle"] += self.triangle(node)
@@ -185,8 +173,8 @@ class _Count:
             self.read(node)
 
     def rows(self, node: Node) -> int:
-        """How many rows a read has: all tokens, or one where nothing varies with them."""
-        return self.tokens if node.layout in ("flat", "heads") else 1
+        """How many rows a read has: all tokens, or one a piece where nothing varies with them."""
+        return self.tokens if node.layout in ("flat", "heads") else len(self.cuts)
 
     def triangle(self, node: Node) -> float:
         """Gram matrix and inverse. A triangle belongs to as many heads as its key."""
@@ -195,7 +183,7 @@ class _Count:
         return sum(heads * (2.0 * n * n * key.shape[-1] + inverse_flops(n)) for n in self.chunks(node))
 
     def key_heads(self, triangle: Node) -> int:
-        users = [n for n in _nodes(self.plan) if triangle in n.args and n.attr("memory") is not None]
+        users = [n for n in nodes(self.plan) if triangle in n.args and n.attr("memory") is not None]
         return max(self.heads[str(n.attr("memory"))] for n in users)
 
     def fold(self, node: Node) -> float:
@@ -210,7 +198,7 @@ class _Count:
         erases = len(node.args) > (3 if node.op == "rank_one" else 4) + 2 * pairs
         if node.op == "rank_one" and erases and self.known(node):
             # What the chunk's first state gives at the keys is known; later pieces start from states of their own.
-            known = sum(min(n, piece_of(node) or n) for n in self.plan.blocks(node, self.tokens))
+            known = sum(min(n, piece_of(node) or n) for n in self.blocks(node))
             total -= 2.0 * known * out * into
         for n in self.chunks(node):
             if node.op == "rank_one":
@@ -230,7 +218,7 @@ class _Count:
         """Whether the layer's output at its key is computed anyway."""
         key = node.args[-2]
         made = self.plan.lowered.builder.linear(key, node.args[0])
-        return not node.attr("exact") and made.id in {n.id for n in _nodes(self.plan)}
+        return not node.attr("exact") and made.id in {n.id for n in nodes(self.plan)}
 
     def read(self, node: Node) -> None:
         """A read of the state after every token."""

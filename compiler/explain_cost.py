@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nsam.compiler.cost import VALUES, Cost
+from nsam.compiler.cost import CHUNK, TRAINING, VALUES, Cost
 
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -28,8 +28,9 @@ def cost_text(cost: Cost) -> str:
     lines += [
         "",
         f"sequences of {cost.tokens:,} tokens, float32; matrix products only, n multiply-adds are 2 n operations",
-        f"training, forward and backward: about three times as much, {training} flop a token",
     ]
+    if TRAINING not in cost.uncounted:
+        lines.append(f"training, forward and backward: about three times as much, {training} flop a token")
     step = amount(cost.activation_bytes)
     lines += [
         f"kept: bytes that a compiled step of training keeps for its backward pass, {kept:,.0f} a token and {step}B a",
@@ -38,6 +39,10 @@ def cost_text(cost: Cost) -> str:
     ]
     if any(m.path.endswith("triangle") for m in cost.memories):
         lines.append("triangle: Gram matrices and their inverses, shared by the weights with equal keys and gates")
+    if any(m.path == CHUNK for m in cost.memories):
+        lines.append(
+            f"{CHUNK}: the latest chunk's inputs and targets and the state at its start, kept for its gradient"
+        )
     lines += [f"not counted: {what}" for what in cost.uncounted]
     return "\n".join(line.rstrip() for line in lines)
 

@@ -273,6 +273,13 @@ class Builder:
         return self.make("gate", (x,), (1,), "heads", heads=heads)
 
 
+def undetached(node: Node) -> Node:
+    """What a direct transfer reads without its gradient; any other node itself."""
+    while node.op == "detach":
+        node = node.args[0]
+    return node
+
+
 def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     """NumPy broadcasting of trailing shapes (already checked: sizes agree or are 1)."""
     longest = max(len(s) for s in shapes)

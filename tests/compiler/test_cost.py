@@ -30,6 +30,7 @@ CASES = [
     ("zoo", "titans_memory", {"dim": 16}),
     ("zoo", "transformer_block", {"dim": 16}),
     ("zoo", "detached", {"dim": 16}),
+    ("meta", "maml_first_order", {"dim": 16}),
     ("deep_memories", "self_modifying_momentum", {"dim": 16}),
 ]
 
@@ -51,13 +52,15 @@ def test_prediction_equals_what_runs(program: str, system: str, parameters: dict
     x = torch.zeros(1, TOKENS, dtype=torch.int64) if unit.inputs[0].type.vocab else torch.randn(1, TOKENS, 16)
     if system == "titans":
         x = torch.randn(1, TOKENS, 32)
+    given = (x,) * len(unit.inputs)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        _, state = module(x)
+        _, state = module(*given)
     assert predicted.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
     assert predicted.parameters == sum(p.numel() for p in module.parameters())
     assert predicted.state_bytes == state_bytes(state)
     assert not predicted.uncounted
+    assert "None" not in {memory.path for memory in predicted.memories}
 
 
 KEPT = [
