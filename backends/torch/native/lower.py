@@ -10,7 +10,6 @@ import torch
 from torch.fx import Node
 
 from nsam.backends.torch.native import values as v
-from nsam.backends.torch.native.in_place import in_place
 from nsam.backends.torch.native.labels import Labels
 from nsam.backends.torch.native.operations import CONSTANTS, FUNCTIONS, POINTWISE, VIEWS
 from nsam.backends.torch.native.rules import RULES, Value
@@ -48,7 +47,7 @@ class Lowering:
             self._lower(node)
         for node, target in self.outputs.items():
             self._finish(node, target)
-        self.statements: list[Statement] = in_place(self.order.finish())
+        self.statements: list[Statement] = self.order.finish()
 
     def _foreign(self, node: Node, name: str, kind: Any) -> View:
         """One instance's part of an input or output, where it lies in the whole tensor."""
