@@ -83,9 +83,8 @@ def rule_problems(rule: Rule, served: Served) -> Inside:
                     connect(argument, [path], name)
                 if statement.reads == "running":
                     fresh.add(statement.name)
-                rate = (
-                    problem.rate if statement.summed else served.rate
-                )  # as a host's: once for each update, or each sum
+                # Its own rule is applied as a host's is: once for each update, or for each sum of them.
+                rate = problem.rate if statement.summed else served.rate
                 nested = Served(path, served.system, served.unit, (path,), (path,), rate, served.size, served.inside)
                 deeper = rule_problems(statement.rule.rule, nested)
                 problems += deeper.problems

@@ -121,8 +121,9 @@ class ClassSource:
             lines += held(name, container(built))
         for step in self.unit.children:
             kind = self.children[step.name]
-            passes = 0 if isinstance(step, c.Call) else int(step.count)
-            lines += held(step.name, [f"nn.ModuleList({kind}() for _ in range({passes}))" if passes else f"{kind}()"])
+            once = f"{kind}()"
+            made = once if isinstance(step, c.Call) else f"nn.ModuleList({once} for _ in range({int(step.count)}))"
+            lines += held(step.name, [made])
         return lines
 
     def forward(self) -> list[str]:
