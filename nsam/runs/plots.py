@@ -97,10 +97,14 @@ def _curves(axes: Any, curves: Curves, title: str, unit: str) -> None:
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Mean over the `_SMOOTH` values around each, fewer at both ends, the same number on either side."""
+    """Mean over the `_SMOOTH` values around each.
+
+    At the start, where losses fall fast, as many on either side as there are before; at the end those that are there,
+    for the last one alone would be as unsteady as the line that this is to smooth.
+    """
     result = []
     for i in range(len(values)):
-        reach = min(_SMOOTH // 2, i, len(values) - 1 - i)
+        reach = min(_SMOOTH // 2, i)
         part = values[i - reach : i + reach + 1]
         result.append(sum(part) / len(part))
     return result

@@ -17,7 +17,7 @@ from nsam.runs.checkpoint import Checkpoint, checkpoints, latest_checkpoint, loa
 from nsam.runs.encoding import decode, encode
 from nsam.runs.folder import RunDescription, claim_run, create_run, last_run, open_run
 from nsam.runs.metrics import MetricsLog, read_metrics
-from nsam.runs.plots import levels_plot, loss_plot
+from nsam.runs.plots import _smoothed, levels_plot, loss_plot
 from nsam.training.sampling import as_text, harmless, pick
 
 DESCRIPTION = RunDescription(
@@ -229,6 +229,13 @@ def test_metrics_drop_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     log.add(4, {"loss": 40.0})
     log.close()
     assert [line["loss"] for line in read_metrics(path)] == [1.0, 2.0, 3.0, 40.0]
+
+
+def test_the_smoothed_line_ends_in_a_mean() -> None:
+    noisy = [4.0 - 0.01 * i + (-1) ** i for i in range(200)]
+    smoothed = _smoothed(noisy)
+    assert smoothed[0] == noisy[0]
+    assert all(abs(mean - (4.0 - 0.01 * i)) < 0.3 for i, mean in enumerate(smoothed) if i > 5)
 
 
 def test_plots_are_pictures() -> None:
