@@ -24,4 +24,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal that cannot show a sign of ours (η, ●) gets a question mark, not an error.
             stream.reconfigure(errors="replace")
-    command(prog_name="nsam")
+    try:
+        command(prog_name="nsam")
+    except BrokenPipeError:  # who reads has seen enough; Python would try to write the rest when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

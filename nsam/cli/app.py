@@ -2,55 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
+from importlib import import_module
 
-import typer
+import rich_click as click
 
-from nsam.cli import bench, check, compile, explain, fmt, generate, graph, schedule, train, verify
-from nsam.cli.guard import guarded
-from nsam.dsl.collector import paused
+_PANELS: dict[str, tuple[str, ...]] = {
+    "Programs": ("check", "fmt", "explain", "graph", "schedule"),
+    "Models": ("compile", "verify", "train", "generate", "bench"),
+}
 
-_PANELS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Programs": (check.check, fmt.fmt, explain.explain, graph.graph, schedule.schedule),
-    "Models": (compile.compile_, verify.verify, train.train, generate.generate, bench.bench),
+_LOOK = {
+    "text_markup": "rich",
+    "text_paragraph_linebreaks": "\n\n",
+    "padding_helptext_first_line": (0, 0, 1, 0),
+    "style_option": "bold cyan",
+    "style_switch": "bold green",
+    "style_helptext_first_line": "",
+    "options_table_column_types": ["required", "opt_short", "opt_long", "metavar_short", "help"],
+    "options_table_help_sections": ["help", "default"],
 }
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"nsam {version('nsam')}")
-        raise typer.Exit
+        click.echo(f"nsam {version('nsam')}")
+        context.exit()
 
 
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Hold the options that stand before a command."""
-
-
-def application(first: str | None = None) -> typer.Typer:
-    """The command `nsam`; where `first`, the first argument, is the name of a command, with that command only.
-
-    typer prepares all options of all commands it knows before it runs one.
-    """
-    made = typer.Typer(
+def application(first: str | None = None) -> click.RichGroup:
+    """The command `nsam`; where `first`, the first argument, is the name of a command, with that command only."""
+    made = click.RichGroup(
         name="nsam",
         help="A language and compiler for nested learning: declare memories and their levels, get PyTorch.",
         epilog="Set NSAM_DEBUG=1 to see the traceback of an internal error.",
         no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "rich_help_config": _LOOK},
+        panels=[click.RichCommandPanel(panel, commands=list(names)) for panel, names in _PANELS.items()],
+        params=[
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_print_version,
+                help="Print the version and exit.",
+            )
+        ],
     )
-    made.callback()(_options)
-    named = [(panel, f, f.__name__.rstrip("_")) for panel, commands in _PANELS.items() for f in commands]
-    for panel, command, name in [each for each in named if each[2] == first] or named:
-        short = panel == "Programs"  # over before there is anything to collect
-        made.command(name, rich_help_panel=panel)(guarded(paused()(command) if short else command))
+    names = [name for names in _PANELS.values() for name in names]
+    for name in [first] if first in names else names:
+        made.add_command(import_module(f"nsam.cli.{name}").main)
     return made

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import typer
+from pathlib import Path
 
-from nsam.cli.options import File, Format, OutputFormat
+import rich_click as click
+from click.exceptions import Exit
+
+from nsam.cli.command import command
+from nsam.cli.options import Format, with_file, with_format
 from nsam.cli.output import show
 from nsam.dsl.diagnostics import ProgramError
 
 
-def check(file: File, format: OutputFormat = Format.text) -> None:
+@command("check", short=True)
+@with_file
+@with_format
+def main(file: Path, format: Format) -> None:
     """Check a program and report everything that is wrong with it.
 
     Exit code 0: clean (warnings alone are clean), 1: errors, 2: wrong usage.
 
+    \b
     [dim]nsam check hope.nsam
     nsam check hope.nsam --format json[/]
     """
@@ -23,7 +31,7 @@ def check(file: File, format: OutputFormat = Format.text) -> None:
         program, warnings = load_checked(file)
     except ProgramError as error:
         show(error.diagnostics, format)
-        raise typer.Exit(1) from None
+        raise Exit(1) from None
     show(warnings, format)
     if format is Format.text:
         counts = ", ".join(
@@ -31,4 +39,4 @@ def check(file: File, format: OutputFormat = Format.text) -> None:
             for kind, names in (("system", program.systems), ("rule", program.rules), ("train", program.trains))
             if names
         )
-        typer.echo(f"{file}: no errors ({counts or 'empty'})")
+        click.echo(f"{file}: no errors ({counts or 'empty'})")

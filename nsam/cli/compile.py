@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import rich_click as click
 
-from nsam.cli.options import File, Parameters, System, Value, Without, parse_pairs
+from nsam.cli.command import command
+from nsam.cli.options import PATH, Value, parse_pairs, with_file, with_parameters, with_passes, with_system
 from nsam.cli.request import resolve, system_name
 
 if TYPE_CHECKING:
@@ -27,41 +28,45 @@ class Stage(StrEnum):
     code = "code"
 
 
-def compile_(
-    file: File,
-    system: System = None,
-    param: Parameters = None,
-    without: Without = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="OUT.py", help="Where the source goes.", show_default=False)
-    ] = None,
-    dump: Annotated[
-        Stage | None, typer.Option("--dump", help="Print one stage of the compilation.", show_default=False)
-    ] = None,
+@command("compile")
+@with_file
+@with_system
+@with_parameters
+@with_passes
+@click.option("--out", "-o", type=PATH, metavar="OUT.py", help="Where the source goes.")
+@click.option("--dump", type=click.Choice(Stage), help="Print one stage of the compilation.")
+def main(
+    file: Path,
+    system: str | None,
+    param: tuple[str, ...],
+    without: tuple[str, ...],
+    out: Path | None,
+    dump: Stage | None,
 ) -> None:
     """Write a system as standalone, readable PyTorch source; or print a stage of its compilation.
 
+    \b
     [dim]nsam compile hope.nsam titans -p dim=64 -o titans.py
     nsam compile hope.nsam titans -p dim=64 --dump plan
     nsam compile hope.nsam titans -p dim=64 --without share,hoist -o plain.py[/]
     """
     if (out is None) == (dump is None):
-        raise typer.BadParameter("give either -o OUT.py or --dump STAGE", param_hint="--out")
+        raise click.BadParameter("give either -o OUT.py or --dump STAGE", param_hint="--out")
     params = parse_pairs(param, "--param")
     from nsam.cli.programs import load
     from nsam.compiler.passes import passes_without
 
-    passes = passes_without(without or ())
+    passes = passes_without(without)
     program = load(file)
     if dump is not None:
-        typer.echo(_dump(file, (program, passes), dump, system, params).rstrip())
+        click.echo(_dump(file, (program, passes), dump, system, params).rstrip())
         return
     assert out is not None
     from nsam.runs.atomic import is_output, write_atomic
 
     source = _source((program, passes), system, params)
     write_atomic(out, source)
-    typer.echo(f"{out}: {len(source.splitlines()):,} lines", err=is_output(out))  # else it would be in the source
+    click.echo(f"{out}: {len(source.splitlines()):,} lines", err=is_output(out))  # else it would be in the source
 
 
 def _source(asked: tuple[Program, Passes], name: str | None, params: Mapping[str, Value]) -> str:

@@ -5,43 +5,55 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import rich_click as click
 
-from nsam.cli.options import Format, OutputFormat, Parameters, System, Without, parse_pairs
+from nsam.cli.command import command
+from nsam.cli.options import Format, parse_pairs, with_format, with_parameters, with_passes, with_system
 from nsam.cli.request import resolve
 
 _CODE = re.compile(r"[Nn][0-9]{4}\Z")
 
 
-def explain(
-    subject: Annotated[
-        str, typer.Argument(metavar="FILE|CODE", help="A program, or a diagnostic code.", show_default=False)
-    ],
-    system: System = None,
-    param: Parameters = None,
-    without: Without = None,
-    output: OutputFormat = Format.text,
-    cost: Annotated[
-        bool, typer.Option("--cost", help="Operations, parameters, state and activations of each memory.")
-    ] = False,
-    tokens: Annotated[int, typer.Option(min=1, help="Length of the sequences for --cost.")] = 512,
+@command("explain", short=True)
+@click.argument("subject", metavar="FILE|CODE", help="A program, or a diagnostic code.")
+@with_system
+@with_parameters
+@with_passes
+@with_format
+@click.option("--cost", is_flag=True, help="Operations, parameters, state and activations of each memory.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(1),
+    metavar="COUNT",
+    default=512,
+    show_default=True,
+    help="Length of the sequences for --cost.",
+)
+def main(
+    subject: str,
+    system: str | None,
+    param: tuple[str, ...],
+    without: tuple[str, ...],
+    format: Format,
+    cost: bool,
+    tokens: int,
 ) -> None:
     """Explain a system: its update equations, the algorithms chosen, the passes that acted. Or a diagnostic code.
 
+    \b
     [dim]nsam explain hope.nsam titans -p dim=64
     nsam explain hope.nsam titans -p dim=64 --cost
     nsam explain N0214[/]
     """
     if _CODE.match(subject):
-        typer.echo(_code_page(subject.upper()))
+        click.echo(_code_page(subject.upper()))
         return
     params = parse_pairs(param, "--param")
     from nsam.cli.programs import load
     from nsam.compiler.passes import passes_without
 
-    passes = passes_without(without or ())
+    passes = passes_without(without)
 
     program = load(Path(subject))
     unit, train = resolve(program, system, params)
@@ -49,12 +61,12 @@ def explain(
         from nsam.compiler.cost import cost as cost_of
         from nsam.compiler.explain_cost import cost_text
 
-        typer.echo(cost_text(cost_of(unit, tokens, passes)))
+        click.echo(cost_text(cost_of(unit, tokens, passes)))
         return
     from nsam.compiler.explain import explain as explain_unit
     from nsam.compiler.explain import explain_json
 
-    typer.echo((explain_unit if output is Format.text else explain_json)(unit, passes, train))
+    click.echo((explain_unit if format is Format.text else explain_json)(unit, passes, train))
 
 
 def _code_page(code: str) -> str:
@@ -64,5 +76,5 @@ def _code_page(code: str) -> str:
     if code not in CODES:
         close = get_close_matches(code, CODES, 3)
         hint = f"; near it: {', '.join(close)}" if close else ""
-        raise typer.BadParameter(f"there is no diagnostic {code}{hint}", param_hint="CODE")
+        raise click.BadParameter(f"there is no diagnostic {code}{hint}", param_hint="CODE")
     return explain_code(code)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import rich_click as click
+from click.exceptions import Exit
 
+from nsam.cli.command import command
 from nsam.cli.guard import DIAGNOSTICS
+from nsam.cli.options import PATH
 from nsam.cli.output import show
 from nsam.dsl.diagnostics import Diagnostic, ProgramError
 
 
-def fmt(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Programs to format.", show_default=False)],
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; exit 1 if a file is not formatted.")] = False,
-) -> None:
+@command("fmt", short=True)
+@click.argument("files", metavar="FILE...", type=PATH, nargs=-1, required=True, help="Programs to format.")
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 if a file is not formatted.")
+def main(files: tuple[Path, ...], check: bool) -> None:
     """Rewrite programs in the standard layout. Comments and meaning stay.
 
+    \b
     [dim]nsam fmt hope.nsam zoo.nsam
     nsam fmt --check *.nsam[/]
     """
@@ -30,7 +33,7 @@ def fmt(
             found.extend(error.diagnostics)
     show(found)
     if found or (check and changed):
-        raise typer.Exit(DIAGNOSTICS)
+        raise Exit(DIAGNOSTICS)
 
 
 def _format(file: Path, check: bool) -> bool:
@@ -43,10 +46,10 @@ def _format(file: Path, check: bool) -> bool:
     if formatted == text:
         return False
     if check:
-        typer.echo(f"{file}: not formatted")
+        click.echo(f"{file}: not formatted")
     else:
         from nsam.runs.atomic import write_atomic
 
         write_atomic(file, formatted)
-        typer.echo(f"{file}: formatted")
+        click.echo(f"{file}: formatted")
     return True

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import typer
+import click
+from click.exceptions import Exit
 
 from nsam.dsl.diagnostics import ProgramError
 
@@ -29,7 +30,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """Return `command` with every error turned into a message and an exit code; the signature stays.
 
     Diagnostics and a disk without room exit 1, Ctrl-C 130, anything unexpected 70 (its traceback only under
-    NSAM_DEBUG=1). What typer raises itself (usage, exit) and a closed pipe pass through.
+    NSAM_DEBUG=1). What click raises itself (usage, exit) and a closed pipe pass through.
     """
 
     @functools.wraps(command)
@@ -39,18 +40,18 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             sys.stdout.flush()
         except ProgramError as error:
             _show(error)
-            raise typer.Exit(DIAGNOSTICS) from None
+            raise Exit(DIAGNOSTICS) from None
         except KeyboardInterrupt:
-            typer.echo("Interrupted.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-        except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+            click.echo("Interrupted.", err=True)
+            raise Exit(INTERRUPTED) from None
+        except (Exit, click.Abort, click.ClickException, BrokenPipeError):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 _cannot_write(error)
-                raise typer.Exit(DIAGNOSTICS) from None
+                raise Exit(DIAGNOSTICS) from None
             _admit(error)
-            raise typer.Exit(INTERNAL) from None
+            raise Exit(INTERNAL) from None
 
     return run
 
@@ -68,13 +69,13 @@ def _cannot_write(error: OSError) -> None:
     except OSError:
         sys.stdout = io.StringIO()  # Python would try once more when it ends
     with suppress(OSError):
-        typer.echo(f"nsam: cannot write{where}: {error.strerror}", err=True)
+        click.echo(f"nsam: cannot write{where}: {error.strerror}", err=True)
 
 
 def _admit(error: Exception) -> None:
     if os.environ.get("NSAM_DEBUG") == "1":
         traceback.print_exc(file=sys.stderr)
-    typer.echo(
+    click.echo(
         f"nsam: internal error: {type(error).__name__}: {error}\n"
         "This is a fault in nsam, not in your program. Please report it, with the program and the command; "
         "NSAM_DEBUG=1 shows where it happened.",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TypeAlias
 
-import typer
+import rich_click as click
 
 Value: TypeAlias = "int | float | bool | str | tuple[Value, ...]"
 
@@ -26,34 +27,38 @@ class Format(StrEnum):
     json = "json"
 
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="The program, a .nsam file.", show_default=False)]
-System = Annotated[
-    str | None,
-    typer.Argument(metavar="SYSTEM", help="A system or train declaration of the program.", show_default=False),
-]
-Parameters = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--param",
-        "-p",
-        metavar="NAME=VALUE",
-        help="A parameter of the system, e.g. [cyan]-p dim=64[/]; may be repeated.",
-        show_default=False,
-    ),
-]
-Without = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--without",
-        metavar="PASS,…",
-        help="Passes of the compiler to switch off, e.g. [cyan]share,hoist[/], or [cyan]all[/]. Values stay the same.",
-        show_default=False,
-    ),
-]
+class Precision(StrEnum):
+    """Precision of matrix products."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 MAX_SEED = 2**64 - 1
 """The largest seed of torch's generators."""
 
-OutputFormat = Annotated[Format, typer.Option("--format", help="How to print what was found.")]
+PATH = click.Path(path_type=Path)
+
+with_file = click.argument("file", type=PATH, help="The program, a .nsam file.")
+with_system = click.argument("system", required=False, help="A system or train declaration of the program.")
+with_parameters = click.option(
+    "--param",
+    "-p",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter of the system, e.g. [cyan]-p dim=64[/]; may be repeated.",
+)
+with_passes = click.option(
+    "--without",
+    multiple=True,
+    metavar="PASS,…",
+    help="Passes of the compiler to switch off, e.g. [cyan]share,hoist[/], or [cyan]all[/]. Values stay the same.",
+)
+with_format = click.option(
+    "--format", type=click.Choice(Format), default=Format.text, show_default=True, help="How to print what was found."
+)
+with_device = click.option("--device", metavar="DEVICE", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
+with_threads = click.option("--threads", type=click.IntRange(1, 1024), metavar="COUNT", help="CPU threads.")
 
 
 def parse_value(text: str) -> Value:
@@ -79,20 +84,20 @@ def parse_value(text: str) -> Value:
     return number
 
 
-def parse_pairs(pairs: list[str] | None, option: str) -> dict[str, Value]:
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Value]:
     """Return what `pairs` (`["dim=64", …]`) assign; anything else, and a name said twice, is a usage error."""
     found: dict[str, Value] = {}
-    for pair in pairs or ():
+    for pair in pairs:
         name, equals, text = pair.partition("=")
         name = name.strip()
         if len(pair) > MAX_VALUE_LENGTH:
-            raise typer.BadParameter(f"longer than {MAX_VALUE_LENGTH:,} characters", param_hint=option)
+            raise click.BadParameter(f"longer than {MAX_VALUE_LENGTH:,} characters", param_hint=option)
         if not equals or not _NAME.match(name) or not text.strip():
-            raise typer.BadParameter(f"{pair!r} is not NAME=VALUE, e.g. dim=64", param_hint=option)
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE, e.g. dim=64", param_hint=option)
         if name in found:
-            raise typer.BadParameter(f"{name} is given twice", param_hint=option)
+            raise click.BadParameter(f"{name} is given twice", param_hint=option)
         try:
             found[name] = parse_value(text)
         except ValueError as error:
-            raise typer.BadParameter(f"{pair!r}: {error}", param_hint=option) from None
+            raise click.BadParameter(f"{pair!r}: {error}", param_hint=option) from None
     return found

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-import typer
+import click
 
 from nsam.cli.options import Format
 from nsam.dsl.diagnostics import Diagnostic
@@ -18,13 +18,13 @@ def show(diagnostics: Sequence[Diagnostic], format: Format = Format.text) -> Non
     from nsam.dsl import rendering
 
     if format is Format.json:
-        typer.echo(rendering.render_json(diagnostics))
+        click.echo(rendering.render_json(diagnostics))
         return
     color = wants_color(sys.stderr)
     for diagnostic in diagnostics:
-        typer.echo(rendering.render_terminal(diagnostic, color=color) + "\n", err=True, color=color)
+        click.echo(rendering.render_terminal(diagnostic, color=color) + "\n", err=True, color=color)
     if diagnostics:
-        typer.echo(_count(diagnostics), err=True)
+        click.echo(_count(diagnostics), err=True)
 
 
 def wants_color(stream: TextIO) -> bool:

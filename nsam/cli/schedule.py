@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
+import rich_click as click
 
-from nsam.cli.options import File, Parameters, System, parse_pairs
+from nsam.cli.command import command
+from nsam.cli.options import parse_pairs, with_file, with_parameters, with_system
 from nsam.cli.request import resolve
 
 if TYPE_CHECKING:
@@ -17,14 +19,22 @@ TOKENS = 128
 """How many tokens are laid out unless said otherwise."""
 
 
-def schedule(
-    file: File,
-    system: System = None,
-    param: Parameters = None,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, max=1_000_000, help="How many tokens to lay out.")] = TOKENS,
-) -> None:
+@command("schedule", short=True)
+@with_file
+@with_system
+@with_parameters
+@click.option(
+    "--tokens",
+    type=click.IntRange(1, 1_000_000),
+    metavar="COUNT",
+    default=TOKENS,
+    show_default=True,
+    help="How many tokens to lay out.",
+)
+def main(file: Path, system: str | None, param: tuple[str, ...], tokens: int) -> None:
     """Show which memory moves when, the hyperperiod, and how stale every transfer is.
 
+    \b
     [dim]nsam schedule hope.nsam titans -p dim=64 --tokens 128[/]
     """
     params = parse_pairs(param, "--param")
@@ -32,7 +42,7 @@ def schedule(
 
     program = load(file)
     unit, train = resolve(program, system, params)
-    typer.echo(schedule_of(unit, train, tokens), nl=False)
+    click.echo(schedule_of(unit, train, tokens), nl=False)
 
 
 def schedule_of(unit: Unit, train: Train | None, tokens: int = TOKENS) -> str:

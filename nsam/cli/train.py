@@ -5,14 +5,15 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import ExitStack
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import rich_click as click
+from click.exceptions import Exit
 
+from nsam.cli.command import command
 from nsam.cli.guard import INTERRUPTED
-from nsam.cli.options import MAX_SEED, File, Without, parse_pairs
+from nsam.cli.options import MAX_SEED, PATH, Precision, parse_pairs, with_device, with_file, with_passes, with_threads
 from nsam.cli.request import train_name
 
 if TYPE_CHECKING:
@@ -25,98 +26,91 @@ if TYPE_CHECKING:
 RUNS = Path("runs")
 
 
-class Precision(StrEnum):
-    """Precision of matrix products."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-def train(
-    file: File,
-    name: Annotated[
-        str | None, typer.Argument(metavar="TRAIN", help="A train declaration of the program.", show_default=False)
-    ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--data",
-            metavar="PATH",
-            help="A file or folder of UTF-8 text; may be repeated. Without it: Python's own documentation.",
-            show_default=False,
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change the declaration, e.g. [cyan]--set steps=200[/]."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", metavar="DIR", help="The run folder. Default: runs/<train>-<n>.", show_default=False),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out, or the latest one.")] = False,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Default 0.", show_default=False)
-    ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …")] = "cpu",
-    dtype: Annotated[
-        Precision | None,
-        typer.Option("--dtype", help="Precision of matrix products. Default float32.", show_default=False),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads.", show_default=False)
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            "--memory",
-            metavar="SIZE",
-            help="A budget, e.g. [cyan]8GB[/]: what does not fit is computed again, so a step takes longer.",
-            show_default=False,
-        ),
-    ] = None,
-    without: Without = None,
-    cuda_graph: Annotated[
-        bool | None,
-        typer.Option(
-            "--cuda-graph/--no-cuda-graph",
-            help="On a GPU: record a step once and replay it in one launch. Default: where that can be.",
-            show_default=False,
-        ),
-    ] = None,
-    cpp_wrapper: Annotated[
-        bool,
-        typer.Option("--cpp-wrapper", help="Compile half a minute longer, for shorter steps: worth it for long runs."),
-    ] = False,
-    no_compile: Annotated[bool, typer.Option("--no-compile", help="Leave torch.compile out: starts at once.")] = False,
-    checkpoint_every: Annotated[
-        float, typer.Option("--checkpoint-every", min=0, metavar="SECONDS", help="Time between checkpoints.")
-    ] = 60,
-    checkpoint_steps: Annotated[
-        int | None,
-        typer.Option("--checkpoint-steps", min=1, help="Also save every so many steps.", show_default=False),
-    ] = None,
+@command("train")
+@with_file
+@click.argument("train", required=False, help="A train declaration of the program.")
+@click.option(
+    "--data",
+    type=PATH,
+    multiple=True,
+    metavar="PATH",
+    help="A file or folder of UTF-8 text; may be repeated. Without it: Python's own documentation.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Change the declaration, e.g. [cyan]--set steps=200[/].",
+)
+@click.option("--out", type=PATH, metavar="DIR", help="The run folder. Default: runs/<train>-<n>.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out, or the latest one.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), metavar="NUMBER", help="Default 0.")
+@with_device
+@click.option("--dtype", type=click.Choice(Precision), help="Precision of matrix products. Default float32.")
+@with_threads
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="A budget, e.g. [cyan]8GB[/]: what does not fit is computed again, so a step takes longer.",
+)
+@with_passes
+@click.option(
+    "--cuda-graph/--no-cuda-graph",
+    default=None,
+    help="On a GPU: record a step once and replay it in one launch. Default: where that can be.",
+)
+@click.option("--cpp-wrapper", is_flag=True, help="Compile half a minute longer, for shorter steps: for long runs.")
+@click.option("--no-compile", is_flag=True, help="Leave torch.compile out: starts at once.")
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    default=60,
+    show_default=True,
+    help="Time between checkpoints.",
+)
+@click.option("--checkpoint-steps", type=click.IntRange(1), metavar="COUNT", help="Also save every so many steps.")
+def main(
+    file: Path,
+    train: str | None,
+    data: tuple[Path, ...],
+    settings: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    seed: int | None,
+    device: str,
+    dtype: Precision | None,
+    threads: int | None,
+    memory: str | None,
+    without: tuple[str, ...],
+    cuda_graph: bool | None,
+    cpp_wrapper: bool,
+    no_compile: bool,
+    checkpoint_every: float,
+    checkpoint_steps: int | None,
 ) -> None:
     """Train a model on text and leave a run folder: checkpoint, metrics, plots, level graph, sample.
 
     Ctrl-C stops after the current step with a checkpoint; --resume continues the same curve.
 
+    \b
     [dim]nsam train hope.nsam
     nsam train hope.nsam hope_bytes --data ~/notes --set steps=500 --out runs/notes
     nsam train hope.nsam --out runs/notes --resume[/]
     """
-    overrides = parse_pairs(set_, "--set")
+    overrides = parse_pairs(settings, "--set")
     if resume and (data or seed is not None or dtype is not None or without):
-        raise typer.BadParameter("a resumed run keeps its --data, --seed, --dtype and --without", param_hint="--resume")
+        raise click.BadParameter("a resumed run keeps its --data, --seed, --dtype and --without", param_hint="--resume")
     from nsam.cli.programs import load
     from nsam.compiler.passes import passes_without
     from nsam.sizes import parse_size
 
     budget = None if memory is None else parse_size(memory)
-    passes = passes_without(without or ())
+    passes = passes_without(without)
 
     program = load(file)
-    name = train_name(program, name)
+    name = train_name(program, train)
 
     import torch
     from rich.console import Console
@@ -129,7 +123,7 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    settings = Settings(
+    wanted = Settings(
         seed=seed or 0,
         device=device,
         dtype=(dtype or Precision.float32).value,
@@ -147,15 +141,15 @@ def train(
             if resume:
                 folder = out or last_run(RUNS, name)
                 stack.enter_context(held(RunFolder(folder)))
-                run = resumed_run(file, program, name, overrides, settings, folder)
+                run = resumed_run(file, program, name, overrides, wanted, folder)
             else:
                 declaration = program.train(name, overrides)
-                run = new_run(file, declaration, overrides, data or [], settings, lambda: out or claim_run(RUNS, name))
+                run = new_run(file, declaration, overrides, list(data), wanted, lambda: out or claim_run(RUNS, name))
                 stack.enter_context(held(run.folder))
             resumed = ["nsam", "train", str(file), name, "--out", str(run.folder.path), "--resume"]
-            again = shlex.join([*resumed, *_again(settings, threads)])
+            again = shlex.join([*resumed, *_again(wanted, threads)])
             _describe(console, run)
-            outcome = _loop(console, run, again, settings.compiled)
+            outcome = _loop(console, run, again, wanted.compiled)
         _finish(console, run, outcome, again)
 
 
@@ -220,7 +214,7 @@ def _loop(console: Console, run: Run, again: str, compiled: bool) -> Outcome:
     except KeyboardInterrupt:
         saved = [f"the last checkpoint is that of step {step:,}" for step, _ in checkpoints(run.folder.checkpoints)]
         _say_how_to_go_on(console, f"Stopped at once; {(saved or ['no checkpoint was saved yet'])[-1]}.", again)
-        raise typer.Exit(INTERRUPTED) from None
+        raise Exit(INTERRUPTED) from None
 
 
 def _say_how_to_go_on(console: Console, what: str, again: str) -> None:
@@ -236,7 +230,7 @@ def _finish(console: Console, run: Run, outcome: Outcome, again: str) -> None:
     folder = run.folder
     if outcome.interrupted:
         _say_how_to_go_on(console, f"Stopped at step {outcome.step:,}; the checkpoint is saved.", again)
-        raise typer.Exit(INTERRUPTED)
+        raise Exit(INTERRUPTED)
     pictures = write_pictures(folder, run.train)
     folder.write("summary.md", summary(run.description, run.corpus, outcome, run.trainer.parameters, pictures))
     text = sample(run.train, run.trainer.module, run.corpus, run.description.seed)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
+import rich_click as click
+from click.exceptions import Exit
 
+from nsam.cli.command import command
 from nsam.cli.guard import DIAGNOSTICS
-from nsam.cli.options import File, Parameters, System, Value, Without, parse_pairs
+from nsam.cli.options import Value, parse_pairs, with_file, with_parameters, with_passes, with_system
 from nsam.cli.request import unknown
 
 if TYPE_CHECKING:
@@ -18,11 +21,17 @@ SMALL = 8
 """Default for `dim` here: equality does not depend on the size, and the reference is slow."""
 
 
-def verify(file: File, system: System = None, param: Parameters = None, without: Without = None) -> None:
+@command("verify")
+@with_file
+@with_system
+@with_parameters
+@with_passes
+def main(file: Path, system: str | None, param: tuple[str, ...], without: tuple[str, ...]) -> None:
     """Compare compiled systems with the token-by-token reference: values, gradients and the six invariants.
 
     Without SYSTEM every system of the file is verified; `dim` is 8 unless given.
 
+    \b
     [dim]nsam verify hope.nsam
     nsam verify hope.nsam titans -p dim=8 -p chunk=4 -p slow=8
     nsam verify hope.nsam titans --without all[/]
@@ -38,14 +47,14 @@ def verify(file: File, system: System = None, param: Parameters = None, without:
     failed = []
     for name in [system] if system is not None else list(program.systems):
         given = _small(program, name, params, every=system is None)
-        typer.echo(f"{name}({', '.join(f'{key} = {value}' for key, value in given.items())})")
-        report = api.verify(program, name, without=without or (), **given)
-        typer.echo(report.text.split("\n", 1)[1])  # the first line is the name again
+        click.echo(f"{name}({', '.join(f'{key} = {value}' for key, value in given.items())})")
+        report = api.verify(program, name, without=without, **given)
+        click.echo(report.text.split("\n", 1)[1])  # the first line is the name again
         if not report.ok:
             failed.append(name)
     if failed:
-        typer.echo(f"checks failed: {', '.join(failed)}", err=True)
-        raise typer.Exit(DIAGNOSTICS)
+        click.echo(f"checks failed: {', '.join(failed)}", err=True)
+        raise Exit(DIAGNOSTICS)
 
 
 def _small(program: Program, name: str, params: Mapping[str, Value], every: bool) -> dict[str, Value]:

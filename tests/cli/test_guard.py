@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import sys
 
+import click
 import pytest
-import typer
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from nsam.cli import main
 from nsam.cli.guard import guarded
@@ -15,13 +15,13 @@ from nsam.dsl.diagnostics import fail
 
 
 def result_of(error: BaseException, monkeypatch: pytest.MonkeyPatch | None = None) -> tuple[int, str]:
-    app = typer.Typer(pretty_exceptions_enable=False)
-
-    def command(name: str = "x") -> None:
+    @click.command()
+    @click.option("--name")
+    @guarded
+    def command(name: str) -> None:
         raise error
 
-    app.command()(guarded(command))
-    found = CliRunner().invoke(app, ["--name", "y"])
+    found = CliRunner().invoke(command, ["--name", "y"])
     return found.exit_code, found.output
 
 
@@ -52,8 +52,8 @@ def test_a_fault_of_ours_says_so_and_asks_for_a_report(monkeypatch: pytest.Monke
 
 
 def test_usage_errors_and_exits_pass_through() -> None:
-    assert result_of(typer.BadParameter("no"))[0] == 2
-    assert result_of(typer.Exit(3))[0] == 3
+    assert result_of(click.BadParameter("no"))[0] == 2
+    assert result_of(click.exceptions.Exit(3))[0] == 3
 
 
 @pytest.mark.parametrize("file", [None, "checkpoint"])
@@ -72,7 +72,7 @@ def test_an_output_that_takes_no_more_is_said(
 
     full = Full()
     monkeypatch.setattr(sys, "stdout", full)
-    with pytest.raises(typer.Exit) as caught:
+    with pytest.raises(click.exceptions.Exit) as caught:
         guarded(lambda: print("much"))()
     assert caught.value.exit_code == 1
     assert sys.stdout is not full  # or Python would end with an error of its own

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+import click
 import pytest
-import typer
 
 from nsam.cli.options import MAX_VALUE_LENGTH, parse_pairs, parse_value
 
@@ -35,17 +35,17 @@ def test_values(text: str, value: object) -> None:
 
 def test_pairs() -> None:
     assert parse_pairs(["dim=64", " lr = 1e-3 ", "name=a=b"], "-p") == {"dim": 64, "lr": 1e-3, "name": "a=b"}
-    assert parse_pairs(None, "-p") == {}
+    assert parse_pairs((), "-p") == {}
 
 
 @pytest.mark.parametrize(
     "pair", ["dim", "=3", "dim=", "2x=3", "a b=1", "x=[[1]]", "x=nan", "x=" + "9" * 5000, "x=" + "a" * MAX_VALUE_LENGTH]
 )
 def test_what_is_not_a_pair_is_a_usage_error(pair: str) -> None:
-    with pytest.raises(typer.BadParameter):
+    with pytest.raises(click.BadParameter):
         parse_pairs([pair], "-p")
 
 
 def test_a_name_said_twice_is_a_usage_error() -> None:
-    with pytest.raises(typer.BadParameter, match="twice"):
+    with pytest.raises(click.BadParameter, match="twice"):
         parse_pairs(["dim=1", "dim=2"], "-p")

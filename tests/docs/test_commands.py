@@ -16,9 +16,7 @@ PAGES = ["README.md", "examples/hope/README.md", "examples/zoo/README.md", "docs
 
 
 def test_every_command_that_a_page_names_exists() -> None:
-    commands = {
-        command.name or getattr(command.callback, "__name__", "") for command in application().registered_commands
-    }
+    commands = set(application().commands)
     readme = set(re.findall(r"`nsam ([a-z]+)[ `]", (ROOT / "README.md").read_text("utf-8")))
     assert {"check", "graph", "explain", "verify", "train", "generate"} <= readme
     for page in PAGES:
