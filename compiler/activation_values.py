@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 
 from nsam.compiler.expressions import ELEMENTWISE, Node, undetached
 from nsam.compiler.fast_memory import piece_of, reusable
 from nsam.compiler.lower import memory_heads
 from nsam.compiler.schedule import UnitPlan
+from nsam.dsl.records import dataclass
 
 FLOAT_BYTES = 4
 INDEX_BYTES = 8

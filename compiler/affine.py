@@ -12,10 +12,10 @@ rule that leaves this family raises `NotAffine` with the reason, which `explain`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from nsam.compiler.expressions import Builder, Node
 from nsam.dsl import checked as c
+from nsam.dsl.records import dataclass
 
 
 class NotAffine(Exception):

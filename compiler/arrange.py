@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nsam.compiler.expressions import Node
 from nsam.compiler.rows import Part, stacked
 from nsam.compiler.schedule import UnitPlan
 from nsam.compiler.stacks import Stacks, stacks
+from nsam.dsl.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from math import prod
 
@@ -22,6 +22,7 @@ from nsam.compiler.lower import memory_heads
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
+from nsam.dsl.records import dataclass
 
 VALUES = "(values)"
 """What is no memory's own: values that several use."""

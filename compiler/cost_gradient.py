@@ -7,7 +7,7 @@ and the loss has a gradient: an operand that depends on no moving state costs no
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 from math import prod
 
@@ -18,6 +18,7 @@ from nsam.compiler.lower import memory_heads
 from nsam.compiler.passes import Passes
 from nsam.compiler.schedule import UnitPlan, plan
 from nsam.dsl import checked as c
+from nsam.dsl.records import dataclass
 
 FOLDS = frozenset({"rank_one", "momentum", "summed", "generic"})
 PRODUCTS = frozenset({"matmul", "orthogonalize"})
@@ -48,7 +49,7 @@ def gradient_flops(unit: c.Unit, tokens: int, passes: Passes) -> tuple[dict[str,
     return flops, list(counted.uncounted)
 
 
-@dataclass
+@dataclass()
 class _Gradient:
     chunks: list[Chunk]
     passes: Passes

@@ -9,9 +9,9 @@ transposed `linear_t(u, w)` with adjoint g gives u gᵀ.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from nsam.compiler.expressions import Builder, Node, postorder
+from nsam.dsl.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

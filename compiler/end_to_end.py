@@ -9,12 +9,12 @@ that within a chunk everything depends on the states at its start, and those are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.rule_plan import RulePlan, lower_rule
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
+from nsam.dsl.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,6 @@ are given to what a reader wants to see: the key k, the value v, the layers' pre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from nsam.compiler import explain_text as tx
 from nsam.compiler.explain_model import Line
 from nsam.compiler.explain_nodes import Formula, inner_order, shared, tidy
@@ -17,6 +15,7 @@ from nsam.compiler.expressions import Builder, Node, postorder
 from nsam.compiler.fast_memory import FastMemory, Fold
 from nsam.compiler.layers import apply_layers
 from nsam.dsl import checked as c
+from nsam.dsl.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

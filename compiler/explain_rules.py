@@ -7,7 +7,7 @@ and η are; any other as its straight-line form, one assignment a line.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nsam.compiler import affine
 from nsam.compiler import explain_text as tx
@@ -19,6 +19,7 @@ from nsam.compiler.rule_lowering import Lowering
 from nsam.compiler.rule_passes import clean
 from nsam.compiler.rule_plan import COUNT, GRAM, RulePlan
 from nsam.dsl import checked as c
+from nsam.dsl.records import dataclass
 
 OLD, NEW = "ₜ₋₁", "ₜ"
 _X, _G, _NABLA = Text("x"), Text("g"), Text("∇")

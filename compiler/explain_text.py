@@ -6,7 +6,8 @@ A `Text` is built from smaller ones by the constructors below, which put bracket
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+from nsam.dsl.records import dataclass
 
 SUM, PRODUCT, TIGHT, ATOM = range(4)
 """How tightly a piece binds: a + b, a b and a / b, W x and Wᵀ x, a name or anything in brackets."""

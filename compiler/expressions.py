@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from nsam.compiler.scalars import BINARY, UNARY
+from nsam.dsl.records import dataclass
 
 Layout: TypeAlias = Literal["number", "constant", "weight", "sequence", "flat", "heads", "stacked", "state", "fold"]
 Attr: TypeAlias = "int | float | str | bool | tuple[Attr, ...] | None"

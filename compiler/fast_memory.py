@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 from math import sqrt
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -11,6 +11,7 @@ from nsam.compiler.derive import Gradient
 from nsam.compiler.expressions import Builder, Node
 from nsam.compiler.rule_plan import RulePlan
 from nsam.dsl import checked as c
+from nsam.dsl.records import dataclass
 
 if TYPE_CHECKING:
     from nsam.compiler.lower import Lowering

@@ -8,7 +8,7 @@ without a gradient can be explained by the stop that took it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal, TypeAlias
 
 from nsam.compiler.collect import in_sequence, members, uses
@@ -28,6 +28,7 @@ from nsam.dsl.checked import (
     Unit,
     ValueType,
 )
+from nsam.dsl.records import dataclass
 from nsam.dsl.spans import Span
 
 FLAT = frozenset({"sign"})

@@ -7,12 +7,12 @@ compiled whole, the outermost that unrolls few enough inner blocks; short blocks
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import lcm, prod
 
 from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.lower import state_shape
 from nsam.compiler.schedule import Level, UnitPlan
+from nsam.dsl.records import dataclass
 
 UNROLLED_CHUNKS = 8
 """The most inner chunks that a compiled segment of short blocks unrolls; one block may unroll twice as many."""

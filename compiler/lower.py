@@ -6,7 +6,7 @@ from its boundary `state`, or, where the rule's recurrence can show it, from the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from nsam.compiler.end_to_end import EndToEnd, build_end_to_end, check_starts
 from nsam.compiler.exact import exact_candidates
@@ -16,6 +16,7 @@ from nsam.compiler.folds import build_fast_memory
 from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
+from nsam.dsl.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def lower(unit: c.Unit, passes: Passes = ALL) -> Lowered:
     return Lowering(unit, passes).run()
 
 
-@dataclass
+@dataclass()
 class Lowering:
     """State of lowering one unit."""
 

@@ -7,12 +7,12 @@ many memories at once: one node for each rule memory, each group of parameters a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from nsam.compiler.describe import clause, source_text, structure_text
 from nsam.compiler.problems import Edge, Kind, Need, Problem
 from nsam.compiler.rates import Rate
 from nsam.dsl.checked import Expr, Read, Ref, Rule, RuleLet, RuleMemory, RuleState, RuleUpdate, State, walk
+from nsam.dsl.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

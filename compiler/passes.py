@@ -7,10 +7,10 @@ acted on a program, and why the others did not, is told by `explain_passes.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 from nsam.dsl.diagnostics import fail
+from nsam.dsl.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

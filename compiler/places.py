@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from nsam.compiler.expressions import Node
+from nsam.dsl.records import dataclass
 
 SEQUENCE = -1
 STAYS = frozenset({"number", "weight", "input", "state", "child", "output", "attention", "carry"})

@@ -6,11 +6,12 @@ A node is one optimisation problem (definition 3): a memory with its structure, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal, TypeAlias
 
 from nsam.compiler.rates import Rate
 from nsam.dsl.checked import Memory, Structure
+from nsam.dsl.records import dataclass
 from nsam.dsl.sizes import Size
 from nsam.dsl.spans import Span
 

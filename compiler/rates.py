@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import total_ordering
 from math import inf
 from typing import Literal, TypeAlias
 
 from nsam.dsl.checked import Memory
+from nsam.dsl.records import dataclass
 from nsam.dsl.sizes import Size
 
 Clock: TypeAlias = Literal["always", "token", "sequence", "step", "never"]

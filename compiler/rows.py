@@ -9,11 +9,12 @@ is the input of the next layer's product as it stands.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from nsam.compiler.expressions import ELEMENTWISE, Builder, Node, valued
 from nsam.compiler.schedule import UnitPlan
+from nsam.dsl.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def in_order(nodes: Sequence[Node], before: Mapping[int, Iterable[int]]) -> list
     return found
 
 
-@dataclass
+@dataclass()
 class _Stacking:
     b: Builder
     nodes: list[Node]

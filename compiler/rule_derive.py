@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from nsam.compiler.rule_algebra import Algebra, call, constant, ref
 from nsam.dsl.checked import Apply, Constant, Expr, Ref
+from nsam.dsl.records import dataclass
 
 READ, READ_TRANSPOSED = "read", "read_transposed"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 
 from nsam.compiler.rule_algebra import call, constant, ref
 from nsam.dsl.checked import Expr, Structure
 from nsam.dsl.diagnostics import fail
+from nsam.dsl.records import dataclass
 from nsam.dsl.sizes import Poly, Size
 from nsam.dsl.spans import Span
 from nsam.dsl.types import COLUMNS, ROWS

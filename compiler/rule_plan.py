@@ -12,10 +12,11 @@ waits for the boundary. Work that depends on nothing but such a slow state is ke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from nsam.compiler.rule_algebra import Algebra, Kind, ref
 from nsam.dsl.checked import Apply, Constant, Expr, Ref, Rule
+from nsam.dsl.records import dataclass
 from nsam.dsl.rule_keys import step_needs
 
 INPUTS = ("grad", "key", "err")

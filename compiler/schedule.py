@@ -13,7 +13,6 @@ in the loop of its first use instead, without `sink` in the loop that makes its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from math import lcm
 
@@ -25,6 +24,7 @@ from nsam.compiler.passes import ALL, Passes
 from nsam.compiler.places import SEQUENCE, Place, first_uses
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl import checked as c
+from nsam.dsl.records import dataclass
 
 FREE = frozenset({"number", "weight", "input", "state"})
 

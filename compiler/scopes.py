@@ -6,7 +6,7 @@ The searches are breadth-first over names, never recursive over the program, and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from nsam.dsl.checked import (
     Apply,
@@ -23,6 +23,7 @@ from nsam.dsl.checked import (
     memory_expressions,
     walk,
 )
+from nsam.dsl.records import dataclass
 from nsam.dsl.sizes import Size
 from nsam.dsl.spans import Span
 

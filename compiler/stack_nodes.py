@@ -8,13 +8,14 @@ they are gathered first. Stacked values have layout `stacked`: [B, H, M, T, *sha
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
 from nsam.compiler.expressions import ELEMENTWISE, Attr, Node, valued
 from nsam.compiler.fast_memory import FastMemory, reusable
 from nsam.compiler.rows import Part, in_order
 from nsam.compiler.schedule import UnitPlan
+from nsam.dsl.records import dataclass
 
 REDUCED = frozenset("sum dot mean norm normalize normalize_pullback root_mean_square length softmax ones".split())
 LOSSES = frozenset("lp huber pseudo_huber inside".split())
@@ -36,7 +37,7 @@ class Made:
     forward: dict[int, Node]
 
 
-@dataclass
+@dataclass()
 class Stacking:
     """Stacks `members` in the `lists` of a level: what runs before its inner loop, and after it.
 

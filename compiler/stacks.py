@@ -9,7 +9,7 @@ growing tuples of equal operations from the states upwards, see `stack_nodes.py`
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.fast_memory import FastMemory
@@ -17,6 +17,7 @@ from nsam.compiler.passes import switched_off
 from nsam.compiler.rows import Part
 from nsam.compiler.schedule import Level, UnitPlan
 from nsam.compiler.stack_nodes import Stacking
+from nsam.dsl.records import dataclass
 
 FOLDED = frozenset({"rank-one", "momentum"})
 LONGEST_NAME = 40

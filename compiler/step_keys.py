@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from nsam.compiler.end_to_end import learns_end_to_end
 from nsam.dsl import checked as c
 from nsam.dsl.diagnostics import Report
+from nsam.dsl.records import dataclass
 from nsam.dsl.rule_keys import Needs, needs_keys, step_needs, wanted
 from nsam.dsl.spans import Span
 

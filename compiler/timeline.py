@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from nsam.compiler.graph import levels_of, ordered
 from nsam.compiler.problems import Edge, LevelGraph, Problem
 from nsam.dsl.checked import Train, Unit
+from nsam.dsl.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ form. `origin` is the same value as an expression of one token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from typing import TypeAlias
 
 from nsam.compiler.rule_algebra import Algebra, call, ref
 from nsam.compiler.rule_plan import WEIGHT
 from nsam.dsl.checked import Expr
+from nsam.dsl.records import dataclass
 
 PRODUCT, AVERAGE, WHOLE = "tokens_product", "tokens_average", "tokens_whole"
 

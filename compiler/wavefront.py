@@ -8,7 +8,6 @@ gains nothing; where a step is recorded as a CUDA graph it does (`runtime/wavefr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from math import lcm
 from typing import TypeAlias
 
@@ -18,6 +17,7 @@ from nsam.compiler.lower import varies
 from nsam.compiler.schedule import UnitPlan
 from nsam.compiler.step_keys import kept_by_token, recorded
 from nsam.dsl import checked as c
+from nsam.dsl.records import dataclass
 
 Plans: TypeAlias = Callable[[c.Unit], UnitPlan]
 """The plan of a unit that another one calls or repeats."""

@@ -6,11 +6,12 @@ the first. What adds rows up leaves out zeros by itself; what counts them, or ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nsam.compiler.rule_plan import RulePlan
 from nsam.compiler.unsupported import unsupported
 from nsam.dsl.checked import Apply, Constant, Expr, Ref, RuleUse
+from nsam.dsl.records import dataclass
 
 _KEEP_ZERO = frozenset({"neg", "abs", "sqrt", "sign", "sin", "erf", "tanh", "relu", "silu", "gelu", "gelu_tanh"})
 _ELEMENTWISE = frozenset(

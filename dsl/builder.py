@@ -8,12 +8,12 @@ arguments, which statement belongs where) is judged here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from nsam.dsl import syntax as s
 from nsam.dsl.builder_expressions import Children, ExpressionBuilder, Many, nodes, tokens
 from nsam.dsl.diagnostics import Fix, Label
+from nsam.dsl.records import dataclass
 from nsam.dsl.spans import Span
 from nsam.dsl.words import (
     EDITION,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lark import Token
@@ -18,6 +17,7 @@ from lark.visitors import Transformer_NonRecursive
 from nsam.dsl import syntax as s
 from nsam.dsl.diagnostics import Fix, Label, Report
 from nsam.dsl.limits import MAX_DEPTH, MAX_DIGITS
+from nsam.dsl.records import dataclass
 from nsam.dsl.spans import Source, Span
 from nsam.dsl.words import UNITS, alternatives, nearest
 

@@ -18,10 +18,11 @@ Expressions (all of them, for systems, objectives, rules and training alike):
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
+from nsam.dsl.records import dataclass
 from nsam.dsl.sizes import Size
 from nsam.dsl.spans import Span
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from nsam.dsl import syntax
 from nsam.dsl.findings import Findings, attempt_all, did_you_mean
+from nsam.dsl.records import dataclass
 from nsam.dsl.sizes import Poly, quotient
 
 _MOST_BITS = 256

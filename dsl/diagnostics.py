@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
+from nsam.dsl.records import dataclass
 from nsam.dsl.spans import Span
 
 Severity = Literal["error", "warning"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from nsam.dsl.checked import ValueType
+from nsam.dsl.records import dataclass
 from nsam.dsl.sizes import Size, at_least, divides
 from nsam.dsl.types import ANY, ShapeProblem, broadcast, matmul, same_shape, same_size, shape_text
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -18,6 +17,7 @@ from nsam.dsl import syntax
 from nsam.dsl.diagnostics import Fix, Label, ProgramError, Report, fail
 from nsam.dsl.limits import MAX_CHARACTERS, MAX_FILES
 from nsam.dsl.parser import parse, parse_with_report
+from nsam.dsl.records import dataclass
 from nsam.dsl.spans import Source, Span
 from nsam.dsl.words import alternatives, nearest
 

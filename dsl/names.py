@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Generic, TypeVar
 
 from nsam.dsl import syntax
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.findings import Findings
+from nsam.dsl.records import dataclass
 
 D = TypeVar("D", syntax.SystemDeclaration, syntax.RuleDeclaration, syntax.TrainDeclaration)
 

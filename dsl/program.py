@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from nsam.dsl.findings import Findings, Skip, TooMany, did_you_mean
 from nsam.dsl.imports import LoadedProgram, load_file, load_standard, load_text
 from nsam.dsl.instantiate import Checker, System, missing_parameters
 from nsam.dsl.names import Declared, Module
+from nsam.dsl.records import dataclass
 from nsam.dsl.rule_uses import ConstantExpressions, bind_rule
 from nsam.dsl.sizes import Poly
 from nsam.dsl.spans import Source, Span

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nsam.dsl import syntax
@@ -26,6 +25,7 @@ from nsam.dsl.expressions import Expressions
 from nsam.dsl.findings import Skip
 from nsam.dsl.objectives import ObjectiveExpressions, objective_of
 from nsam.dsl.periods import not_adaptive, period_of
+from nsam.dsl.records import dataclass
 from nsam.dsl.rule_uses import use_rule
 from nsam.dsl.sizes import Poly, Size
 from nsam.dsl.spans import Span

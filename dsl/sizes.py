@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from nsam.dsl.records import dataclass
 
 # An atom is a name and the least value that it is taken to have: 0 for quotients, None when nothing is known.
 Atom: TypeAlias = "tuple[str, int | None]"

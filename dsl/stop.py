@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsam.dsl.diagnostics import Report
+from nsam.dsl.records import dataclass
 from nsam.dsl.spans import Source, Span
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from nsam.dsl import syntax
@@ -13,6 +12,7 @@ from nsam.dsl.constants import Evaluator, Unknown
 from nsam.dsl.diagnostics import Fix, Label
 from nsam.dsl.findings import Skip, did_you_mean
 from nsam.dsl.functions import ACTIVATIONS
+from nsam.dsl.records import dataclass
 from nsam.dsl.sizes import Size, at_least, divides, product
 from nsam.dsl.spans import Span
 from nsam.dsl.types import same_size

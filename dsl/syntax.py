@@ -6,9 +6,10 @@ Every node is frozen and carries its span. Spans and comments do not take part i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TypeAlias
 
+from nsam.dsl.records import dataclass
 from nsam.dsl.spans import Span
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 from nsam.dsl import syntax
@@ -16,6 +15,7 @@ from nsam.dsl.functions import names_in
 from nsam.dsl.instantiate import Checker, System, missing_parameters
 from nsam.dsl.names import Declared
 from nsam.dsl.periods import not_adaptive, period_of
+from nsam.dsl.records import dataclass
 from nsam.dsl.rule_keys import needs_keys, wanted
 from nsam.dsl.rule_uses import ConstantExpressions, bind_rule, find_rule
 from nsam.dsl.sizes import at_least
