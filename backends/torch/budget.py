@@ -115,7 +115,7 @@ class Budget:
                 result = forward(*args, **kwargs)
             leaves = pytree.tree_leaves(result[0])
             self.outputs = sum(x.numel() * x.element_size() for x in leaves if isinstance(x, Tensor))
-            self.part, self.tokens = meter.root, tokens
+            self.part, self.tokens, self.choice = meter.root, tokens, None  # none either where nothing fits
             self.choose()
             return result
         with Plan(self.choice.estimate.schedule).in_force():

@@ -13,7 +13,7 @@ from torch._inductor.codecache import LambdaFuture
 from torch.utils.flop_counter import FlopCounterMode
 
 import nsam
-from nsam.backends.torch.runtime import blocks
+from nsam.backends.torch.runtime import blocks, compilation
 from nsam.backends.torch.runtime.compilation import LOST, CompilerSettings
 from nsam.backends.torch.runtime.later import wait_later
 
@@ -116,3 +116,30 @@ def test_a_mode_that_sees_each_operation_sees_it() -> None:
             nsam.compile(program, "s", compiled=compiled)(x)
         counts.append(counted.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+TWO_STAGES = LEARNS.replace("output m(x)", "memory n : linear(dim -> dim)\n  output n(m(x)) + x")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_each_function_has_its_own_limit_of_variants(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond it a function runs as plain PyTorch, which is said: a data loader's lengths must not end a training."""
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: compiler(function, backend="eager", fullgraph=True, dynamic=False)
+    )
+    monkeypatch.setattr(blocks, "keepable", lambda: False)
+    monkeypatch.setattr(compilation, "RECOMPILE_LIMIT", 3)
+    blocks._tell_limit.cache_clear()
+    module = nsam.compile(nsam.loads(TWO_STAGES), "s").double()
+    plain = nsam.compile(nsam.loads(TWO_STAGES), "s", compiled=False).double()
+    plain.load_state_dict(module.state_dict())
+    said = []
+    for length in range(32, 37):
+        x = torch.randn(2, length, 4, dtype=torch.float64)
+        torch.testing.assert_close(module(x)[0], plain(x)[0])
+        said.append(len([record for record in caplog.records if record.name == "nsam"]))
+    assert said == [0, 0, 0, 1, 1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from nsam.backends.torch.native import registry
+from nsam.backends.torch.native.kernel import Kernel, Layout
 from nsam.backends.torch.runtime import blocks, kept
 from nsam.backends.torch.runtime.blocks import At, _ending
 from nsam.backends.torch.runtime.files import put
@@ -183,11 +186,29 @@ def test_says_once_why_nothing_is_kept(
 
 def test_stored_code_is_lost_with_a_kernel_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_path", lambda name: tmp_path / name)
-    code = b"buf1 = torch.ops.nsam.kernel.default('0123456789abcdef0123456789abcdef', [primals_1])"
+    kernel = Kernel("int run;", (Layout((2, 3), (3, 1), "float32"),), ())
+    name = registry._name(kernel)
+    monkeypatch.setattr(registry, "KNOWN", {})
+    code = f"buf1 = torch.ops.nsam.kernel.default('{name}', [primals_1])".encode()
     assert registry.lost(code)
     assert not registry.lost(b"no kernel at all")
-    put(tmp_path / "0123456789abcdef0123456789abcdef", b"[]")
+    whole = json.dumps(kernel).encode()
+    for damaged in (b"[]", whole[:30], whole.replace(b"3, 1", b"1, 3"), b"\xff"):
+        put(tmp_path / name, damaged)
+        assert registry.lost(code), damaged
+    put(tmp_path / name, whole)
     assert not registry.lost(code)
+    assert registry.find(name) == kernel
+
+
+def test_others_may_read_what_is_kept_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        put(tmp_path / "data", b"x")
+        put(tmp_path / "library", b"x", executable=True)
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("data", "library")] == [0o640, 0o750]
 
 
 @pytest.mark.slow

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import nsam
+from nsam import api
 from nsam.backends.torch.budget import Budget, amount, kept, schedules
 from nsam.backends.torch.runtime.replay import Schedule
 from nsam.backends.torch.runtime.saved import Loop, Part, Repeat
+from nsam.backends.torch.runtime.system import System
 from nsam.dsl.diagnostics import ProgramError
 from nsam.sizes import parse_size
 
@@ -50,16 +53,23 @@ def test_what_a_schedule_keeps() -> None:
     assert Schedule() == next(iter(schedules(part)))
 
 
-def budget_of(limit: int) -> Budget:
-    """Hope with three layers on CPU, a step with gradients."""
-    from nsam import api
-
+def model() -> System:
+    """Hope with three layers, as plain PyTorch."""
     torch.manual_seed(0)
     program = nsam.load(EXAMPLES / "hope" / "hope.nsam")
-    module = nsam.compile(program, "hope", compiled=False, dim=8, vocab=16, layers=3)
+    return nsam.compile(program, "hope", compiled=False, dim=8, vocab=16, layers=3)
+
+
+def tokens(length: int) -> Tensor:
+    return torch.arange(2 * length).view(2, length) % 16
+
+
+def budget_of(limit: int, length: int = 128) -> Budget:
+    """What was chosen for two steps with gradients."""
+    module = model()
     budget = api.set_memory(module, limit)
     for _ in range(2):
-        y, _ = module(torch.arange(256).view(2, 128) % 16)
+        y, _ = module(tokens(length))
         y.square().sum().backward()
     return budget
 
@@ -81,6 +91,18 @@ def test_a_smaller_budget_computes_more_again_and_one_that_is_too_small_is_refus
     found = caught.value.diagnostics[0]
     assert found.code == "N0520"
     assert amount(whole.least, up=True) in found.message
+
+
+def test_what_was_refused_once_is_refused_again() -> None:
+    enough = budget_of(10**9, length=16).choice
+    assert enough is not None
+    module = model()
+    api.set_memory(module, enough.least)
+    module(tokens(16))
+    for _ in range(2):
+        with pytest.raises(ProgramError, match="N0520"):
+            module(tokens(512))
+    module(tokens(16))
 
 
 def test_bytes_set_aside_count() -> None:

@@ -30,7 +30,7 @@ KNOWN: dict[str, Kernel] = {}
 
 def register(kernel: Kernel) -> str:
     """Keep a kernel, and begin with its C++. Returns the name under which the operator finds it."""
-    name = hashlib.sha256(repr(kernel).encode()).hexdigest()[:32]
+    name = _name(kernel)
     if name not in KNOWN:
         KNOWN[name] = kernel
         _LIBRARIES[name] = _POOL.submit(library, kernel.source)  # while torch goes on with the rest of the graph
@@ -40,20 +40,34 @@ def register(kernel: Kernel) -> str:
 
 def find(name: str) -> Kernel:
     """A kernel by its name; one that another process made is read from the cache."""
-    if name not in KNOWN:
-        try:
-            source, inputs, outputs = json.loads(_path(name).read_text())
-        except OSError:
-            _lost(name)
-        layouts = [tuple(Layout(tuple(s), tuple(t), d) for s, t, d in each) for each in (inputs, outputs)]
-        KNOWN[name] = Kernel(source, *layouts)
+    if not _known(name):
+        _lost(name)
     return KNOWN[name]
 
 
 def lost(code: bytes) -> bool:
-    """Whether a kernel that some stored code calls is gone: a folder may be cleaned of what is old."""
+    """Whether a kernel that some stored code calls is gone or damaged: a folder may be cleaned, a disk be full."""
     names = {name.decode() for name in re.findall(rb"nsam\.kernel(?:\.default)?\(\s*'([0-9a-f]{32})'", code)}
-    return any(name not in KNOWN and not _path(name).exists() for name in names)
+    return not all(map(_known, names))
+
+
+def _known(name: str) -> bool:
+    """Whether there is a kernel of this name, read from the cache where that has to be."""
+    if name not in KNOWN:
+        try:
+            source, inputs, outputs = json.loads(_path(name).read_bytes())
+            layouts = [tuple(Layout(tuple(s), tuple(t), d) for s, t, d in each) for each in (inputs, outputs)]
+        except (OSError, ValueError, TypeError):  # not there, not to be read, or not what was written
+            return False
+        kernel = Kernel(source, *layouts)
+        if _name(kernel) != name:
+            return False
+        KNOWN[name] = kernel
+    return True
+
+
+def _name(kernel: Kernel) -> str:
+    return hashlib.sha256(repr(kernel).encode()).hexdigest()[:32]
 
 
 def _lost(name: str) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Container, Sequence
 from types import FunctionType
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.runtime.compilation import PLAIN, CompilerSettings
+from nsam.backends.torch.runtime.compilation import PLAIN, RECOMPILE_LIMIT, CompilerSettings
 from nsam.backends.torch.runtime.cxx import options_for
 from nsam.backends.torch.runtime.instructions import decided, prepare_to_compile
 from nsam.backends.torch.runtime.kept import PASS, Kept, compiled_by_torch, keepable
@@ -199,11 +200,13 @@ def _ending(function: Function) -> Function:
         return {name: x.detach() for name, x in new.items()} if at.truncated else new, results
 
     # A function of the generated module: what is kept of it on disk then asks for no module by its name, which is
-    # another one after each change to the program.
-    own = FunctionType(run.__code__, function.__globals__, run.__name__, run.__defaults__, run.__closure__)
+    # another one after each change to the program. With code of its own, for torch counts and searches variants by it.
+    code = run.__code__.replace(co_name=function.__name__)
+    own = FunctionType(code, function.__globals__, function.__name__, run.__defaults__, run.__closure__)
     return functools.wraps(function)(own)
 
 
+_LOG = logging.getLogger("nsam")
 _SETTINGS = threading.RLock()
 SHORTEST_COMPILED = 32
 """Shortest sequence, in tokens, that is worth compiling for."""
@@ -252,6 +255,19 @@ def _compile(function: Function, block: bool = False) -> Function:
             return known(w, s, at, *values)
         # One thread at a time: the settings are the process's. Compiling makes millions of objects that stay.
         with _SETTINGS, paused(), CompilerSettings(recompute, cuda):
-            return compiled(w, s, at, *values)
+            try:
+                return compiled(w, s, at, *values)
+            except torch._dynamo.exc.FailOnRecompileLimitHit:  # found before anything ran
+                _tell_limit()
+        return function(w, s, at, *values)
 
     return run
+
+
+@functools.cache
+def _tell_limit() -> None:
+    _LOG.warning(
+        "a function was compiled for %d lengths, batches and modes, which is the limit: further ones run as plain "
+        "PyTorch, slower. Pad sequences to a few lengths, multiples of the slowest period",
+        RECOMPILE_LIMIT,
+    )

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 
 def put(path: Path, data: bytes, *, executable: bool = False) -> None:
-    """Write a file whole or not at all: aside, then moved into its place. Raises OSError where that is not allowed."""
+    """Write a file whole or not at all: aside, then moved into its place. Raises OSError where that is not allowed.
+
+    Who may read it is what the process says of all its files (its umask): caches are shared between users.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
+    aside = path.with_name(f".{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(
+            os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o777 if executable else 0o666), "wb"
+        ) as file:
             file.write(data)
-        if executable:
-            os.chmod(name, 0o755)
-        os.replace(name, path)
+        os.replace(aside, path)
     except BaseException:
-        os.unlink(name)
+        aside.unlink(missing_ok=True)
         raise

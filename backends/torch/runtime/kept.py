@@ -90,7 +90,8 @@ class Kept:
 
     def _loaded(self, w: Tensors, s: Tensors, at: Any, values: tuple[Tensor, ...]) -> Function | None:
         """The compiled function for these arguments, from the disk or new; None where it is not to be kept."""
-        key = self._key(w, s, at, values) if len(self.entries.get(at, ())) < RECOMPILE_LIMIT else None
+        count = sum(map(len, self.entries.values()))
+        key = self._key(w, s, at, values) if count < RECOMPILE_LIMIT else None
         if key is None:
             return None
         path, scope = _folder() / key, self._scope(w, s, at, values)
