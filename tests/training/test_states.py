@@ -260,6 +260,35 @@ def test_a_state_of_another_system_is_refused_by_a_call(other: Any, said: str) -
         module(torch.randn(1, 3, 4), state=state)
 
 
+SPHERE = """nsam 1
+use std.rules (gd)
+rule turned(lr) {
+  state seen = zeros
+  seen <- (self @ transpose(self)) @ grad
+  self <- (self @ transpose(self)) @ (self - lr * seen)
+}
+system turning(dim: int = 4) {
+  input x: [dim]
+  memory a : linear(dim -> dim) { learn x -> x; minimize l2; by turned(lr = 0.1); every 2 tokens summed }
+  memory b : linear(dim -> dim) { learn x -> x; minimize l2; by turned(lr = 0.1); every 2 tokens }
+  output a(x) + b(x)
+}
+"""
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_what_a_narrow_product_writes_is_kept_wide(weights: torch.dtype) -> None:
+    """A state in the precision of autocast would be another function to compile, and would lose small updates."""
+    module = nsam.compile(nsam.loads(SPHERE), "turning", compiled=False).to(weights)
+    x, state = torch.randn(1, 5, 4).to(weights), None
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=weights is torch.float32):
+            _, state = module(x, state)
+        assert {name: tensor.dtype for name, tensor in state["sequence"].items()} == dict.fromkeys(
+            state["sequence"], torch.float32
+        )
+
+
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 def test_what_is_no_state_is_refused_by_a_call(backend: Any) -> None:
     module, x = small(backend=backend), torch.randn(1, 3, 4)
