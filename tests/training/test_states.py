@@ -148,6 +148,23 @@ def test_sequences_are_taken_out_of_a_batch(backend: Any) -> None:
         run(module, y, nsam.take_sequences(state, [0]))
 
 
+def test_a_window_keeps_nothing_else_alive(module: Any) -> None:
+    """After a long text its state holds the tokens in the window, not all of them; token by token it copies nothing."""
+    x = random(2, 40, 8)
+    whole, _ = run(module, x)
+    y, state = run(module, x[:, :30])
+    for name in ("kept.keys", "kept.values"):
+        tensor = state["sequence"][name]
+        assert tensor.shape[2] == 2
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        assert tensor.is_contiguous()
+    found = [y]
+    for t in range(30, 40):
+        y, state = run(module, x[:, t : t + 1], state)
+        found.append(y)
+    assert torch.allclose(torch.cat(found, 1), whole, atol=1e-12)
+
+
 CONTINUE = """
 import sys, torch, nsam
 torch.set_num_threads(1)
