@@ -210,6 +210,33 @@ def test_targets_that_do_not_fit_are_refused() -> None:
             backend(x, targets=torch.full((2, 6), 5))
 
 
+FED = """nsam 1
+use std.rules (gd)
+system s() {
+  input x: [3]
+  input c: [3] per sequence
+  memory m : linear(3 -> 5) { minimize task; by gd(lr = 0.3, retain = 0.9); every 4 tokens }
+  output m(x * c)
+}
+"""
+
+
+@pytest.mark.parametrize("end", [3, 4, 6])
+def test_a_state_is_apart_from_what_the_caller_gave(end: int, pair: Any) -> None:
+    """A loop that reads into the same tensors again and again must not change what was read before."""
+    both = pair(nsam.loads(FED), "s")
+    x, c = both.inputs(2, 9)
+    targets = torch.randint(0, 5, (2, 9))
+    for module in (both.compiled, both.reference):
+        whole, _ = module(x, c, targets=targets)
+        given = x[:, :end].clone(), c.clone(), targets[:, : end - 1].clone()
+        first, state = module(*given[:2], targets=given[2])
+        for tensor in given:
+            tensor.zero_()
+        second, _ = module(x[:, end:], c, state=state, targets=targets[:, end - 1 :])
+        assert torch.allclose(torch.cat([first, second], 1), whole, atol=1e-12)
+
+
 def test_a_new_sequence_forgets_the_open_chunk(pair: Any) -> None:
     both = pair(nsam.loads(model("nested")), "lm")
     (x,) = both.inputs(2, 12)

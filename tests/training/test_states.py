@@ -148,6 +148,33 @@ def test_sequences_are_taken_out_of_a_batch(backend: Any) -> None:
         run(module, y, nsam.take_sequences(state, [0]))
 
 
+GIVEN = """nsam 1
+use std.rules (gd)
+system s(dim: int = 4) {
+  input x: [dim]
+  input c: [dim * dim] per sequence
+  memory near : attention(1, window = 3) { learn x -> x }
+  memory m : linear(dim -> dim) {
+    learn x -> x; minimize l2; by gd(lr = 0.1); every 2 tokens; reset every 4 tokens; init c
+  }
+  output m(x) + near(x)
+}
+"""
+
+
+@pytest.mark.parametrize("end", [2, 3, 9])
+def test_a_state_is_apart_from_what_the_caller_gave(end: int) -> None:
+    module = nsam.compile(nsam.loads(GIVEN), "s", compiled=False).double()
+    x, c = random(2, 14, 4), random(2, 16, seed=1)
+    with torch.no_grad():
+        whole, _ = module(x, c)
+        given = x[:, :end].clone(), c.clone()
+        _, state = module(*given)
+        for tensor in given:
+            tensor.zero_()
+        assert torch.allclose(module(x[:, end:], c, state)[0], whole[:, end:], atol=1e-13)
+
+
 def test_a_window_keeps_nothing_else_alive(module: Any) -> None:
     """After a long text its state holds the tokens in the window, not all of them; token by token it copies nothing."""
     x = random(2, 40, 8)

@@ -53,6 +53,12 @@ class Open:
         return self.late is not None or known < self.length
 
     def as_state(self) -> State:
+    def owned(self) -> Open:
+        """The same, with inputs and targets of its own: those of a call are the caller's, who may write into them."""
+        targets = None if self.targets is None else self.targets.clone()
+        late = None if self.late is None else (_copies(self.late[0]), self.late[1])
+        return Open(_copies(self.inputs), targets, self.start, late)
+
         """The same as a plain dict of tensors."""
         return {"inputs": self.inputs, "targets": self.targets, "start": self.start, "late": self.late}
 
@@ -118,7 +124,7 @@ class EndToEnd(System):
         y = torch.cat(found, 1)
         if self.observe:
             running = self.observed(running, looked, y.detach(), known)
-        return y, {**running, "task": chunk.as_state()}
+        return y, {**running, "task": chunk.owned().as_state()}
 
     def observed(self, state: State, pieces: list[tuple[int, State]], y: Tensor, targets: Tensor) -> State:
         """The state with `losses` of the whole call, of which `pieces` are the parts by number of tokens.
@@ -268,6 +274,10 @@ class EndToEnd(System):
 def cross_entropy(y: Tensor, targets: Tensor) -> Tensor:
     """−log softmax(y)[target] in nats: y [B, T, n], targets [B, T] → [B, T]."""
     losses = F.cross_entropy(wide(y).flatten(0, 1), targets.flatten().long(), reduction="none")
+def _copies(inputs: Inputs) -> Inputs:
+    return tuple(x.clone() for x in inputs)
+
+
     return losses.view(targets.shape)
 
 

@@ -189,13 +189,9 @@ class System(Holder):
         require_batch(old, like.shape[0])
         # A unit without parameters takes its precision and device from its input.
         w = self.weights() or {"input": like[:0].to(torch.promote_types(like.dtype, torch.float32))}
-        for name, tensor in (*old["sequence"].items(), *old["kept"].items()):
-            if tensor.shape[0] != like.shape[0]:
-                raise ValueError(
-                    f"the state is of {tensor.shape[0]} sequences (`{name}`), the input of {like.shape[0]}"
-                )
-            break
-        s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
+        s = {**old["sequence"], **old["kept"]}
+        # Copies: the caller may write into what it gave.
+        s |= {key: x.clone() for name, x in sequence.items() if (key := f"input.{name}") not in s}
         time, batch = like.shape[1], like.shape[0]
         compiled = self.compiled and not like.is_meta  # what has no values takes no time
         native = self.native and compiled and like.device.type == "cpu" and not self.cpp_wrapper
