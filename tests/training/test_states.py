@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 import nsam
 from nsam.dsl.diagnostics import ProgramError
@@ -192,6 +193,38 @@ def test_a_window_keeps_nothing_else_alive(module: Any) -> None:
     assert torch.allclose(torch.cat(found, 1), whole, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_sequences_are_numbers(backend: Any) -> None:
+    module = nsam.compile(nsam.loads(TEXT), "lifelong", backend=backend, compiled=False).double()
+    _, state = run(module, random(3, 6, 8))
+    y = random(3, 2, 8, seed=1)
+    wanted, _ = run(module, y, state)
+    for same in ([2, -3], (2, 0), range(2, -1, -2), torch.tensor([2, 0]), torch.tensor([2, 0], dtype=torch.uint8)):
+        taken = nsam.take_sequences(state, same)
+        assert torch.allclose(run(module, y[[2, 0]], taken)[0], wanted[[2, 0]], atol=1e-13)
+    for wrong in ([3], torch.tensor([0, 3]), [-4]):
+        with pytest.raises(ValueError, match=r"there is no sequence -?[34]: the state is of 3, from 0 to 2"):
+            nsam.take_sequences(state, wrong)
+    no_numbers: tuple[Any, ...] = (1, [0.5], [[0, 1]], "01", torch.tensor(1), None)
+    for wrong in no_numbers:
+        with pytest.raises(ValueError, match="takes the numbers of sequences"):
+            nsam.take_sequences(state, wrong)
+    with pytest.raises(ValueError, match=r"mask\.nonzero"):
+        nsam.take_sequences(state, torch.tensor([True, False, True]))
+
+
+@pytest.mark.parametrize("wrong", [None, "hello", {"position": 3}])
+def test_only_a_state_has_sequences(wrong: Any) -> None:
+    calls = {
+        "new_sequence": lambda: nsam.new_sequence(wrong),
+        "take_sequences": lambda: nsam.take_sequences(wrong, [0]),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name} takes the state that a module returned") as error:
+            call()
+        assert ("without a state begins new sequences" in str(error.value)) == (wrong is None)
+
+
 CONTINUE = """
 import sys, torch, nsam
 torch.set_num_threads(1)
@@ -302,6 +335,17 @@ def test_a_state_of_another_system_is_refused_by_a_call(other: Any, said: str) -
         module(torch.randn(1, 3, 4), state)
     with pytest.raises(ValueError, match=said):
         module(torch.randn(1, 3, 4), state=state)
+
+
+@pytest.mark.parametrize(("there", "here"), [("float32", "float64"), ("bfloat16", "float32"), ("float64", "float32")])
+def test_a_state_of_another_precision_is_refused_by_a_call(there: str, here: str) -> None:
+    module = small().to(getattr(torch, here))
+    x = torch.randn(1, 3, 4, dtype=getattr(torch, here))
+    cast = pytree.tree_map_only(torch.Tensor, lambda t: t.to(getattr(torch, there)), module(x)[1])
+    with pytest.raises(
+        ValueError, match=f"`m.weight` is {there} there and {here} here.*cast the state's tensors to {here}"
+    ):
+        module(x, cast)
 
 
 SPHERE = """nsam 1
