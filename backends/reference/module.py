@@ -57,9 +57,10 @@ class ReferenceModule(torch.nn.Module):
         if len(inputs) != len(self.unit.inputs):
             raise ValueError(f"{self.unit.name} takes {len(self.unit.inputs)} inputs, found {len(inputs)}")
         given = [
-            x if wanted.type.vocab is not None else x.to(torch.float64)
+            x if wanted.type.vocab is not None else x.to(torch.float64, copy=True)
             for wanted, x in zip(self.unit.inputs, inputs, strict=True)
         ]
+        # Copies: a state keeps some inputs, and the caller may write into what it gave.
         require_state(self.unit, state)
         ops, own = TorchArrays(given[0].device), {path: getattr(*place) for path, place in self._places.items()}
         if not learns_end_to_end(self.unit):
@@ -87,7 +88,7 @@ def values(
     check_supported(unit)
     weights = {name: np.asarray(value, dtype=np.float64) for name, value in parameters.items()}
     ordered = [
-        np.asarray(inputs[given.name], dtype=np.float64 if given.type.vocab is None else np.int64)
+        np.array(inputs[given.name], dtype=np.float64 if given.type.vocab is None else np.int64)
         for given in unit.inputs
     ]
     # A memory that diverges has infinities and NaNs for values, as it has in torch: they are results, not accidents.

@@ -71,6 +71,38 @@ def test_default_initial_states(build: Build) -> None:
     assert torch.all(module.get_parameter("f.weight") == 1)
 
 
+KEEPING = """system s() {
+  input x: [3]
+  input c: [9] per sequence
+  memory taps : conv(3, 3)
+  memory kept : attention(1) { learn x -> x }
+  memory m : linear(3 -> 3) { learn x -> taps(x); minimize l2; by gd(lr = 0.1); every 4 tokens; init learned }
+  memory g : linear(3 -> 3) { learn x -> x; minimize l2; by gd(lr = 0.1); every 4 tokens; init c }
+  memory h : vector(3) { learn x over last 2 tokens; minimize l2; by gd(lr = 0.1); every 4 tokens; init learned }
+  output m(x) + g(x) + kept(x) + h
+}"""
+
+
+def test_a_state_is_apart_from_parameters_and_inputs(build: Build, random: Random) -> None:
+    """Both may be written in place before the sequence goes on: by an optimizer, by a loop that reads into a buffer."""
+    module, x, c = _module(build(KEEPING)), random(1, 6, 3), random(1, 9)
+    names = ("m.weight", "h.weight")
+    weights = {name: p.detach().numpy().copy() for name, p in module.named_parameters()}
+    given = [x[:, :2].clone(), c.clone()]
+    plain = {"x": x[:, :2].numpy().copy(), "c": c.numpy().copy()}
+    with torch.no_grad():
+        whole, _ = module(x, c)
+        _, state = module(*given)
+        _, other = values(module.unit, weights, plain)
+        for tensor in (*given, *map(module.get_parameter, names)):
+            tensor.zero_()
+        for array in (*plain.values(), *map(weights.__getitem__, names)):
+            array[...] = 0
+        assert torch.equal(module(x[:, 2:], c, state=state)[0], whole[:, 2:])
+    found, _ = values(module.unit, weights, {"x": x[:, 2:].numpy(), "c": c.numpy()}, other)
+    assert np.allclose(found, whole[:, 2:].numpy(), rtol=0, atol=1e-12)
+
+
 def test_a_memory_that_diverges_does_so_in_both(build: Build, random: Random) -> None:
     text = """system s() {
       input x: [3]
