@@ -160,7 +160,13 @@ def _checked(program: Program, system: str, parameters: Mapping[str, object]) ->
 
 
 def new_sequence(state: Any) -> Any:
-    """Begin a new sequence: per-sequence memories restart, those with `reset never` go on."""
+    """Begin a new sequence: per-sequence memories restart, those with `reset never` go on.
+
+    Raises TypeError when it is given no state.
+    """
+    from nsam.backends.torch.states import require_returned
+
+    require_returned("new_sequence", state)
     if isinstance(state, dict) and "steps" in state:
         from nsam.backends.torch.runtime.system import new_sequence as restart
 
@@ -170,13 +176,22 @@ def new_sequence(state: Any) -> Any:
     return restart_reference(state)
 
 
-def take_sequences(state: Any, sequences: Sequence[int]) -> Any:
-    """The state of some of a batch's sequences, by their numbers, in that order; one may be taken several times."""
+def take_sequences(state: Any, sequences: Sequence[int] | torch.Tensor) -> Any:
+    """The state of some of a batch's sequences, by their numbers, in that order; one may be taken several times.
+
+    The numbers are a list or a tensor [n] of whole numbers. Raises TypeError when it is given no state, ValueError for
+    what are no numbers of its sequences (a tensor's are looked at on the CPU only).
+    """
+    from nsam.backends.torch.states import require_returned, sequence_numbers
+
+    require_returned("take_sequences", state)
     if isinstance(state, dict) and "steps" in state:
+        from nsam.backends.torch.runtime.system import batch_of
         from nsam.backends.torch.runtime.system import take_sequences as take
 
-        return take(state, sequences)
-    return {"sequences": [state["sequences"][i] for i in sequences]}
+        return take(state, sequence_numbers(sequences, batch_of(state)))
+    records = state["sequences"]
+    return {"sequences": [records[i] for i in sequence_numbers(sequences, len(records)).tolist()]}
 
 
 def save_state(state: Any, path: str | os.PathLike[str]) -> None:

@@ -28,6 +28,9 @@ class Arrays(Protocol):
     def shape(self, a: Array) -> tuple[int, ...]:
         """Return the shape of `a`."""
 
+    def copy(self, a: Array) -> Array:
+        """Return `a` in memory of its own: whatever is written into that of `a` later does not change it."""
+
     def detach(self, a: Array) -> Array:
         """Return `a` as a constant: no outer gradient flows through it."""
 

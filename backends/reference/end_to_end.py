@@ -1,15 +1,16 @@
 """Memories that move by the model's own loss (`minimize task` on the token clock), one token at a time.
 
-At token t the model runs; the loss of token t − 1, whose target is known now, is differentiated with respect to the
-states that were visible at t − 1; the gradient goes to the memories' sums; then the memories whose period closes at t
-move. At every such boundary all of these memories get new leaves, so that no gradient looks back beyond it.
+At token t the loss of token t − 1, whose target is known now, is differentiated with respect to the states that were
+visible at t − 1, and the gradient goes to the memories' sums; the model runs; then the memories whose period closes at
+t move. At every such boundary all of these memories get new leaves, so that no gradient looks back beyond it.
 
-The graph of the open chunk is kept in the state.
+A state carries no graph that this depends on: it has the inputs and targets of the latest token's chunk and the state
+at the chunk's start, and a call begins by running them once more. So it may be detached, saved and loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from nsam.backends.reference import rules
@@ -23,6 +24,9 @@ from nsam.dsl.checked import Call, Memory, Unit
 
 Leaves: TypeAlias = dict[tuple[str, str, int, str], Array]
 """The visible states by unit, memory, head and tensor."""
+Chunk: TypeAlias = dict[str, Any]
+"""A chunk as far as it was read: `start`, the record before its first token (with what the loss of the token before it
+adds), `tokens`, each token's inputs, and `targets`, of the latest token only where it is known."""
 
 
 def run_end_to_end(
@@ -46,12 +50,13 @@ def run_end_to_end(
     rows, after = [], []
     with deep_recursion():
         for i in range(batch):
-            answers = _answers(unit, inputs, targets, before[i].get("owed"), i)
+            answers = _answers(unit, inputs, targets, before[i].get("chunk"), i)
             one = _Sequence(ops, unit, parameters, before[i])
-            rows.append(ops.stack([one.token(token, answers) for token in tokens_of(ops, unit, inputs, i)]))
+            rows.append(
+                ops.stack([one.token(x, answers.pop(0) if one.owed else None) for x in tokens_of(ops, unit, inputs, i)])
+            )
             # A target of the very last token may be known already; its loss waits for the next token all the same.
-            owed = {**(one.owed or {}), "target": answers.pop(0) if answers else None}
-            after.append({**one.record, "owed": owed})
+            after.append({**one.record, "chunk": {**one.chunk, "targets": [*one.chunk["targets"], *answers]}})
     return ops.stack(rows), {"sequences": after}
 
 
@@ -59,12 +64,12 @@ def _answers(
     unit: Unit,
     inputs: Sequence[Any],
     targets: Sequence[Sequence[Any]] | None,
-    owed: dict[str, Any] | None,
+    chunk: Chunk | None,
     sequence: int,
 ) -> list[int]:
     """Targets of all tokens that have none yet."""
     time = next(int(x.shape[1]) for given, x in zip(unit.inputs, inputs, strict=True) if given.type.per == "token")
-    missing = owed is not None and owed["target"] is None
+    missing = chunk is not None and len(chunk["targets"]) < len(chunk["tokens"])
     if targets is None:
         given = unit.inputs[0].type.vocab
         if len(unit.inputs) != 1 or given is None or unit.outputs[0][1].type.shape != (given,):
@@ -76,7 +81,7 @@ def _answers(
     classes = int(unit.outputs[0][1].type.shape[0])
     if any(not 0 <= x < classes for x in found):
         raise ValueError(f"a target lies outside of 0 … {classes - 1}")
-    return found if owed is None or missing else [owed["target"], *found]
+    return found if chunk is None or missing else [chunk["targets"][-1], *found]
 
 
 class _Sequence:
@@ -85,42 +90,62 @@ class _Sequence:
     def __init__(self, ops: Arrays, unit: Unit, parameters: Mapping[str, Array], before: dict[str, Any]) -> None:
         self.ops = ops
         self.unit, self.weights = unit, Weights(parameters)
-        self.record: UnitRecord = {key: value for key, value in before.items() if key != "owed"}
-        self.owed: dict[str, Any] | None = before.get("owed")
+        self.record: UnitRecord = before
+        self.owed: tuple[Array, Leaves] | None = None
+        """The latest token's output and the states that it read."""
+        self.chunk: Chunk = {}
+        self.closed = True
+        if "chunk" in before:
+            known: Chunk = before["chunk"]
+            self.record = _changed(known["start"], self.renewed)
+            for token, target in zip(known["tokens"], [None, *known["targets"]], strict=False):
+                self.token(token, target)
+            if self.closed:  # of a chunk that has ended only its last token's loss is wanted: what moved is carried
+                self.record = _changed({k: v for k, v in before.items() if k != "chunk"}, self.renewed)
 
-    def token(self, token: list[Any], answers: list[int]) -> Array:
-        """Run one token; its target comes with the next one."""
+    def token(self, token: list[Any], target: int | None) -> Array:
+        """Run one token; its target comes with the next one. `target` is that of the token before, where one was."""
+        if self.owed is not None and target is not None:
+            self.learn(*self.owed, target)
+        if self.closed:
+            self.chunk = {"start": self.record, "tokens": [], "targets": []}
+        elif target is not None:
+            self.chunk["targets"].append(target)
+        self.chunk["tokens"].append(token)
         frame = Frame(self.ops, self.unit, self.weights, self.record, token)
         output: Array = frame.run()["output"]
         moving = [
             (path, inside, m) for path, inside in _frames(frame, "") for m in inside.unit.memories if m.end_to_end
         ]
         seen = {key: x for path, inside, m in moving for key, x in _leaves(path, m, inside.records[m.name]["boundary"])}
-        if self.owed is not None:
-            self.learn(moving, self.owed, answers.pop(0))
-        closed = [_close(self.ops, inside, memory) for _, inside, memory in moving]
-        if any(closed):
+        closes = [_close(self.ops, inside, memory) for _, inside, memory in moving]
+        self.closed = any(closes)
+        if self.closed:
             for _, inside, memory in moving:
-                record = inside.records[memory.name]
-                inside.records[memory.name] = record | {"boundary": separate(self.ops, record["held"])}
+                inside.records[memory.name] = self.renewed("", memory.name, inside.records[memory.name])
         self.record = frame.finish()
-        self.owed = {"output": output, "seen": seen, "target": None}
+        self.owed = output, seen
         return output
 
-    def learn(self, moving: list[tuple[str, Frame, Memory]], owed: dict[str, Any], target: int) -> None:
+    def renewed(self, path: str, name: str, record: dict[str, Any]) -> dict[str, Any]:
+        """Return a memory's record with leaves of its own."""
+        return record | {"boundary": separate(self.ops, record["held"])}
+
+    def learn(self, output: Array, seen: Leaves, target: int) -> None:
         """Add the gradient of the loss of the token before to the sums."""
-        seen: Leaves = owed["seen"]
-        gradients = self.ops.gradient(self.loss(owed["output"], target), list(seen.values()))
+        gradients = self.ops.gradient(self.loss(output, target), list(seen.values()))
         found = dict(zip(seen, gradients, strict=True))
-        for path, inside, memory in moving:
-            record = inside.records[memory.name]
-            if record["count"] == 1:  # it started over with this token: what came before is forgotten
-                continue
+
+        def added(path: str, name: str, record: dict[str, Any]) -> dict[str, Any]:
+            if not record["count"]:  # it started over after that token: what came before is forgotten
+                return record
             sums = [
-                {name: self.ops.add(total, found[path, memory.name, head, name]) for name, total in tensors.items()}
+                {tensor: self.ops.add(total, found[path, name, head, tensor]) for tensor, total in tensors.items()}
                 for head, tensors in enumerate(record["sums"])
             ]
-            inside.records[memory.name] = record | {"sums": sums}
+            return record | {"sums": sums}
+
+        self.record = _changed(self.record, added)
 
     def loss(self, scores: Array, target: int) -> Array:
         """Return −log softmax(scores)[target]."""
@@ -171,6 +196,21 @@ def _leaves(path: str, memory: Memory, tensors: Tensors) -> Iterator[tuple[tuple
     for head, found in enumerate(tensors):
         for name, x in found.items():
             yield (path, memory.name, head, name), x
+
+
+def _changed(record: UnitRecord, change: Callable[[str, str, dict[str, Any]], dict[str, Any]], path: str = "") -> Any:
+    """Return a unit's record in which `change` (of path, memory and its record) was made to each memory that moves."""
+    memories = {
+        name: change(path, name, memory) if "held" in memory else memory
+        for name, memory in record.get("memories", {}).items()
+    }
+    children = {
+        name: [_changed(each, change, f"{path}{name}.{i}.") for i, each in enumerate(child)]
+        if isinstance(child, list)
+        else _changed(child, change, f"{path}{name}.")
+        for name, child in record.get("children", {}).items()
+    }
+    return {**record, "memories": memories, "children": children}
 
 
 def _frames(frame: Frame, path: str) -> Iterator[tuple[str, Frame]]:

@@ -172,7 +172,8 @@ class Frame:
         tag = {"reset": memory.reset.kind}
         if memory.structure.kind == "attention":
             return tag | {"keys": [], "values": [], "count": 0}
-        tensors = self.start(memory)
+        # A state is not what it starts from: a parameter may be moved in place while the sequence goes on.
+        tensors = [{name: self.ops.copy(x) for name, x in head.items()} for head in self.start(memory)]
         if not memory.fast:
             return tag | {"boundary": tensors, "running": tensors, "count": 0}
         if memory.end_to_end:

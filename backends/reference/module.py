@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils import _pytree as pytree
 
 from nsam.backends.reference.checks import check_supported, learns_end_to_end, require_state
 from nsam.backends.reference.end_to_end import run_end_to_end
@@ -52,16 +53,22 @@ class ReferenceModule(torch.nn.Module):
         `targets`, integers [batch, time], are for systems with memories that move by the model's own loss.
         Raises ValueError on inputs that do not fit.
         """
+        if torch.is_inference_mode_enabled():  # where no inner gradient is recorded either
+            with torch.inference_mode(False), torch.no_grad():
+                return self.forward(*inputs, state=state, targets=targets)
         if len(inputs) == len(self.unit.inputs) + 1 and isinstance(inputs[-1], dict | None) and state is None:
             *inputs, state = inputs  # type: ignore[assignment]
         if len(inputs) != len(self.unit.inputs):
             raise ValueError(f"{self.unit.name} takes {len(self.unit.inputs)} inputs, found {len(inputs)}")
+        # Copies: a state keeps some inputs, and the caller may write into what it gave.
         given = [
-            x if wanted.type.vocab is not None else x.to(torch.float64)
+            x if wanted.type.vocab is not None else x.to(torch.float64, copy=True)
             for wanted, x in zip(self.unit.inputs, inputs, strict=True)
         ]
         require_state(self.unit, state)
-        ops, own = TorchArrays(given[0].device), {path: getattr(*place) for path, place in self._places.items()}
+        state = pytree.tree_map_only(torch.Tensor, _recordable, state)
+        ops = TorchArrays(given[0].device)
+        own = {path: _recordable(getattr(*place)) for path, place in self._places.items()}
         if not learns_end_to_end(self.unit):
             return run(ops, self.unit, own, given, state)
         outer = torch.is_grad_enabled()
@@ -70,7 +77,12 @@ class ReferenceModule(torch.nn.Module):
         answers = None if targets is None else targets.tolist()
         with torch.enable_grad():
             y, after = run_end_to_end(ops, self.unit, own, given, answers, state)
-        return (y if outer else y.detach()), after
+        return (y, after) if outer else pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, (y, after))
+
+
+def _recordable(x: torch.Tensor) -> torch.Tensor:
+    """A tensor that autograd takes: one that was made in inference mode is copied."""
+    return x.clone() if x.is_inference() else x
 
 
 def values(
@@ -87,7 +99,7 @@ def values(
     check_supported(unit)
     weights = {name: np.asarray(value, dtype=np.float64) for name, value in parameters.items()}
     ordered = [
-        np.asarray(inputs[given.name], dtype=np.float64 if given.type.vocab is None else np.int64)
+        np.array(inputs[given.name], dtype=np.float64 if given.type.vocab is None else np.int64)
         for given in unit.inputs
     ]
     # A memory that diverges has infinities and NaNs for values, as it has in torch: they are results, not accidents.

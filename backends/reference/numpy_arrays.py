@@ -33,6 +33,9 @@ class NumpyArrays:
     def shape(self, a: Any) -> tuple[int, ...]:
         return plain(a).shape
 
+    def copy(self, a: Any) -> Any:
+        return self._made(plain(a).copy(), (a, _same))
+
     def detach(self, a: Any) -> Values:
         return plain(a)
 

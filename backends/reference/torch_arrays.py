@@ -27,6 +27,9 @@ class TorchArrays:
     def shape(self, a: Tensor) -> tuple[int, ...]:
         return tuple(a.shape)
 
+    def copy(self, a: Tensor) -> Tensor:
+        return a.clone()
+
     def detach(self, a: Tensor) -> Tensor:
         return a.detach()
 

@@ -15,6 +15,7 @@ from nsam.dsl.checked import Call, Memory, Unit
 
 PARTS = ("position", "steps", "sequence", "kept", "children")
 """What each state has."""
+RETURNED = "give the state that this module returned, or none"
 Shape = tuple[int, ...]
 
 
@@ -28,27 +29,35 @@ class Expected:
         self.passes = {child.name: 1 if isinstance(child, Call) else int(child.count) for child in unit.children}
         self.holds: bool = any(memory.fast for memory in unit.memories) or any(c.holds for c in self.children.values())
 
-    def difference(self, state: Mapping[str, Any], path: str = "") -> str | None:
-        """Return what `state` has that a state of the unit has not; None where there is nothing."""
+    def difference(self, state: Mapping[str, Any], width: torch.dtype, path: str = "") -> str | None:
+        """Return what `state` has that a state of the unit has not, and a way out; None where there is nothing.
+
+        `width` is the precision in which memories are kept.
+        """
         for part in ("sequence", "kept"):
             for name, tensor in state[part].items():
                 if name not in self.shapes:
                     memory = owner(self.unit, name)
                     if memory is None and not name.startswith("input."):
-                        return f"it has a memory `{path}{name}`"
+                        return f"it has a memory `{path}{name}`; {RETURNED}"
                     self.shapes[name] = None if memory is None or not memory.fast else own_shape(memory, name)
                 wanted = self.shapes[name]
                 if wanted is not None and tensor.shape[1:] != wanted:
-                    return f"`{path}{name}` is {list(tensor.shape[1:])} there and {list(wanted)} here"
+                    return f"`{path}{name}` is {list(tensor.shape[1:])} there and {list(wanted)} here; {RETURNED}"
+                if wanted is not None and tensor.dtype is not width:
+                    return (
+                        f"`{path}{name}` is {short(tensor.dtype)} there and {short(width)} here, as which this module "
+                        f"keeps memories; cast the state's tensors to {short(width)}, or begin without it"
+                    )
         for name, inside in state["children"].items():
             if name not in self.children:
-                return f"it has a part `{path}{name}`"
+                return f"it has a part `{path}{name}`; {RETURNED}"
             # The passes of a repeat are alike: the first one tells.
             several = isinstance(inside, list)
             if several and len(inside) != self.passes[name]:
-                return f"`{path}{name}` has {len(inside)} passes there and {self.passes[name]} here"
+                return f"`{path}{name}` has {len(inside)} passes there and {self.passes[name]} here; {RETURNED}"
             below = f"{path}{name}.0." if several else f"{path}{name}."
-            found = self.children[name].difference(inside[0] if several else inside, below)
+            found = self.children[name].difference(inside[0] if several else inside, width, below)
             if found is not None:
                 return found
         return None
@@ -70,13 +79,60 @@ def require_state(module: nn.Module, arguments: Sequence[Any], named: Mapping[st
         )
     expected: Expected = module.__dict__.get("nsam_states") or Expected(unit)
     module.__dict__["nsam_states"] = expected
-    found = expected.difference(state)
+    given = next((x for x in (*arguments, *named.values()) if isinstance(x, torch.Tensor)), None)
+    found = expected.difference(state, kept_width(module, given))
     if found is None and expected.holds and state["position"] and not any(state[part] for part in PARTS[2:]):
-        found = "it has no memories"
+        found = f"it has no memories; {RETURNED}"
     if found is not None:
+        raise ValueError(f"the state is not one of `{unit.name}`: {found}")
+
+
+def kept_width(module: nn.Module, given: torch.Tensor | None = None) -> torch.dtype:
+    """The precision in which a module keeps its memories: that of its weights (of an input where it has none), widened.
+
+    It is float32 at least.
+    """
+    like = next(module.parameters(), given)
+    return torch.float32 if like is None else torch.promote_types(like.dtype, torch.float32)
+
+
+def short(dtype: torch.dtype) -> str:
+    """The name of a type without that of its package."""
+    return str(dtype).removeprefix("torch.")
+
+
+def require_returned(function: str, state: Any) -> None:
+    """Check that `function` is given a state of either backend; TypeError otherwise."""
+    if isinstance(state, Mapping) and ("sequences" in state or all(part in state for part in PARTS)):
+        return
+    found = f"a {type(state).__name__}" + (" without a state's entries" if isinstance(state, Mapping) else "")
+    way = "; a module that is called without a state begins new sequences" if state is None else ""
+    raise TypeError(f"{function} takes the state that a module returned beside its output, not {found}{way}")
+
+
+def sequence_numbers(sequences: Sequence[int] | torch.Tensor, batch: int | None) -> torch.Tensor:
+    """Numbers of sequences, as int64 [n]; negative ones count from the end of the `batch` (None: not known).
+
+    Raises ValueError when they are none, or not in the batch. Numbers on another device than the CPU are not looked at,
+    which would make the host wait: one that is not in the batch is an error of torch there.
+    """
+    try:
+        found = torch.as_tensor(sequences)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is not None and not found.numel():
+        found = found.to(torch.int64)
+    if found is None or found.dim() != 1 or found.is_floating_point() or found.dtype is torch.bool:
         raise ValueError(
-            f"the state is not one of `{unit.name}`: {found}; give the state that this module returned, or none"
+            f"take_sequences takes the numbers of sequences, as in [0, 2] or torch.tensor([0, 2]), not {sequences!r}"
+            + ("; of a mask, mask.nonzero()[:, 0]" if found is not None and found.dtype is torch.bool else "")
         )
+    found = found.to(torch.int64)
+    if batch is not None and found.device.type == "cpu":
+        for number in found.tolist():
+            if not -batch <= number < batch:
+                raise ValueError(f"there is no sequence {number}: the state is of {batch}, from 0 to {batch - 1}")
+    return found
 
 
 def body_of(child: Any) -> Unit:

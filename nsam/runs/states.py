@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from nsam.backends.torch.states import PARTS, body_of, own_shape, owner
+from nsam.backends.torch.states import body_of, kept_width, own_shape, owner, require_returned, short
 from nsam.dsl.checked import Unit
 from nsam.dsl.diagnostics import fail
 from nsam.runs.atomic import write_atomic
@@ -27,9 +26,7 @@ def save_state(state: Any, path: str | os.PathLike[str]) -> None:
 
     Tensors are copied without their gradients. Raises TypeError when it is no state.
     """
-    if not isinstance(state, Mapping) or not ("sequences" in state or all(part in state for part in PARTS)):
-        found = f"a {type(state).__name__}" + (" without a state's entries" if isinstance(state, Mapping) else "")
-        raise TypeError(f"save_state takes the state that a module returned beside its output, not {found}")
+    require_returned("save_state", state)
     tensors: dict[str, torch.Tensor] = {}
     arrangement = json.dumps(encode(state, "state", tensors))
     write_atomic(Path(path), save(tensors, {"nsam_state": FORMAT, "arrangement": arrangement}))
@@ -62,7 +59,7 @@ def require_state_of(module: nn.Module, state: Any, file: Path) -> None:
     unit = getattr(module, "nsam_unit", None) or getattr(module, "unit", None)
     if not isinstance(unit, Unit) or not isinstance(state, dict):
         return
-    width = torch.promote_types(next((p.dtype for p in module.parameters()), torch.float32), torch.float32)
+    width = kept_width(module)
     records = [(unit, record, "") for record in state["sequences"]] if "sequences" in state else [(unit, state, "")]
     while records:
         here, record, path = records.pop()
@@ -95,9 +92,5 @@ def _difference(unit: Unit, record: dict[str, Any], path: str, width: torch.dtyp
         if wanted is not None and tuple(tensor.shape[1:]) != wanted:
             return f"`{path}{name}` is {list(tensor.shape[1:])} there and {list(wanted)} here"
         if wanted is not None and tensor.dtype is not width:
-            return f"`{path}{name}` is {_short(tensor.dtype)} there and {_short(width)} here"
+            return f"`{path}{name}` is {short(tensor.dtype)} there and {short(width)} here"
     return None
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import nsam
 from nsam.backends.reference.module import values
@@ -138,6 +140,31 @@ def test_gradients_cross_calls(pair: Any, gradients: Any) -> None:
         assert torch.allclose(same, gradient, atol=1e-11, rtol=1e-9), name
 
 
+@pytest.mark.parametrize("name", ["nested", "attention above and below", "rates that training learns"])
+@pytest.mark.parametrize("end", [5, 6])
+@pytest.mark.parametrize("how", ["detached", "without gradients", "attached"])
+def test_training_goes_on_from_a_state(name: str, end: int, how: str, pair: Any) -> None:
+    """Of a detached state both backends run the latest chunk once more: inner gradients are as if it had a graph."""
+    both = pair(nsam.loads(model(name)), "lm")
+    (x,) = both.inputs(2, 14)
+    found = []
+    for module in (both.compiled, both.reference):
+        module.zero_grad()
+        whole, _ = module(x)
+        with torch.set_grad_enabled(how != "without gradients"):
+            _, state = module(x[:, :end])
+        if how == "detached":
+            state = pytree.tree_map_only(Tensor, Tensor.detach, state)
+        y, _ = module(x[:, end:], state=state)
+        assert torch.allclose(y, whole[:, end:], atol=1e-11, rtol=0)
+        y.square().mean().backward()
+        found.append({key: p.grad for key, p in module.named_parameters() if p.grad is not None})
+    scale = max(float(g.abs().max()) for g in found[1].values())
+    for key in found[0].keys() | found[1].keys():
+        mine, theirs = (grads.get(key, torch.zeros(())) for grads in found)
+        assert torch.allclose(mine, theirs, rtol=1e-8, atol=1e-10 * scale), key
+
+
 LINEAR = """nsam 1
 use std.rules (gd)
 system s() {
@@ -208,6 +235,56 @@ def test_targets_that_do_not_fit_are_refused() -> None:
             backend(x, targets=torch.zeros(2, 6))
         with pytest.raises(ValueError, match="target"):
             backend(x, targets=torch.full((2, 6), 5))
+
+
+STATES = ["nested", "attention above and below"]
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+@pytest.mark.parametrize("end", [6, 8])
+def test_an_open_chunk_goes_with_its_sequence(name: str, backend: str, end: int, pair: Any, tmp_path: Path) -> None:
+    """At a boundary the last token's loss is not known yet, between two the chunk is kept to be run once more."""
+    both = pair(nsam.loads(model(name)), "lm")
+    module = getattr(both, backend)
+    (x,) = both.inputs(3, 12)
+    with torch.no_grad():
+        whole, _ = module(x)
+        _, state = module(x[:, :end])
+        nsam.save_state(state, tmp_path / "s")
+        for carried in (state, nsam.load_state(tmp_path / "s", module)):
+            for taken in ([2, 0], [1], torch.tensor([1, 1, 0, 2])):
+                again, _ = module(x[taken, end:], state=nsam.take_sequences(carried, taken))
+                assert torch.allclose(again, whole[taken, end:], atol=1e-12, rtol=0)
+        with pytest.raises(ValueError, match="the state is of 1 sequences, the input of 3"):
+            module(x[:, end:], state=nsam.take_sequences(state, [0]))
+
+
+FED = """nsam 1
+use std.rules (gd)
+system s() {
+  input x: [3]
+  input c: [3] per sequence
+  memory m : linear(3 -> 5) { minimize task; by gd(lr = 0.3, retain = 0.9); every 4 tokens }
+  output m(x * c)
+}
+"""
+
+
+@pytest.mark.parametrize("end", [3, 4, 6])
+def test_a_state_is_apart_from_what_the_caller_gave(end: int, pair: Any) -> None:
+    """A loop that reads into the same tensors again and again must not change what was read before."""
+    both = pair(nsam.loads(FED), "s")
+    x, c = both.inputs(2, 9)
+    targets = torch.randint(0, 5, (2, 9))
+    for module in (both.compiled, both.reference):
+        whole, _ = module(x, c, targets=targets)
+        given = x[:, :end].clone(), c.clone(), targets[:, : end - 1].clone()
+        first, state = module(*given[:2], targets=given[2])
+        for tensor in given:
+            tensor.zero_()
+        second, _ = module(x[:, end:], c, state=state, targets=targets[:, end - 1 :])
+        assert torch.allclose(torch.cat([first, second], 1), whole, atol=1e-12)
 
 
 def test_a_new_sequence_forgets_the_open_chunk(pair: Any) -> None:

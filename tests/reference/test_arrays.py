@@ -52,6 +52,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "total_last": (lambda o, a: o.total_last(a), (MATRIX,)),
     "transpose": (lambda o, a: o.transpose(a), (MATRIX,)),
     "reshape": (lambda o, a: o.reshape(a, (3, 2)), (MATRIX,)),
+    "copy": (lambda o, a: o.copy(a), (MATRIX,)),
     "take row": (lambda o, a: o.take(a, 1), (MATRIX,)),
     "take slice": (lambda o, a: o.take(a, slice(1, 3)), (VECTOR,)),
     "stack": (lambda o, a, b: o.stack([a, b, a]), (VECTOR, OTHER)),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from nsam.backends.reference import ReferenceModule, values
 from nsam.dsl.checked import Reset, Unit
@@ -69,6 +70,67 @@ def test_default_initial_states(build: Build) -> None:
     for name in ("b.b1", "b.b2", "e.weight"):
         assert torch.all(module.get_parameter(name) == 0)
     assert torch.all(module.get_parameter("f.weight") == 1)
+
+
+KEEPING = """system s() {
+  input x: [3]
+  input c: [9] per sequence
+  memory taps : conv(3, 3)
+  memory kept : attention(1) { learn x -> x }
+  memory m : linear(3 -> 3) { learn x -> taps(x); minimize l2; by gd(lr = 0.1); every 4 tokens; init learned }
+  memory g : linear(3 -> 3) { learn x -> x; minimize l2; by gd(lr = 0.1); every 4 tokens; init c }
+  memory h : vector(3) { learn x over last 2 tokens; minimize l2; by gd(lr = 0.1); every 4 tokens; init learned }
+  output m(x) + g(x) + kept(x) + h
+}"""
+
+
+def test_a_state_is_apart_from_parameters_and_inputs(build: Build, random: Random) -> None:
+    """Both may be written in place before the sequence goes on: by an optimizer, by a loop that reads into a buffer."""
+    module, x, c = _module(build(KEEPING)), random(1, 6, 3), random(1, 9)
+    names = ("m.weight", "h.weight")
+    weights = {name: p.detach().numpy().copy() for name, p in module.named_parameters()}
+    given = [x[:, :2].clone(), c.clone()]
+    plain = {"x": x[:, :2].numpy().copy(), "c": c.numpy().copy()}
+    with torch.no_grad():
+        whole, _ = module(x, c)
+        _, state = module(*given)
+        _, other = values(module.unit, weights, plain)
+        for tensor in (*given, *map(module.get_parameter, names)):
+            tensor.zero_()
+        for array in (*plain.values(), *map(weights.__getitem__, names)):
+            array[...] = 0
+        assert torch.equal(module(x[:, 2:], c, state=state)[0], whole[:, 2:])
+    found, _ = values(module.unit, weights, {"x": x[:, 2:].numpy(), "c": c.numpy()}, other)
+    assert np.allclose(found, whole[:, 2:].numpy(), rtol=0, atol=1e-12)
+
+
+TAUGHT = """system s() {
+  input x: [3]
+  memory m : linear(3 -> 3) { minimize task; by gd(lr = 0.5); every 3 tokens }
+  output m(x)
+}"""
+
+
+@pytest.mark.parametrize("text", ["own", "task"])
+def test_inference_mode_moves_memories_too(text: str, build: Build, random: Random) -> None:
+    """Autograd records nothing there, not even for inner gradients; nor of tensors that were made there."""
+    learnt = KEEPING.replace("  input c: [9] per sequence\n", "").replace("; init c", "")
+    unit = build(TAUGHT if text == "task" else learnt)
+    module, x = _module(unit), random(2, 8, 3)
+    given = {"targets": torch.randint(0, 3, (2, 8))} if text == "task" else {}
+    first, second = ({name: t[:, part] for name, t in given.items()} for part in (slice(0, 4), slice(4, 8)))
+    with torch.no_grad():
+        whole, _ = module(x, **given)
+    with torch.inference_mode():
+        y, state = module(x[:, :4], **first)
+        there = pytree.tree_map_only(Tensor, Tensor.clone, state)
+        born = ReferenceModule(unit)
+        born.load_state_dict(module.state_dict())
+        late = x[:, 4:].clone()
+        assert torch.equal(torch.cat([y, module(late, state=state, **second)[0]], 1), whole)
+    with torch.no_grad():
+        for outside in (module, born):
+            assert torch.equal(outside(late, state=there, **second)[0], whole[:, 4:])
 
 
 def test_a_memory_that_diverges_does_so_in_both(build: Build, random: Random) -> None:

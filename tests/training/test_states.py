@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 import nsam
 from nsam.dsl.diagnostics import ProgramError
@@ -148,6 +149,82 @@ def test_sequences_are_taken_out_of_a_batch(backend: Any) -> None:
         run(module, y, nsam.take_sequences(state, [0]))
 
 
+GIVEN = """nsam 1
+use std.rules (gd)
+system s(dim: int = 4) {
+  input x: [dim]
+  input c: [dim * dim] per sequence
+  memory near : attention(1, window = 3) { learn x -> x }
+  memory m : linear(dim -> dim) {
+    learn x -> x; minimize l2; by gd(lr = 0.1); every 2 tokens; reset every 4 tokens; init c
+  }
+  output m(x) + near(x)
+}
+"""
+
+
+@pytest.mark.parametrize("end", [2, 3, 9])
+def test_a_state_is_apart_from_what_the_caller_gave(end: int) -> None:
+    module = nsam.compile(nsam.loads(GIVEN), "s", compiled=False).double()
+    x, c = random(2, 14, 4), random(2, 16, seed=1)
+    with torch.no_grad():
+        whole, _ = module(x, c)
+        given = x[:, :end].clone(), c.clone()
+        _, state = module(*given)
+        for tensor in given:
+            tensor.zero_()
+        assert torch.allclose(module(x[:, end:], c, state)[0], whole[:, end:], atol=1e-13)
+
+
+def test_a_window_keeps_nothing_else_alive(module: Any) -> None:
+    """After a long text its state holds the tokens in the window, not all of them; token by token it copies nothing."""
+    x = random(2, 40, 8)
+    whole, _ = run(module, x)
+    y, state = run(module, x[:, :30])
+    for name in ("kept.keys", "kept.values"):
+        tensor = state["sequence"][name]
+        assert tensor.shape[2] == 2
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        assert tensor.is_contiguous()
+    found = [y]
+    for t in range(30, 40):
+        y, state = run(module, x[:, t : t + 1], state)
+        found.append(y)
+    assert torch.allclose(torch.cat(found, 1), whole, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_sequences_are_numbers(backend: Any) -> None:
+    module = nsam.compile(nsam.loads(TEXT), "lifelong", backend=backend, compiled=False).double()
+    _, state = run(module, random(3, 6, 8))
+    y = random(3, 2, 8, seed=1)
+    wanted, _ = run(module, y, state)
+    for same in ([2, -3], (2, 0), range(2, -1, -2), torch.tensor([2, 0]), torch.tensor([2, 0], dtype=torch.uint8)):
+        taken = nsam.take_sequences(state, same)
+        assert torch.allclose(run(module, y[[2, 0]], taken)[0], wanted[[2, 0]], atol=1e-13)
+    for wrong in ([3], torch.tensor([0, 3]), [-4]):
+        with pytest.raises(ValueError, match=r"there is no sequence -?[34]: the state is of 3, from 0 to 2"):
+            nsam.take_sequences(state, wrong)
+    no_numbers: tuple[Any, ...] = (1, [0.5], [[0, 1]], "01", torch.tensor(1), None)
+    for wrong in no_numbers:
+        with pytest.raises(ValueError, match="takes the numbers of sequences"):
+            nsam.take_sequences(state, wrong)
+    with pytest.raises(ValueError, match=r"mask\.nonzero"):
+        nsam.take_sequences(state, torch.tensor([True, False, True]))
+
+
+@pytest.mark.parametrize("wrong", [None, "hello", {"position": 3}])
+def test_only_a_state_has_sequences(wrong: Any) -> None:
+    calls = {
+        "new_sequence": lambda: nsam.new_sequence(wrong),
+        "take_sequences": lambda: nsam.take_sequences(wrong, [0]),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name} takes the state that a module returned") as error:
+            call()
+        assert ("without a state begins new sequences" in str(error.value)) == (wrong is None)
+
+
 CONTINUE = """
 import sys, torch, nsam
 torch.set_num_threads(1)
@@ -258,6 +335,46 @@ def test_a_state_of_another_system_is_refused_by_a_call(other: Any, said: str) -
         module(torch.randn(1, 3, 4), state)
     with pytest.raises(ValueError, match=said):
         module(torch.randn(1, 3, 4), state=state)
+
+
+@pytest.mark.parametrize(("there", "here"), [("float32", "float64"), ("bfloat16", "float32"), ("float64", "float32")])
+def test_a_state_of_another_precision_is_refused_by_a_call(there: str, here: str) -> None:
+    module = small().to(getattr(torch, here))
+    x = torch.randn(1, 3, 4, dtype=getattr(torch, here))
+    cast = pytree.tree_map_only(torch.Tensor, lambda t: t.to(getattr(torch, there)), module(x)[1])
+    with pytest.raises(
+        ValueError, match=f"`m.weight` is {there} there and {here} here.*cast the state's tensors to {here}"
+    ):
+        module(x, cast)
+
+
+SPHERE = """nsam 1
+use std.rules (gd)
+rule turned(lr) {
+  state seen = zeros
+  seen <- (self @ transpose(self)) @ grad
+  self <- (self @ transpose(self)) @ (self - lr * seen)
+}
+system turning(dim: int = 4) {
+  input x: [dim]
+  memory a : linear(dim -> dim) { learn x -> x; minimize l2; by turned(lr = 0.1); every 2 tokens summed }
+  memory b : linear(dim -> dim) { learn x -> x; minimize l2; by turned(lr = 0.1); every 2 tokens }
+  output a(x) + b(x)
+}
+"""
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_what_a_narrow_product_writes_is_kept_wide(weights: torch.dtype) -> None:
+    """A state in the precision of autocast would be another function to compile, and would lose small updates."""
+    module = nsam.compile(nsam.loads(SPHERE), "turning", compiled=False).to(weights)
+    x, state = torch.randn(1, 5, 4).to(weights), None
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=weights is torch.float32):
+            _, state = module(x, state)
+        assert {name: tensor.dtype for name, tensor in state["sequence"].items()} == dict.fromkeys(
+            state["sequence"], torch.float32
+        )
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])

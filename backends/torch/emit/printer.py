@@ -318,7 +318,9 @@ class Printer:
             key = f"{memory}.{node.attr('slot')}"
             self.lines.append(f'{name}, new["{key}"] = rt.carry({self.of(node.args[0])}, s["{key}"])')
         else:
-            q, k, v = (self.of(a) for a in node.args)
+            q = self.of(node.args[0])
+            # What is stored is a copy where it is an input itself: the caller may write into what it gave.
+            k, v = (f"{self.of(a, ATOM)}.clone()" if shows_input(a) else self.of(a) for a in node.args[1:])
             left = f'{name}, new["{memory}.keys"], new["{memory}.values"] = rt.attention('
             self.lines += [
                 left,
@@ -331,6 +333,13 @@ class Printer:
 def quoted(text: str) -> str:
     """A string of generated source."""
     return f'"{text}"'
+
+
+def shows_input(node: Node) -> bool:
+    """Whether a value may be a view of an input, with nothing computed in between."""
+    while node.op in ("split", "merge", "slice", "index"):
+        node = node.args[0]
+    return node.op == "input"
 
 
 def steady(node: Node) -> bool:

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from nsam.backends.torch.runtime.blocks import At, lengths
 from nsam.backends.torch.runtime.functions import wide
+from nsam.backends.torch.runtime.inputs import require_batch
 from nsam.backends.torch.runtime.system import State, System
 from nsam.backends.torch.runtime.tasks import paths
 
@@ -51,6 +52,12 @@ class Open:
         """Whether the latest token has no target yet."""
         known = 0 if self.targets is None else self.targets.shape[1]
         return self.late is not None or known < self.length
+
+    def owned(self) -> Open:
+        """The same, with inputs and targets of its own: those of a call are the caller's, who may write into them."""
+        targets = None if self.targets is None else self.targets.clone()
+        late = None if self.late is None else (_copies(self.late[0]), self.late[1])
+        return Open(_copies(self.inputs), targets, self.start, late)
 
     def as_state(self) -> State:
         """The same as a plain dict of tensors."""
@@ -88,6 +95,8 @@ class EndToEnd(System):
         running = FIRST if state is None else {key: value for key, value in state.items() if key != "task"}
         chunk = Open(**state["task"]) if state is not None and "task" in state else Open()
         time, batch = inputs[self.time_input].shape[1], inputs[0].shape[0]
+        if state is not None:
+            require_batch(state, batch)
         answers = self.answers(inputs, chunk, targets, batch, time)
         if chunk.late is not None:
             running = self.settle(running, *chunk.late, answers[:, :1])
@@ -118,7 +127,7 @@ class EndToEnd(System):
         y = torch.cat(found, 1)
         if self.observe:
             running = self.observed(running, looked, y.detach(), known)
-        return y, {**running, "task": chunk.as_state()}
+        return y, {**running, "task": chunk.owned().as_state()}
 
     def observed(self, state: State, pieces: list[tuple[int, State]], y: Tensor, targets: Tensor) -> State:
         """The state with `losses` of the whole call, of which `pieces` are the parts by number of tokens.
@@ -263,6 +272,10 @@ class EndToEnd(System):
         """Periods of all memories that move by the model's own loss, here and below."""
         units = (unit for unit in self.modules() if isinstance(unit, System))
         return sorted({task.period for unit in units for task in unit.tasks.values()})
+
+
+def _copies(inputs: Inputs) -> Inputs:
+    return tuple(x.clone() for x in inputs)
 
 
 def cross_entropy(y: Tensor, targets: Tensor) -> Tensor:

@@ -262,8 +262,10 @@ class Summed(Fold):
             scalars = {k: last_token(v) for k, v in arguments.items()}
             row = as_row(vector)
             new, after = step(row(self.start), tuple(map(row, old)), row(total), None, None, **scalars, count=count)
-            self.tensors = {"": row(new), ".sum": torch.zeros_like(total)}
-            self.tensors |= {f".{state}": row(tensor) for state, tensor in zip(states, after, strict=True)}
+            # Under autocast a rule's product is narrower than the state.
+            self.tensors = {"": row(new).to(self.start.dtype), ".sum": torch.zeros_like(total)}
+            found = zip(states, after, old, strict=True)
+            self.tensors |= {f".{state}": row(tensor).to(before.dtype) for state, tensor, before in found}
 
     def ones(self) -> Tensor:
         """A layer input of 1 for every token."""
@@ -326,8 +328,9 @@ class Generic(Fold):
             state, kept = step(
                 row(self.states[-1]), tuple(map(row, kept)), row(grad), *layer, **scalars, count=count + t
             )
-            self.states.append(row(state))
-            kept = tuple(map(row, kept))
+            # Under autocast a rule's product is narrower than the state.
+            self.states.append(row(state).to(self.start.dtype))
+            kept = tuple(row(new).to(self.start.dtype) for new in kept)
         self.kept = kept if scale == 1 else tuple(x * scale for x in kept)
 
     def ones(self) -> Tensor:

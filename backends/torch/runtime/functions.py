@@ -240,6 +240,10 @@ def attention(
     if window is not None:
         kept = min(window - 1, total)
         k, v = k[:, :, total - kept :], v[:, :, total - kept :]
+        # A copy: a slice would keep all tokens alive, and tell their number by its strides. Token by token there is
+        # little to let go, and nothing is copied.
+        if total > 2 * kept:
+            k, v = k.clone(memory_format=torch.contiguous_format), v.clone(memory_format=torch.contiguous_format)
     return y, k, v
 
 

@@ -64,9 +64,17 @@ def require_places(at: At, places: int) -> None:
 
 def require_batch(state: Mapping[str, Any], batch: int) -> None:
     """Check that a state has as many sequences as the input (one would be spread over all); `ValueError` otherwise."""
-    for tensor in (*state["sequence"].values(), *state["kept"].values()):
+    for tensor in (*state["sequence"].values(), *state["kept"].values(), *_chunk(state.get("task"))):
         if tensor.shape[0] != batch:
             raise ValueError(
                 f"the state is of {tensor.shape[0]} sequences, the input of {batch}: "
                 "choose some of the state's with nsam.take_sequences(state, [0, …])"
             )
+
+
+def _chunk(task: Mapping[str, Any] | None) -> Iterable[Tensor]:
+    """The inputs of the chunk that is not closed yet, or not settled (`end_to_end.py`)."""
+    if task is None:
+        return ()
+    found: tuple[Tensor, ...] = task["inputs"] if task["late"] is None else task["late"][0]
+    return found

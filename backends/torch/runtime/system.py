@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from nsam.backends.torch.runtime.blocks import At
 from nsam.backends.torch.runtime.functions import wide
@@ -33,6 +34,7 @@ class System(Holder):
         kept              tensors of memories with `reset never`
         children          states of called systems (a list for a repeat)
         losses            mean inner loss of each fast memory in the latest call, where `observe` is set
+        task              the open chunk, where memories move by the model's own loss (`end_to_end.py`)
     """
 
     compiled = True
@@ -189,13 +191,9 @@ class System(Holder):
         require_batch(old, like.shape[0])
         # A unit without parameters takes its precision and device from its input.
         w = self.weights() or {"input": like[:0].to(torch.promote_types(like.dtype, torch.float32))}
-        for name, tensor in (*old["sequence"].items(), *old["kept"].items()):
-            if tensor.shape[0] != like.shape[0]:
-                raise ValueError(
-                    f"the state is of {tensor.shape[0]} sequences (`{name}`), the input of {like.shape[0]}"
-                )
-            break
-        s = {f"input.{name}": value for name, value in sequence.items()} | {**old["sequence"], **old["kept"]}
+        s = {**old["sequence"], **old["kept"]}
+        # Copies: the caller may write into what it gave.
+        s |= {key: x.clone() for name, x in sequence.items() if (key := f"input.{name}") not in s}
         time, batch = like.shape[1], like.shape[0]
         compiled = self.compiled and not like.is_meta  # what has no values takes no time
         native = self.native and compiled and like.device.type == "cpu" and not self.cpp_wrapper
@@ -314,18 +312,26 @@ def blank(w: Mapping[str, Tensor], *shape: int) -> Tensor:
     return torch.zeros(shape)
 
 
-def take_sequences(state: State, sequences: Sequence[int]) -> State:
-    """The state of some sequences of the batch. Every tensor of a state has the batch as its first axis."""
-    children = {
-        name: [take_sequences(s, sequences) for s in child]
-        if isinstance(child, list)
-        else take_sequences(child, sequences)
-        for name, child in state["children"].items()
-    }
-    taken = {
-        part: {name: tensor[list(sequences)] for name, tensor in state[part].items()} for part in ("sequence", "kept")
-    }
-    return {**state, **taken, "children": children}
+def batch_of(state: State) -> int | None:
+    """How many sequences a state is of; None where it has no tensors that tell."""
+    return next((x.shape[0] for x in pytree.tree_leaves(state) if isinstance(x, Tensor) and x.dim()), None)
+
+
+def take_sequences(state: State, sequences: Tensor) -> State:
+    """The state of some sequences of the batch, by their numbers, whole ones [n].
+
+    Every tensor of a state has the batch as its first axis, those of an open chunk too (`losses` have no axis: they are
+    means over the batch).
+    """
+    numbers: dict[torch.device, Tensor] = {}
+
+    def taken(x: Tensor) -> Tensor:
+        if x.device not in numbers:
+            numbers[x.device] = sequences.to(x.device)
+        return x[numbers[x.device]] if x.dim() else x
+
+    found: State = pytree.tree_map_only(Tensor, taken, state)
+    return found
 
 
 def new_sequence(state: State) -> State:

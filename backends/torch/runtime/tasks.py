@@ -43,8 +43,9 @@ class Task(NamedTuple):
         total = s[f"{path}.sum"]
         given = {} if self.arguments is None else self.arguments(w)
         new, after = self.step(row(s[path]), old, row(total), None, None, **given, count=since // self.period)
-        found = {path: row(new), f"{path}.sum": torch.zeros_like(total)}
-        return found | {f"{path}.{state}": row(x) for state, x in zip(self.states, after, strict=True)}
+        width = s[path].dtype  # under autocast a rule's product is narrower
+        found = {path: row(new).to(width), f"{path}.sum": torch.zeros_like(total)}
+        return found | {f"{path}.{state}": row(x).to(width) for state, x in zip(self.states, after, strict=True)}
 
 
 Tasks = Mapping[str, Task]
