@@ -24,7 +24,7 @@ from nsam.dsl.types import SCALAR, shape_text
 N = TypeVar("N", bound=syntax.Node)
 
 DATA: dict[str, dict[str, tuple[str, bool]]] = {
-    "text": {"context": ("int", True), "batch": ("int", True), "seed": ("int", False), "path": ("str", False)},
+    "text": {"context": ("int", True), "batch": ("int", True)},
 }
 """Kinds of data, with their options: type, and whether it must be given."""
 
@@ -219,7 +219,7 @@ class TrainMaker:
         value = self.evaluator.value(node)
         if not conforms(value, kind):
             raise self.findings.error("N0210", f"`{name}` is {kind}, not {kind_of(value)}", node.span, show(value))
-        if kind == "int" and at_least(value, 0 if name == "seed" else 1) is False:
+        if kind == "int" and at_least(value, 1) is False:
             raise self.findings.error("N0211", f"`{name}` is {show(value)}", node.span, "at least 1 is needed")
         return value
 
