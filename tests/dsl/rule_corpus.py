@@ -47,6 +47,18 @@ GENERATED = {
     "wrong partner": _system("let y = (x + 1]", "let z = [1, 2)", "output x"),
     "quotes": 'nsam 1\n"""never ends\n',
     "control": "nsam 1\n\x1b[31m",
+    "form feed": "nsam 1\n\x0c\n",
+    "line separator": "nsam 1\n# one\u2028two\n",
+    "carriage return": "nsam 1\r\n\r\n# one\rtwo\r\n",
+    "carriage returns": "nsam 1\r\r# one\rsystem s() { output 1 }\r",
+    "direction": "nsam 1\n# one \u202e two\n",
+    "other blanks": _system("let\u00a0y = x", "let z =\u2003\u2003y  # \u00a0", "output z + w"),
+    "line ends": _system("let y = z", "output y").replace("\n", "\r\n"),
+    "foreign comments": _system("// one", "let y = x // two", "/* three */", "output x"),
+    "late text": _system('"""One', 'two."""', "output x"),
+    "broken lines": _system(
+        "memory m : linear(dim -> dim) { learn x -> x; by gd(lr = 0.1),", "}", "let y = x +", "x -", "x", "output z"
+    ),
     "no edition": "system s() { output 1 }\n",
     "empty edition": "nsam\n\nsystem s() { output 1 }\n",
     "old edition": "nsam 0\n",
