@@ -39,7 +39,8 @@ def _chart(schedule: Timeline, width: int) -> Iterator[str]:
     each = scale(schedule.tokens, width - left)
     cells = -(-schedule.tokens // each)
     yield f"{'level':<6}{'memory':<{names + 2}}{'moves':<{rates + 2}}{_axis(cells, each)}"
-    system, drawn = None, set()
+    drawn: set[str] = set()
+    system = None
     for row in schedule.rows:
         cells_of_row = _cells(row, cells, each)
         drawn.update(cells_of_row)

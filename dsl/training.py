@@ -16,6 +16,7 @@ from nsam.dsl.instantiate import Checker, System, missing_parameters
 from nsam.dsl.names import Declared
 from nsam.dsl.periods import not_adaptive, period_of
 from nsam.dsl.records import dataclass
+from nsam.dsl.rule_hosts import require_fit, trained_hosts
 from nsam.dsl.rule_keys import needs_keys, wanted
 from nsam.dsl.rule_uses import ConstantExpressions, bind_rule, find_rule
 from nsam.dsl.sizes import at_least
@@ -108,6 +109,9 @@ class TrainMaker:
             ]
         )
         model, data, rules, every, steps, minimize = parts
+        for use, targets in rules:
+            matrices = {"matrices": True, "others": False}.get(targets)
+            require_fit(self.findings, use, trained_hosts(model, matrices), use.span)
         objective = self._objective(model, minimize)
         return Train(self.node.name.id, model, data, objective, rules, every, steps, self.node.span)
 
