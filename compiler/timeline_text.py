@@ -7,6 +7,7 @@ from fractions import Fraction
 from textwrap import wrap
 from typing import TypeAlias
 
+from nsam.compiler.describe import cut
 from nsam.compiler.timeline import Delay, Row, Timeline
 
 IDLE, ONE, MANY, RESET, DECIDES = "·", "●", "█", "↺", "○"
@@ -45,10 +46,10 @@ def _chart(schedule: Timeline, width: int) -> Iterator[str]:
         cells_of_row = _cells(row, cells, each)
         drawn.update(cells_of_row)
         if row.system != system and row.system:
-            yield f"      {_cut(row.system, names + 10)}{f'  ×{row.count}' if row.count != 1 else ''}"
+            yield f"      {cut(row.system, names + 10)}{f'  ×{row.count}' if row.count != 1 else ''}"
         system = row.system
         for index, name in enumerate(_names(row)):
-            head = f"{row.level:<6}{_cut(name, names):<{names + 2}}{row.frequency:<{rates + 2}}"
+            head = f"{row.level:<6}{cut(name, names):<{names + 2}}{row.frequency:<{rates + 2}}"
             yield head + (cells_of_row if index == 0 else '"')
     yield ""
     yield from _key(schedule, each, drawn)
@@ -166,11 +167,3 @@ def _number(value: int | Fraction | None) -> str:
 
 def _tokens(count: int) -> str:
     return "1 token" if count == 1 else f"{count:,} tokens"
-
-
-def _cut(text: str, width: int) -> str:
-    """Cut in the middle: long paths have their beginning in common, and their end tells them apart."""
-    if len(text) <= width:
-        return text
-    end = (width - 1) * 2 // 3
-    return f"{text[: width - 1 - end]}…{text[-end:]}"
