@@ -77,7 +77,7 @@ class _Clauses(ClauseChecks):
             return self._attention()
         self._check_combination()
         context = None if self.learn is None else self._attempt(self._context, self.learn)
-        failed = self.learn is not None and context is None
+        failed = self.learn is not None and (context is None or info.structure.kind not in LEARNERS)
         frequency = None if self.every is None else self._attempt(self._frequency, self.every)
         failed |= self.every is not None and frequency is None
         objective = None if self.minimize is None or failed else self._attempt(self._objective, self.minimize, context)

@@ -123,7 +123,13 @@ class Structures:
                     help=did_you_mean(name, known) or f"write {kind.usage}",
                 )
             if name in found:
-                raise self.findings.error("N0205", f"`{name}` is given twice", argument.span, "given again here")
+                raise self.findings.error(
+                    "N0205",
+                    f"`{name}` is given twice",
+                    argument.span,
+                    "given again here",
+                    help="leave one of the two out",
+                )
             found[name] = argument
         return found
 
@@ -155,7 +161,13 @@ class Structures:
         given = dict(zip(names, sizes, strict=False))
         for name, argument in named.items():
             if name in given:
-                raise self.findings.error("N0205", f"`{name}` is given twice", argument.span, "given again here")
+                raise self.findings.error(
+                    "N0205",
+                    f"`{name}` is given twice",
+                    argument.span,
+                    "given again here",
+                    help="leave one of the two out",
+                )
             given[name] = argument.value
         eps = self._epsilon(given.pop("eps", None))
         needed = ("heads",) if node.kind == "attention" else names

@@ -237,6 +237,7 @@ class Trainer:
             memories=self._memories,
             budget=None if self._budget is None else str(self._budget.choice),
             graph=self._graph_told if self._graph is None or self._graph.chosen is None else str(self._graph.chosen),
+            evaluates=self._due_for_evaluation(),
         )
 
     def _tokens_per_second(self) -> float | None:

@@ -61,3 +61,10 @@ def test_help_shows_every_option_whole_on_a_narrow_terminal(name: str) -> None:
         if isinstance(option, click.Option):
             for written in (*option.opts, *option.secondary_opts):
                 assert written in shown, written
+
+
+@pytest.mark.parametrize("more", [["titans"], ["--cost"], ["--format", "json"], ["-p", "dim=64"]])
+def test_a_diagnostic_code_is_explained_alone(more: list[str]) -> None:
+    found = CliRunner().invoke(application("explain"), ["explain", "N0214", *more])
+    assert found.exit_code == 2
+    assert "explained alone" in found.stderr

@@ -55,6 +55,19 @@ GENERATED = {
     "other blanks": _system("let\u00a0y = x", "let z =\u2003\u2003y  # \u00a0", "output z + w"),
     "line ends": _system("let y = z", "output y").replace("\n", "\r\n"),
     "foreign comments": _system("// one", "let y = x // two", "/* three */", "output x"),
+    "small number": _system("output x * 1e-400 + 0e-400 * 0.0"),
+    "operators out of range": _system(
+        "memory a : linear(sqrt(0 - 1) -> dim)",
+        "memory b : linear(1/(8 - 8) -> dim)",
+        "memory c : linear(2.5^9999 -> 2)",
+        "output x",
+    ),
+    "constants of rules": _system("let y = zeros + x", "output ones * y + identity"),
+    "a table that learns": _system(
+        "memory m : table(16, dim) { learn t -> t; minimize l2; by gd(lr = 0.1); every 4 tokens }",
+        "input t: token(16)",
+        "output m(t) + x",
+    ),
     "late text": _system('"""One', 'two."""', "output x"),
     "broken lines": _system(
         "memory m : linear(dim -> dim) { learn x -> x; by gd(lr = 0.1),", "}", "let y = x +", "x -", "x", "output z"
