@@ -73,3 +73,11 @@ def state_size(memory: Memory) -> Size | None:
         return None
     sizes = [size for shape in tensors.values() for size in shape]
     return sum(prod(shape) for shape in tensors.values()) if all(isinstance(size, int) for size in sizes) else None
+
+
+def cut(text: str, width: int) -> str:
+    """Cut in the middle: long paths have their beginning in common, and their end tells them apart."""
+    if len(text) <= width:
+        return text
+    end = (width - 1) * 2 // 3
+    return f"{text[: width - 1 - end]}…{text[-end:]}"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from nsam.compiler.cost import CHUNK, TRAINING, VALUES, Cost
+from nsam.compiler.describe import cut
 
+LONGEST = 52
+"""Characters of a path that are shown, so that a row is one line of a usual terminal."""
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -15,7 +18,7 @@ def cost_text(cost: Cost) -> str:
         flops = m.flops * m.copies
         share = f"{100 * flops / total:.1f} %" if flops else ""
         sizes = (f"{m.parameters:,}", f"{m.state_bytes:,}", f"{m.activation_bytes / cost.tokens:,.0f}")
-        rows.append((m.path, str(m.copies), amount(m.flops / cost.tokens), share, *sizes))
+        rows.append((cut(m.path, LONGEST), str(m.copies), amount(m.flops / cost.tokens), share, *sizes))
     kept = cost.activation_bytes / cost.tokens
     sizes = (f"{cost.parameters:,}", f"{cost.state_bytes:,}", f"{kept:,.0f}")
     rows.append(("all copies", "", amount(cost.flops / cost.tokens), "", *sizes))

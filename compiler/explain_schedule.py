@@ -10,6 +10,7 @@ from nsam.compiler.expressions import Node
 from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.loops import plan_loops, uncompiled
 from nsam.compiler.schedule import Level, UnitPlan
+from nsam.dsl import checked as c
 
 _INNER = frozenset({"rank_one", "momentum", "summed", "generic"})
 
@@ -25,6 +26,9 @@ def _lines(plan: UnitPlan) -> Iterator[Line]:
         yield Line(f"{', '.join(learning)}: moved from outside, between the chunks of the whole model")
     if not plan.levels and learning:
         yield Line("in a chunk nothing else moves: everything is done for its tokens at once")
+        return
+    if not plan.levels and any(map(moves, parts(plan.unit))):
+        yield Line("no memory of its own moves inside the sequence; those of its parts do, see below")
         return
     if not plan.levels:
         yield Line("no memory moves inside the sequence: everything is done for all tokens at once")
@@ -47,6 +51,17 @@ def _lines(plan: UnitPlan) -> Iterator[Line]:
             yield from _loops(plan, 0)
             yield _compiled(plan)
             before = False
+
+
+def parts(unit: c.Unit) -> Iterator[c.Unit]:
+    """Yield the systems that a unit calls, and the bodies of its repeats."""
+    for step in unit.children:
+        yield step.body if isinstance(step, c.Repeat) else step.unit
+
+
+def moves(unit: c.Unit) -> bool:
+    """Whether a memory of a unit, or of one inside it, moves within the sequence."""
+    return any(memory.fast for memory in unit.memories) or any(map(moves, parts(unit)))
 
 
 def _compiled(plan: UnitPlan) -> Line:

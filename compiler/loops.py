@@ -7,6 +7,8 @@ compiled whole, the outermost that unrolls few enough inner blocks; short blocks
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import merge
+from itertools import groupby, islice
 from math import lcm, prod
 
 from nsam.compiler.fast_memory import FastMemory
@@ -75,11 +77,10 @@ def uncompiled(plan: UnitPlan) -> str | None:
         return "memories that are reset and memories that never are end their chunks on different clocks"
     if plan.levels and _compiled_level(plan) is None:
         level = plan.levels[-1]
-        count, tokens = pieces(level.cuts, alignment(plan, level)), alignment(plan, level)
         return (
-            f"boundaries at multiples of {', '.join(map(str, level.cuts))} cut {tokens} tokens into {count} pieces "
-            f"before the pattern repeats, more than the {2 * UNROLLED_CHUNKS} that one graph may hold; periods that "
-            "divide each other are compiled"
+            f"boundaries at multiples of {', '.join(map(str, level.cuts))} cut the {alignment(plan, level):,} tokens "
+            f"after which their pattern repeats into more than the {2 * UNROLLED_CHUNKS} pieces that one graph may "
+            "hold; periods that divide each other are compiled"
         )
     return None
 
@@ -89,9 +90,13 @@ def alignment(plan: UnitPlan, level: Level) -> int:
     return lcm(level.period, *(f.period * _rule_alignment(f) for f in map(plan.fast, level.memories)))
 
 
-def pieces(periods: Sequence[int], within: int) -> int:
-    """How many pieces a block of `within` tokens is cut into."""
-    return len({mark for period in periods for mark in range(0, within, period)})
+def pieces(periods: Sequence[int], within: int, most: int) -> int:
+    """How many pieces a block of `within` tokens is cut into; `most` + 1 where they are more.
+
+    Periods that do not divide each other may repeat after more tokens than can be counted.
+    """
+    marks = (mark for mark, _ in groupby(merge(*(range(0, within, period) for period in periods))))
+    return sum(1 for _ in islice(marks, most + 1))
 
 
 def _rule_alignment(fast: FastMemory) -> int:
@@ -108,7 +113,8 @@ def _clocks(plan: UnitPlan, period: int) -> tuple[Cut, ...]:
 def _compiled_level(plan: UnitPlan) -> int | None:
     """The outermost level whose block unrolls few enough inner blocks."""
     for index, level in enumerate(plan.levels):
-        if pieces(plan.levels[-1].cuts, alignment(plan, level)) <= 2 * UNROLLED_CHUNKS:
+        most = 2 * UNROLLED_CHUNKS
+        if pieces(plan.levels[-1].cuts, alignment(plan, level), most) <= most:
             return index
     return None
 
@@ -116,7 +122,7 @@ def _compiled_level(plan: UnitPlan) -> int | None:
 def _segment(plan: UnitPlan, period: int, outer: int | None) -> int:
     """Tokens of a compiled call: several blocks where one is short, never more than an outer block."""
     size = period
-    while size < SEGMENT_TOKENS and pieces(plan.levels[-1].cuts, 2 * size) <= UNROLLED_CHUNKS:
+    while size < SEGMENT_TOKENS and pieces(plan.levels[-1].cuts, 2 * size, UNROLLED_CHUNKS) <= UNROLLED_CHUNKS:
         if outer is not None and outer % (2 * size):
             break
         size *= 2
@@ -145,4 +151,4 @@ def _largest_matrix(plan: UnitPlan) -> int:
 
 def _operations(plan: UnitPlan, tokens: int) -> int:
     """Operations of the loops over so many tokens, each block's on its own."""
-    return sum((len(level.before) + len(level.after)) * pieces(level.cuts, tokens) for level in plan.levels)
+    return sum((len(level.before) + len(level.after)) * pieces(level.cuts, tokens, tokens) for level in plan.levels)

@@ -7,6 +7,7 @@ from fractions import Fraction
 from textwrap import wrap
 from typing import TypeAlias
 
+from nsam.compiler.describe import cut
 from nsam.compiler.timeline import Delay, Row, Timeline
 
 IDLE, ONE, MANY, RESET, DECIDES = "·", "●", "█", "↺", "○"
@@ -16,7 +17,7 @@ _SCALES = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 50, 64, 100, 128, 200, 256, 500, 5
 def timeline_text(schedule: Timeline, width: int) -> str:
     """Return the schedule: the chart, the step clock below it, the staleness of every transfer; at least 72 wide."""
     width = max(72, width)
-    lines = [f"{schedule.name}: {schedule.tokens} tokens, hyperperiod {_tokens(schedule.hyperperiod)}", ""]
+    lines = [f"{schedule.name}: {_tokens(schedule.tokens)}, hyperperiod {_tokens(schedule.hyperperiod)}", ""]
     lines += _chart(schedule, width)
     lines += _slow(schedule, width)
     lines += _delays(schedule, width)
@@ -39,25 +40,31 @@ def _chart(schedule: Timeline, width: int) -> Iterator[str]:
     each = scale(schedule.tokens, width - left)
     cells = -(-schedule.tokens // each)
     yield f"{'level':<6}{'memory':<{names + 2}}{'moves':<{rates + 2}}{_axis(cells, each)}"
+    drawn: set[str] = set()
     system = None
     for row in schedule.rows:
+        cells_of_row = _cells(row, cells, each)
+        drawn.update(cells_of_row)
         if row.system != system and row.system:
-            yield f"      {_cut(row.system, names + 10)}{f'  ×{row.count}' if row.count != 1 else ''}"
+            yield f"      {cut(row.system, names + 10)}{f'  ×{row.count}' if row.count != 1 else ''}"
         system = row.system
         for index, name in enumerate(_names(row)):
-            head = f"{row.level:<6}{_cut(name, names):<{names + 2}}{row.frequency:<{rates + 2}}"
-            yield head + (_cells(row, cells, each) if index == 0 else '"')
+            head = f"{row.level:<6}{cut(name, names):<{names + 2}}{row.frequency:<{rates + 2}}"
+            yield head + (cells_of_row if index == 0 else '"')
     yield ""
-    yield from _key(schedule, each)
+    yield from _key(schedule, each, drawn)
 
 
-def _key(schedule: Timeline, each: int) -> Iterator[str]:
-    marks = [f"{ONE} moves once", f"{MANY} moves more than once"] if each > 1 else [f"{ONE} moves"]
-    if any(row.adaptive for row in schedule.rows):
-        marks.append(f"{DECIDES} moves if surprised")
-    if any(row.resets for row in schedule.rows):
-        marks.append(f"{RESET} resets" if any(row.cut for row in schedule.rows) else f"{RESET} moves, then resets")
-    yield f"one mark = {_tokens(each)};  " + "  ".join(marks)
+def _key(schedule: Timeline, each: int, drawn: set[str]) -> Iterator[str]:
+    """What the marks mean that were drawn."""
+    means = {
+        ONE: "moves once" if each > 1 else "moves",
+        MANY: "moves more than once",
+        DECIDES: "moves if surprised",
+        RESET: "resets" if any(row.cut for row in schedule.rows) else "moves, then resets",
+    }
+    marks = [f"{mark} {meaning}" for mark, meaning in means.items() if mark in drawn]
+    yield f"one mark = {_tokens(each)};  " + ("  ".join(marks) or "nothing moves so soon")
     yield ""
 
 
@@ -88,12 +95,13 @@ def _slow(schedule: Timeline, width: int) -> Iterator[str]:
     if not schedule.slow:
         return
     yield "below the sequence, on the step clock"
+    rates = max(14, *(len(row.frequency) for row in schedule.slow)) + 2
     for row in schedule.slow:
         place = f"{row.system}: " if row.system else ""
         times = f"  ×{row.count}" if row.count != 1 else ""
         text = f"{place}{', '.join(row.names)}{times}"
-        head = f"{row.level:<6}{row.frequency:<16}"
-        yield from wrap(text, width, initial_indent=head, subsequent_indent=" " * 22)
+        head = f"{row.level:<6}{row.frequency:<{rates}}"
+        yield from wrap(text, width, initial_indent=head, subsequent_indent=" " * (6 + rates))
     yield ""
 
 
@@ -101,25 +109,32 @@ def _delays(schedule: Timeline, width: int) -> Iterator[str]:
     shown = [delay for delay in schedule.delays if delay.unit == "token"]
     if shown:
         yield "staleness of transfers, in tokens: the age of the source's state where the target sees it"
-        yield f"{'max':>5} {'mean':>7}  {'kind':<9} transfer"
+        most_width = max(5, *(len(_number(delay.most)) for delay in shown))
+        mean_width = max(7, *(len(_number(delay.mean)) + 1 for delay in shown))
+        left = most_width + mean_width + 13
+        yield f"{'max':>{most_width}} {'mean':>{mean_width}}  {'kind':<9} transfer"
         system = ""
         for (most, mean, kind, place, source), targets in _gathered(shown, _systems(schedule)).items():
             if place != system and place:
-                yield f"{'':25}{place}"
+                yield f"{'':{left}}{place}"
             system = place
             average = "varies" if mean is None and most is not None else _number(mean)
-            head = f"{_number(most):>5} {average:>7}  {kind:<9} "
+            head = f"{_number(most):>{most_width}} {average:>{mean_width}}  {kind:<9} "
             parts = [f"{', '.join(names)} ({use})" for use, names in targets.items()]
             text = f"{source} -> {'; '.join(parts)}"
-            yield from wrap(text, width, initial_indent=head, subsequent_indent=" " * 27, break_on_hyphens=False)
+            yield from wrap(
+                text, width, initial_indent=head, subsequent_indent=" " * (left + 2), break_on_hyphens=False
+            )
         yield ""
     steps = [delay for delay in schedule.delays if delay.unit == "step" and delay.most is not None]
     if steps:
         yield "transfers from the step clock: constant within a sequence; their staleness in steps"
-        yield f"{'max':>5} {'mean':>7}  transfers"
+        left = max(5, *(len(_number(delay.most)) for delay in steps))
+        middle = max(7, *(len(_number(delay.mean)) + 1 for delay in steps))
+        yield f"{'max':>{left}} {'mean':>{middle}}  transfers"
         for most, mean in sorted({(delay.most or 0, delay.mean or Fraction(0)) for delay in steps}):
             count = sum(delay.most == most for delay in steps)
-            yield f"{_number(most):>5} {_number(mean):>7}  {count}"
+            yield f"{_number(most):>{left}} {_number(mean):>{middle}}  {count}"
 
 
 def _systems(schedule: Timeline) -> dict[str, str]:
@@ -144,12 +159,11 @@ def _gathered(delays: Iterable[Delay], systems: dict[str, str]) -> dict[_Heading
 
 
 def _number(value: int | Fraction | None) -> str:
-    return "never" if value is None else f"{float(value):g}"
+    """`never`, a whole number to the last digit, or a mean to one decimal."""
+    if value is None:
+        return "never"
+    return str(int(value)) if value == int(value) else f"{float(value):.1f}"
 
 
 def _tokens(count: int) -> str:
     return "1 token" if count == 1 else f"{count:,} tokens"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

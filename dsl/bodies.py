@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from nsam.dsl.instantiate import Checker
 
 _END = 1 << 60
+_RENAME = "give one of the two another name"
+_TWO = "a system returns one value: join several with `concat(a, b)`, or leave one out"
 
 
 class Body:
@@ -152,12 +154,18 @@ class Body:
             taken = outer.declaration(name.id)
             outer, what = outer.outer, "declared outside the repeat"
         if taken is not None:
-            help_text = f"to change it, write `{name.id} = …` without `let`" if "outside" in what else None
+            help_text = f"to change it, write `{name.id} = …` without `let`" if "outside" in what else _RENAME
             self.error(
                 "N0202", f"`{name.id}` is declared twice", name.span, "again here", [Label(taken, what)], help_text
             )
         elif name.id in self.parameters:
-            self.error("N0202", f"`{name.id}` is a parameter of this system", name.span, "declared again here")
+            self.error(
+                "N0202",
+                f"`{name.id}` is a parameter of this system",
+                name.span,
+                "declared again here",
+                help_text=_RENAME,
+            )
         first.setdefault(name.id, name.span)
 
     def declaration(self, name: str) -> Span | None:
@@ -260,7 +268,7 @@ class Body:
             return ()
         for _, second in found[1:]:
             first = [Label(found[0][1].span, "the first one")]
-            self.error("N0235", f"system `{self.name}` has two outputs", second.span, "a second output", first)
+            self.error("N0235", f"system `{self.name}` has two outputs", second.span, "a second output", first, _TWO)
         position, node = found[0]
         self.current = self.steps.setdefault(position, [])
         try:

@@ -44,6 +44,10 @@ def tokens(children: Children, kind: str) -> list[Token]:
     return [child for child in children if isinstance(child, Token) and child.type == kind]
 
 
+def _short(number: str) -> str:
+    return number if len(number) < 40 else number[:20] + "…"
+
+
 def _has_place(child: object) -> bool:
     """Whether a child counts for the span of the whole: anything but the separators."""
     return type(child) is not Token or child.type not in ("_NEWLINE", "SEMICOLON")
@@ -58,6 +62,7 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
         self.report = report
         self.offset = offset
         self.depths: dict[int, int] = {}
+        self.groups: dict[int, tuple[s.Expression, Span]] = {}  # what stands between ( ), with the span of both
 
     # --- spans, depth, words ---
 
@@ -74,7 +79,9 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
         return self._span(first).to(self._span(next(filter(_has_place, reversed(children)))))
 
     def _span(self, child: Token | s.Node) -> Span:
-        return self.at(child) if isinstance(child, Token) else child.span
+        if isinstance(child, Token):
+            return self.at(child)
+        return self.groups[id(child)][1] if id(child) in self.groups else child.span
 
     def deeper(self, node: T, below: tuple[s.Node, ...]) -> T | s.Name:
         """Note the depth of `node`; past the limit say so and cut the tree here."""
@@ -128,11 +135,14 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
         value = float(token)
         if math.isinf(value):
             self.too_large(span)
+        elif value == 0 and re.search("[1-9]", re.split("[eE]", token)[0]):
+            message = f"the number {_short(span.text)} is too small"
+            help_text = "the smallest numbers above 0 are about 4.9e-324"
+            self.report.add("N0115", message, span, "would be 0", help=help_text)
         return s.Number(span, value, False)
 
     def too_large(self, span: Span) -> None:
-        text = span.text if len(span.text) < 40 else span.text[:20] + "…"
-        message = f"the number {text} is too large"
+        message = f"the number {_short(span.text)} is too large"
         help_text = f"whole numbers have at most {MAX_DIGITS} digits, others go up to 1.7e308; infinity is `inf`"
         self.report.add("N0115", message, span, "too large", help=help_text)
 
@@ -164,6 +174,7 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
 
     def group(self, children: Children) -> s.Expression:
         inner: s.Expression = children[1]
+        self.groups[id(inner)] = (inner, self.over(children))
         return inner
 
     def negative(self, children: Children) -> s.Expression:

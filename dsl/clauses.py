@@ -24,6 +24,7 @@ from nsam.dsl.memories import Info
 from nsam.dsl.objectives import build_objective
 from nsam.dsl.periods import adaptive, period_of
 from nsam.dsl.reads import SystemExpressions, number_as_vector
+from nsam.dsl.rule_hosts import hosts_of, require_fit
 from nsam.dsl.rule_uses import use_rule
 from nsam.dsl.sizes import Size, at_least, divides
 from nsam.dsl.structures import input_size, output_size, state_shape
@@ -76,7 +77,7 @@ class _Clauses(ClauseChecks):
             return self._attention()
         self._check_combination()
         context = None if self.learn is None else self._attempt(self._context, self.learn)
-        failed = self.learn is not None and context is None
+        failed = self.learn is not None and (context is None or info.structure.kind not in LEARNERS)
         frequency = None if self.every is None else self._attempt(self._frequency, self.every)
         failed |= self.every is not None and frequency is None
         objective = None if self.minimize is None or failed else self._attempt(self._objective, self.minimize, context)
@@ -289,7 +290,9 @@ class _Clauses(ClauseChecks):
 
     def _rule(self, node: syntax.By) -> RuleUse:
         module = self.body.module
-        return use_rule(self.body.checker, module, node, self.expressions)
+        use = use_rule(self.body.checker, module, node, self.expressions)
+        require_fit(self.findings, use, hosts_of(self.info.structure), node.span)
+        return use
 
     # --- every, reset ---
 

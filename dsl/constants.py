@@ -219,10 +219,14 @@ class Evaluator:
     def _finite(self, node: syntax.Expression, compute: Callable[[], Any]) -> Value:
         try:
             result = compute()
-        except (ArithmeticError, ValueError) as error:
-            raise self.findings.error("N0213", "this number cannot be computed", node.span, str(error)) from None
+        except OverflowError:
+            raise self.findings.error("N0213", _NO_NUMBER, node.span, "the result is too large") from None
+        except ArithmeticError as error:
+            raise self.findings.error("N0213", _NO_NUMBER, node.span, str(error)) from None
         return result  # type: ignore[no-any-return]
 
+
+_NO_NUMBER = "this number cannot be computed"
 
 OPERATORS = {"+": "add", "-": "sub", "*": "mul", "/": "div", "^": "pow", "@": "matmul"}
 """The function that each operator stands for."""
@@ -292,6 +296,8 @@ def symbolic_call(function: str, values: list[Any]) -> Value:
 
 def _concrete_call(function: str, values: list[Any]) -> Any:
     if function == "sqrt":
+        if values[0] < 0:
+            raise ArithmeticError("a negative number has no square root here")
         return math.sqrt(values[0])
     if function == "abs":
         return abs(values[0])

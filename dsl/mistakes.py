@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nsam.dsl.diagnostics import Fix, Report
+from nsam.dsl.foreign_signs import character, foreign_comment, late_docstring, power
 from nsam.dsl.spans import Source, Span
-from nsam.dsl.stop import EXPRESSION, OPERATORS, WORD, Stop, find_stop
+from nsam.dsl.stop import EXPRESSION, OPERATORS, WORD, Stop, find_stop, short
 from nsam.dsl.words import (
     CLAUSES,
     DECLARATIONS,
@@ -55,12 +56,23 @@ _TERMINALS = {
 }
 
 
-def describe(source: Source, text: str, place: str, offset: int, error: UnexpectedInput, report: Report) -> None:
-    """Report the error of a piece: `text` at `offset`, read as a `place` (a key of `PLACES`)."""
+def describe(source: Source, text: str, place: str, offset: int, error: UnexpectedInput, report: Report) -> bool:
+    """Report the error of a piece: `text` at `offset`, read as a `place` (a key of `PLACES`).
+
+    Returns whether the piece breaks off behind a sign that joins, so that the next line was meant to belong to it.
+    """
     stop = find_stop(source, text, place, offset, error, report)
-    for rule in _RULES:
-        if rule(stop):
-            return
+    next(rule for rule in _RULES if rule(stop))
+    return not stop.found and joins(stop.previous)
+
+
+def joins(sign: str) -> bool:
+    """Whether something has to follow a sign."""
+    return sign in JOINING
+
+
+JOINING = frozenset((*"+-*/@^,=", "->", "<-"))
+"""Signs behind which something follows."""
 
 
 # --- the rules, most telling first ---
@@ -237,16 +249,16 @@ def _plain_docstring(stop: Stop) -> bool:
 def _two_statements(stop: Stop) -> bool:
     if not stop.complete or not stop.found:
         return False
-    if stop.found.startswith('"') and stop.place == "file":
-        return stop.add("N0112", "a text stands behind the edition line, once", "expected a declaration")
     starters = {*SYSTEM_STATEMENTS, *RULE_STATEMENTS, *CLAUSES, *DECLARATIONS}
     if stop.found in starters or stop.previous == "}":
         fix = Fix(stop.behind, ";")
         message = f"`{stop.found}` starts a new statement on the same line"
         help_text = "end the statement before it with a new line or `;`"
         return stop.add("N0116", message, "expected a new line or `;` before this", help=help_text, fix=fix)
+    if stop.found.startswith('"') and stop.place == "file":
+        return stop.add("N0112", "a text stands behind the edition line, once", "expected a declaration")
     if stop.is_word or stop.found[0] in '"0123456789([':
-        message = f"the statement was complete before `{_short(stop.found)}`"
+        message = f"the statement was complete before `{short(stop.found)}`"
         help_text = "an operator or a `,` may be missing; a new line or `;` separates statements"
         return stop.add("N0116", message, "expected an operator or a new line", help=help_text)
     return False
@@ -259,7 +271,7 @@ def _number(stop: Stop) -> bool:
     if not match or re.fullmatch(r"[0-9]+", match[0]) or "NUMBER" not in stop.expected:
         return False
     span = Span(stop.source, stop.start, match.end())
-    message = f"`{_short(match[0])}` is no number"
+    message = f"`{short(match[0])}` is no number"
     help_text = "numbers look like 4, 0.5 or 1e-3; a product is written with `*`, and a word stands behind a space"
     stop.report.add("N0115", message, span, help=help_text)
     return True
@@ -272,56 +284,15 @@ def _reserved_name(stop: Stop) -> bool:
     return stop.add("N0113", f"`{stop.found}` is a word of the language and cannot be a name", "choose another name")
 
 
-def _power(stop: Stop) -> bool:
-    """`a ** b`: the second star is where an expression must start."""
-    if stop.found == "**" or (stop.found == "*" and stop.previous == "*"):
-        length = 2 if stop.found == "**" else 1
-        start = stop.start - (2 - length)
-        span = Span(stop.source, start, start + 2)
-        stop.report.add("N0106", "a power is written `^`", span, "expected `^`", fix=Fix(span, "^"))
-        return True
-    return False
-
-
-def _character(stop: Stop) -> bool:
-    """A character or sign that is no part of the language."""
-    if not stop.found:
-        return False
-    sign = stop.found
-    if sign in ("<-", "->"):
-        return False
-    if re.match(r"[A-Za-z0-9_\"(){}\[\],:;=+\-*/@^.]", sign, re.ASCII) and sign not in ("==",):
-        if sign.isascii():
-            return False
-        help_text = "names are made of a-z, A-Z, 0-9 and `_`"
-        return stop.add("N0106", f"`{_short(sign)}` has letters that names cannot have", help=help_text)
-    named = {
-        "<": "there are no comparisons",
-        ">": "there are no comparisons",
-        "!": "there are no comparisons",
-        "&": "there are no logical operators",
-        "|": "there are no logical operators",
-        "%": "there is no remainder",
-        "'": 'strings stand between `"`',
-        "`": 'strings stand between `"`',
-        "~": "there is no such operator",
-        "\\": "a line goes on inside ( ) or [ ], without a backslash",
-    }
-    help_text = named.get(sign[0], "names are made of a-z, A-Z, 0-9 and `_`; the operators are + - * / @ ^")
-    point = f" (U+{ord(sign[0]):04X})" if not sign[0].isascii() else ""
-    message = f"`{_short(sign)}`{point} is no part of the language"
-    return stop.add("N0106", message, "unknown", help=help_text)
-
-
 def _needs_expression(stop: Stop) -> bool:
     if not stop.wants_expression:
         return False
-    after = f" after `{_short(stop.previous)}`" if stop.previous else ""
+    after = f" after `{short(stop.previous)}`" if stop.previous else ""
     label = "expected a name, a number or a call"
     if stop.found:
-        return stop.add("N0101", f"an expression is missing{after}: found `{_short(stop.found)}`", label)
+        return stop.add("N0101", f"an expression is missing{after}: found `{short(stop.found)}`", label)
     help_text = None
-    if stop.previous in "+-*/@^,=":
+    if joins(stop.previous):
         help_text = "a new line ends a statement; to go on in the next line, put the expression into ( )"
     return stop.add("N0101", f"an expression is missing{after}", label, help=help_text)
 
@@ -358,9 +329,12 @@ def _orphan_block(stop: Stop) -> bool:
 
 def _anything(stop: Stop) -> bool:
     wanted = _wanted(stop.expected)
-    after = f" after `{_short(stop.previous)}`" if stop.previous else ""
-    message = f"unexpected `{_short(stop.found)}`{after}" if stop.found else f"the text ends too early{after}"
-    return stop.add("N0101", message, f"expected {wanted}" if wanted else "")
+    after = f" after `{short(stop.previous)}`" if stop.previous else ""
+    message = f"unexpected `{short(stop.found)}`{after}" if stop.found else f"the text ends too early{after}"
+    more = {}
+    if not stop.found and joins(stop.previous):
+        more["help"] = "a new line ends a statement; it may be broken inside of ( ) and [ ] only"
+    return stop.add("N0101", message, f"expected {wanted}" if wanted else "", **more)
 
 
 def _wanted(expected: frozenset[str]) -> str:
@@ -377,18 +351,16 @@ def _wanted(expected: frozenset[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" or {words[-1]}" if words else ""
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 30 else text[:29] + "…"
-
-
 _RULES: tuple[Callable[[Stop], bool], ...] = (
     _walrus,
     _compound,
-    _power,
+    power,
+    foreign_comment,
+    late_docstring,
     _orphan_block,
     _plain_docstring,
     _number,
-    _character,
+    character,
     _reserved_name,
     _unknown_statement,
     _assignment,

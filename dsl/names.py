@@ -57,6 +57,7 @@ class Module:
                 node.name.span,
                 "declared again here",
                 secondary=[Label(earlier[1].name.span, f"the first one, a {earlier[0]}")],
+                help="give one of the two another name, or leave it out",
             )
         elif isinstance(node, syntax.SystemDeclaration):
             self.systems[node.name.id] = Declared(node, self)

@@ -202,13 +202,16 @@ def _modules(loaded: LoadedProgram, findings: Findings) -> dict[str, Module]:
     return modules
 
 
+_RENAME = "give one of the two another name, or leave it out"
+
+
 def _bring(module: Module, source: Module, name: syntax.Identifier, findings: Findings) -> None:
     found, earlier = source.place_of(name.id), module.place_of(name.id)
     if found is not None and found[0] == "train":
         findings.error("N0206", f"`{name.id}` is a train declaration", name.span, "only systems and rules are shared")
         module.refused.add(name.id)
     elif earlier is not None and found is not None and earlier[1] is not found[1]:
-        findings.error("N0202", f"`{name.id}` is brought in twice", name.span, "from another file before")
+        findings.error("N0202", f"`{name.id}` is brought in twice", name.span, "from another file before", help=_RENAME)
     elif found is not None:
         module.bring(name.id, source)
 
@@ -219,7 +222,9 @@ def _check_parameter_names(node: syntax.Declaration, findings: Findings) -> None
     seen: set[str] = set()
     for parameter in node.parameters:
         if parameter.name in seen:
-            findings.error("N0202", f"parameter `{parameter.name}` is declared twice", parameter.span, "again here")
+            findings.error(
+                "N0202", f"parameter `{parameter.name}` is declared twice", parameter.span, "again here", help=_RENAME
+            )
         seen.add(parameter.name)
 
 
@@ -299,7 +304,7 @@ def _value(findings: Findings, parameter: syntax.Parameter, raw: object) -> Valu
             f"parameter `{parameter.name}` is {wanted}, not {found}",
             parameter.span,
             "declared here",
-            help=f"for instance `-p {parameter.name}={_sample(kind)}`",
+            help=f"for instance `-p {parameter.name}={_sample(kind, value)}`",
         )
     if isinstance(value, int) and abs(value) >= 1 << 63:
         raise findings.error("N0250", f"parameter `{parameter.name}` is too large", parameter.span, "declared here")
@@ -308,7 +313,10 @@ def _value(findings: Findings, parameter: syntax.Parameter, raw: object) -> Valu
     return value
 
 
-def _sample(kind: str) -> str:
+def _sample(kind: str, given: Value | None = None) -> str:
+    """Return a value of a kind, near the one that was given."""
+    if kind == "int" and isinstance(given, float) and 1 <= given < 1e9:
+        return str(round(given))
     return {"int": "64", "float": "0.5", "bool": "true", "str": "text", "list": "[1,4,16]"}[kind]
 
 
@@ -366,8 +374,10 @@ def _option(findings: Findings, name: str, kind: str, raw: object) -> Value:
     value = _plain(raw)
     if value is None or not conforms(value, kind):
         found = type(raw).__name__ if value is None else kind_of(value)
-        raise findings.error("N0250", f"`{name}` is {kind}, not {found}", None, help=f"--set {name}={_sample(kind)}")
-    if kind == "int" and isinstance(value, int) and value < (0 if name.endswith("seed") else 1):
+        raise findings.error(
+            "N0250", f"`{name}` is {kind}, not {found}", None, help=f"--set {name}={_sample(kind, value)}"
+        )
+    if kind == "int" and isinstance(value, int) and value < 1:
         raise findings.error("N0250", f"`{name}` is {show(value)}: at least 1 is needed", None)
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nsam.dsl import syntax
@@ -10,7 +11,7 @@ from nsam.dsl.constants import Evaluator
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.expressions import Expressions
 from nsam.dsl.findings import Skip, attempt_all, did_you_mean
-from nsam.dsl.functions import names_in
+from nsam.dsl.functions import RULE_CONSTANTS, names_in
 from nsam.dsl.memories import MOST_MEMBERS
 from nsam.dsl.sizes import divides
 from nsam.dsl.spans import Span
@@ -154,6 +155,12 @@ class SystemExpressions(Expressions):
         """Return memories, systems and functions."""
         return [*self.body.memories, *self.body.module.systems, *names_in("system"), "chain", "mix"]
 
+    def hint(self, name: str, known: Sequence[str]) -> str | None:
+        """Return what to write instead of a name that means nothing here."""
+        if name in ("zeros", "ones"):
+            return f"write `{int(name == 'ones')}`: a number fits every shape"
+        return super().hint(name, known)
+
     def name(self, node: syntax.Name) -> Expr:
         """Return a value, a parameter as a constant, or a vector's state."""
         value = self.body.value(node.id, self.position)
@@ -213,6 +220,9 @@ class SystemExpressions(Expressions):
         if node.id == "self":
             return self._no_self(node.span)
         known = [*body.visible_values(), *self.evaluator.names, *body.memories]
+        if node.id in RULE_CONSTANTS:
+            message, help_text = f"`{node.id}` is not for systems", self.hint(node.id, known)
+            return self.findings.error("N0244", message, node.span, "allowed in rules only", help=help_text)
         return self.findings.error(
             "N0201",
             f"unknown name `{node.id}`",

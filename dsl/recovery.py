@@ -6,16 +6,18 @@ on their own. Pieces that the scanner has complained about already are skipped.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nsam.dsl.diagnostics import Report
 from nsam.dsl.grammar import Start
 from nsam.dsl.limits import MAX_ERRORS
-from nsam.dsl.mistakes import describe
+from nsam.dsl.mistakes import describe, joins
 from nsam.dsl.parser import parse_piece
 from nsam.dsl.scan import Scanned
 from nsam.dsl.spans import Source
+from nsam.dsl.words import PLACES
 
 if TYPE_CHECKING:
     from lark.exceptions import UnexpectedInput
@@ -50,11 +52,28 @@ class _Recovery:
 
     def file(self) -> None:
         """Read the top-level pieces, the edition line and the docstring left out."""
+        pieces = []
         for number, piece in enumerate(self.pieces):
             head = self.text[piece.start : piece.end]
-            if (head.startswith("nsam") and number == 0) or head.startswith('"""'):
+            if not ((head.startswith("nsam") and number == 0) or head.startswith('"""')):
+                pieces.append(piece)
+        self.block(pieces, "item", "item")
+
+    def block(self, pieces: list[_Piece], start: Start, place: str) -> None:
+        """Read the pieces of one block. What a broken line goes on with is no statement, and no mistake of its own."""
+        broken = False
+        for piece in pieces:
+            if broken and not self.begins(piece, place):
+                broken = joins(self.text[piece.start : piece.end].rstrip()[-1:])
                 continue
-            self.read(piece, "item", "item")
+            broken = self.read(piece, start, place)
+
+    def begins(self, piece: _Piece, place: str) -> bool:
+        """Whether a piece starts with a word that begins something in its place, or assigns."""
+        head = self.text[piece.start : piece.end]
+        word = re.match(r"\w*", head)
+        assert word is not None
+        return bool(piece.blocks) or word[0] in PLACES[place][1] or bool(re.match(r"\w+\s*(?:=|<-)", head))
 
     def whole(self) -> None:
         """Report the error of the file as a whole: the pieces are right and only their order is not."""
@@ -73,25 +92,28 @@ class _Recovery:
             return error
         return None
 
-    def read(self, piece: _Piece, start: Start, place: str) -> None:
-        """Report what is wrong with one piece and, if it is wrong, with the pieces in its blocks."""
+    def read(self, piece: _Piece, start: Start, place: str) -> bool:
+        """Report what is wrong with one piece and, if it is wrong, with the pieces in its blocks.
+
+        Returns whether the piece breaks off where something has to follow.
+        """
         if len(self.report.diagnostics) >= MAX_ERRORS:
-            return
+            return False
         text = self.text[piece.start : piece.end]
         if not self.complained(piece) and self.attempt(text, start, piece.start, place) is None:
-            return
+            return False
         head = self.emptied(piece)
-        before = len(self.report.diagnostics)
+        before, broken = len(self.report.diagnostics), False
         if not self.complained(piece, head_only=True):
             error = self.attempt(head, start, piece.start, place)
             if error is not None:
-                describe(self.source, head, place, piece.start, error, self.report)
+                broken = describe(self.source, head, place, piece.start, error, self.report)
         inner = _inside(head, place)
         if inner is None and len(self.report.diagnostics) > before:
-            return  # an unknown kind of block: no telling what its pieces are
+            return broken  # an unknown kind of block: no telling what its pieces are
         for _, _, pieces in piece.blocks:
-            for child in pieces:
-                self.read(child, *(inner or (start, place)))
+            self.block(pieces, *(inner or (start, place)))
+        return broken
 
     def complained(self, piece: _Piece, *, head_only: bool = False) -> bool:
         """Whether the scanner found a problem in the piece (outside its blocks)."""

@@ -96,6 +96,7 @@ class _View:
         self.line_start = text.rfind("\n", 0, span.start) + 1
         end = text.find("\n", span.start)
         end = len(text) if end < 0 else end
+        end -= text[self.line_start : end].endswith("\r")  # of a line end `\r\n`
         first = min(found.start for found in spans) - self.line_start
         line_length = end - self.line_start
         cut = line_length > _WIDTH
@@ -179,6 +180,9 @@ def _position(span: Span) -> str:
 
 def _fix_in_words(fix: Fix) -> str:
     old, new = fix.span.text, fix.replacement
+    if old and not old.isprintable() and (old in "\r\f" or not old.isascii()):
+        place = f"U+{ord(old[0]):04X}"  # not to be seen, or to be told from a blank
+        return f"replace {place} by a {'blank' if new == ' ' else 'new line'}" if new else f"remove {place}"
     if not old.strip():
         shown = new.strip()
         return f"insert `{shown}`" if shown else "insert a new line"

@@ -135,6 +135,9 @@ class RuleExpressions(Expressions):
         return super().apply(function, arguments, span, options)
 
 
+_RENAME = "give it another name"
+
+
 class RuleMaker:
     """Builds one rule for one use: `statics` are the arguments' compile-time values, None for those that vary."""
 
@@ -186,7 +189,9 @@ class RuleMaker:
         for parameter in self.node.parameters:
             if parameter.name in seen or parameter.name in GIVEN:
                 what = "is declared twice" if parameter.name in seen else "means something else in rules"
-                self.findings.error("N0202", f"`{parameter.name}` {what}", parameter.span, "this parameter")
+                self.findings.error(
+                    "N0202", f"`{parameter.name}` {what}", parameter.span, "this parameter", help=_RENAME
+                )
                 self.failed = True
             seen.add(parameter.name)
 
@@ -231,7 +236,9 @@ class RuleMaker:
         if earlier is not None or name.id in GIVEN:
             label = [] if earlier is None else [Label(earlier, "declared first here")]
             what = "means something else in rules" if earlier is None else "is declared twice"
-            raise self.findings.error("N0202", f"`{name.id}` {what}", name.span, "declared here", secondary=label)
+            raise self.findings.error(
+                "N0202", f"`{name.id}` {what}", name.span, "declared here", secondary=label, help=_RENAME
+            )
         self.places[name.id] = name.span
 
     def _update(self, node: syntax.Update) -> RuleUpdate:

@@ -8,6 +8,7 @@ can be split into pieces that are parsed on their own.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,9 +19,19 @@ from nsam.dsl.syntax import Comment
 
 _LEXEME = re.compile(
     r'(?P<docstring>"""[\s\S]*?""")|(?P<open_docstring>""")|(?P<string>"(?:\\.|[^"\\\n])*")|(?P<quote>"[^\n]*)'
-    r"|(?P<comment>#[^\n]*)|(?P<newline>\n)|(?P<bracket>[()\[\]{}])|(?P<semicolon>;)|(?P<word>\w+)|(?P<sign>[^\s])"
+    r"|(?P<comment>#[^\n]*)|(?P<newline>\n)|(?P<blank>[^\S\x00-\x7f]+)|(?P<bracket>[()\[\]{}])|(?P<semicolon>;)|(?P<word>\w+)|(?P<sign>[^\s])"
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f\ud800-\udfff]")
+# Not only what steers a terminal: also what breaks a line for some editors and not for others, and what makes a line
+# look as if it said something else (https://trojansource.codes). A carriage return is part of a line end before `\n`.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)")
+_LINE_BREAKS = {
+    "\x0c": "form feed",
+    "\r": "carriage return without a newline",
+    "\x85": "next-line character",
+    "\u2028": "line separator",
+    "\u2029": "paragraph separator",
+}
+_DIRECTIONS = frozenset({"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"})
 _STATEMENT = re.compile(
     r"[ \t]*(?:rule|system|train|input|memory|let|repeat|transfer|output|state"
     r"|learn|minimize|by|every|reads|reset|init)"
@@ -51,11 +62,29 @@ def scan(source: Source, report: Report) -> Scanned | None:
         return None
     control = _CONTROL.search(source.text)
     if control is not None:
-        span = Span(source, control.start(), control.end())
-        message = f"this is not program text: it contains the character U+{ord(control[0]):04X}"
-        report.add("N0002", message, span, "a control character", help="save the program as plain UTF-8 text")
+        _report_control(source, control, report)
         return None
     return _Scanner(source, report).run()
+
+
+def _report_control(source: Source, found: re.Match[str], report: Report) -> None:
+    """N0002 at a control character, with the way out that it has."""
+    span = Span(source, found.start(), found.end())
+    if found[0] == "\r" and "\n" not in source.text:
+        message = f"the lines of {source.name} end in carriage returns alone (U+000D)"
+        help_text = "save it with line ends LF or CRLF, or convert it: `tr '\\r' '\\n' < old.nsam > new.nsam`"
+        report.add("N0002", message, Span(source, span.start, span.start), "the first line ends here", help=help_text)
+        return
+    point = f"U+{ord(found[0]):04X}"
+    message = f"this is not program text: it contains the character {point}"
+    label, help_text, fix = "a control character", "save the program as plain UTF-8 text", None
+    if found[0] in _LINE_BREAKS:
+        label, fix = f"a {_LINE_BREAKS[found[0]]}", Fix(span, "\n" if found[0] == "\r" else " ")
+        help_text = "a line ends with a newline, and blanks stand within it"
+    elif unicodedata.bidirectional(found[0]) in _DIRECTIONS:
+        label, fix = "turns the direction of the text that is shown", Fix(span, "")
+        help_text = "what a program shows has to be what it says: remove the character"
+    report.add("N0002", message, span, label, help=help_text, fix=fix)
 
 
 class _Scanner:
@@ -68,11 +97,12 @@ class _Scanner:
         self.open: list[tuple[str, int]] = []  # brackets and braces that wait for their partner
         self.blocks = 0
         self.blanks: list[tuple[int, int]] = []
+        self.strange = 0  # blanks that are none to the language
 
     def run(self) -> Scanned | None:
         """Visit every lexeme; None past a limit."""
         for count, match in enumerate(_LEXEME.finditer(self.source.text), 1):
-            if len(self.found.problems) > MAX_ERRORS:
+            if len(self.found.problems) + self.strange > MAX_ERRORS:
                 return None
             if count > MAX_TOKENS:
                 message = f"{self.source.name} has more than {MAX_TOKENS:,} words and signs"
@@ -84,6 +114,8 @@ class _Scanner:
                 self.comment(match)
             elif kind == "newline":
                 self.newline(match.start())
+            elif kind == "blank":
+                self.blank(match)
             elif kind == "semicolon":
                 self.found.marks.append(("separator", match.start()))
             elif kind == "bracket":
@@ -117,6 +149,17 @@ class _Scanner:
             self.blanks.append((position, position + 1))
         else:
             self.found.marks.append(("separator", position))
+
+    def blank(self, match: re.Match[str]) -> None:
+        """Report blanks of other kinds, and read them as what they look like."""
+        span = self.span(*match.span())
+        name = unicodedata.name(match[0][0], "blank").lower()
+        article = "an" if name[0] in "aeiou" else "a"
+        message = f"U+{ord(match[0][0]):04X}, {article} {name}, is no part of the language"
+        help_text = "words and signs stand apart by blanks, tabs and newlines"
+        self.report.add("N0106", message, span, "looks like a blank", help=help_text, fix=Fix(span, " ", safe=True))
+        self.blanks.append(match.span())
+        self.strange += 1
 
     def word_after(self, position: int) -> tuple[int, int]:
         match = re.compile(r"\s*(\w+)").match(self.source.text, position)
@@ -204,7 +247,9 @@ class _Scanner:
 
     def unterminated(self, match: re.Match[str]) -> None:
         if match.lastgroup == "open_docstring":
-            self.report.add("N0105", 'this text has no closing `"""`', self.span(*match.span()), "starts here")
+            help_text = 'a text ends with `"""`, on its first line or on a later one'
+            span = self.span(*match.span())
+            self.report.add("N0105", 'this text has no closing `"""`', span, "starts here", help=help_text)
         else:
             end = match.start() + len(match[0].rstrip())
             help_text = 'a string ends on its line with `"`; write `\\n` for a newline in it'

@@ -196,6 +196,18 @@ def evaluate(size: Size, values: Mapping[str, int]) -> int:
     return total
 
 
+def substituted(size: Size, values: Mapping[str, Size]) -> Size:
+    """Return a size with these values for some of its names; the others stay."""
+    total: Size = 0
+    for monomial, coefficient in _terms(size):
+        term: Size = coefficient
+        for atom, power in monomial:
+            for _ in range(power):
+                term = term * values.get(atom[0], Poly.variable(*atom))
+        total = total + term
+    return total
+
+
 def equal(left: Size, right: Size) -> bool | None:
     """Whether two sizes are equal: True, False, or None when it depends on parameters."""
     if left == right:

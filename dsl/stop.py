@@ -103,6 +103,11 @@ def find_stop(source: Source, text: str, place: str, offset: int, error: Unexpec
     )
 
 
+def short(text: str) -> str:
+    """Return what a message quotes of `text`."""
+    return text if len(text) <= 30 else text[:29] + "…"
+
+
 def _expected(error: UnexpectedInput) -> frozenset[str]:
     """Return the terminals that could have come."""
     parser = getattr(error, "interactive_parser", None)

@@ -123,7 +123,13 @@ class Structures:
                     help=did_you_mean(name, known) or f"write {kind.usage}",
                 )
             if name in found:
-                raise self.findings.error("N0205", f"`{name}` is given twice", argument.span, "given again here")
+                raise self.findings.error(
+                    "N0205",
+                    f"`{name}` is given twice",
+                    argument.span,
+                    "given again here",
+                    help="leave one of the two out",
+                )
             found[name] = argument
         return found
 
@@ -155,7 +161,13 @@ class Structures:
         given = dict(zip(names, sizes, strict=False))
         for name, argument in named.items():
             if name in given:
-                raise self.findings.error("N0205", f"`{name}` is given twice", argument.span, "given again here")
+                raise self.findings.error(
+                    "N0205",
+                    f"`{name}` is given twice",
+                    argument.span,
+                    "given again here",
+                    help="leave one of the two out",
+                )
             given[name] = argument.value
         eps = self._epsilon(given.pop("eps", None))
         needed = ("heads",) if node.kind == "attention" else names
@@ -194,7 +206,7 @@ class Structures:
     ) -> Structure:
         least = 2 if node.kind == "linear" else 3
         if not node.arrows or len(sizes) < least or (node.kind == "linear" and len(sizes) > 2):
-            raise self._usage(node, f"the layers of `{node.kind}` are written with arrows")
+            raise self._usage(node, _wrong_layers(node.kind, node.arrows))
         values = tuple(self.size(size, f"a size of this {node.kind}") for size in sizes)
         heads = None if "heads" not in named else self.size(named["heads"].value, "`heads`")
         if heads is not None:
@@ -313,3 +325,12 @@ def has_transpose(structure: Structure) -> bool:
 def value_of(structure: Structure, per: Any, transposed: bool = False) -> ValueType:
     """Return the type that reading `structure` returns."""
     return ValueType((output_size(structure, transposed),), per)
+
+
+def _wrong_layers(kind: str, arrows: bool) -> str:
+    """What is wrong with the sizes of a linear or an mlp, which have arrows between them or not."""
+    if not arrows:
+        return f"the layers of `{kind}` are written with arrows"
+    if kind == "mlp":
+        return "an mlp has a hidden layer between input and output; `linear(in -> out)` has none"
+    return "a linear has two sizes, input and output; `mlp(in -> hidden -> out)` has layers between them"

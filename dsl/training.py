@@ -16,6 +16,7 @@ from nsam.dsl.instantiate import Checker, System, missing_parameters
 from nsam.dsl.names import Declared
 from nsam.dsl.periods import not_adaptive, period_of
 from nsam.dsl.records import dataclass
+from nsam.dsl.rule_hosts import require_fit, trained_hosts
 from nsam.dsl.rule_keys import needs_keys, wanted
 from nsam.dsl.rule_uses import ConstantExpressions, bind_rule, find_rule
 from nsam.dsl.sizes import at_least
@@ -24,7 +25,7 @@ from nsam.dsl.types import SCALAR, shape_text
 N = TypeVar("N", bound=syntax.Node)
 
 DATA: dict[str, dict[str, tuple[str, bool]]] = {
-    "text": {"context": ("int", True), "batch": ("int", True), "seed": ("int", False), "path": ("str", False)},
+    "text": {"context": ("int", True), "batch": ("int", True)},
 }
 """Kinds of data, with their options: type, and whether it must be given."""
 
@@ -108,6 +109,9 @@ class TrainMaker:
             ]
         )
         model, data, rules, every, steps, minimize = parts
+        for use, targets in rules:
+            matrices = {"matrices": True, "others": False}.get(targets)
+            require_fit(self.findings, use, trained_hosts(model, matrices), use.span)
         objective = self._objective(model, minimize)
         return Train(self.node.name.id, model, data, objective, rules, every, steps, self.node.span)
 
@@ -219,7 +223,7 @@ class TrainMaker:
         value = self.evaluator.value(node)
         if not conforms(value, kind):
             raise self.findings.error("N0210", f"`{name}` is {kind}, not {kind_of(value)}", node.span, show(value))
-        if kind == "int" and at_least(value, 0 if name == "seed" else 1) is False:
+        if kind == "int" and at_least(value, 1) is False:
             raise self.findings.error("N0211", f"`{name}` is {show(value)}", node.span, "at least 1 is needed")
         return value
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from nsam.backends.torch.budget import Budget
+    from nsam.backends.torch.optim_rules import RuleOptimizer
     from nsam.compiler.step_keys import Keys
     from nsam.verification import Report
 
@@ -261,7 +262,7 @@ def optimizer(
 
 def train_optimizer(
     train: Train, module: torch.nn.Module, *, compiled: bool = False, products: torch.dtype | None = None
-) -> torch.optim.Optimizer:
+) -> RuleOptimizer:
     """The optimizer that a `train` declaration asks for; options as in `optimizer`. Raises `ProgramError`.
 
     It is stepped when the level moves: once in `train.every` steps.

@@ -10,7 +10,7 @@ from html import escape
 from itertools import pairwise
 
 from nsam.backends.graphviz.cards import KINDS, Card, Link, Picture
-from nsam.backends.graphviz.layout import BandBox, Item, Layout, Point, Route, layout, shown, text_width
+from nsam.backends.graphviz.layout import BandBox, Item, Layout, Point, Route, caption, layout, shown, text_width
 
 FILLS = {
     "memory": ("#E3F0FA", "#0072B2"),
@@ -58,9 +58,11 @@ class _Down:
 
 
 def _heading(picture: Picture) -> str:
+    # Rows of a table, because lines of a label touch: an underscore of the title would strike the subtitle.
     return (
-        f'<font point-size="18"><b>{_html(picture.title)}</b></font><br/>'
-        f'<font point-size="10" color="{_MUTED}">{_html(picture.subtitle)}</font>'
+        '<table border="0" cellborder="0" cellspacing="0" cellpadding="0">'
+        f'<tr><td><font point-size="18"><b>{_html(picture.title)}</b></font></td></tr><tr><td height="5"></td></tr>'
+        f'<tr><td><font point-size="10" color="{_MUTED}">{_html(picture.subtitle)}</font></td></tr></table>'
     )
 
 
@@ -106,10 +108,10 @@ def _node(item: Item, card: Card, down: _Down) -> str:
 def _table(card: Card, item: Item) -> str:
     fill, line = FILLS[card.style]
     badge = f'&#160;&#160;<font color="{line}">{_html(card.badge)}</font>' if card.badge else ""
-    caption = f'<font point-size="8.5" color="{_MUTED}">{_html(card.caption)}</font>'
+    says = f'<font point-size="8.5" color="{_MUTED}">{_html(caption(card))}</font>'
     head = (
         f'<tr><td align="left"><font point-size="11"><b>{_html(shown(card.title))}</b></font>{badge}</td>'
-        f'<td align="right">{caption}</td></tr>'
+        f'<td width="14"></td><td align="right">{says}</td></tr>'
     )
     size = f'width="{item.width:.0f}" height="{item.height:.0f}" fixedsize="true"'
     return (

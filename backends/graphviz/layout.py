@@ -24,6 +24,7 @@ GUTTER = 118
 LINE = 16
 HEAD = 24
 CUT = 64
+CAPTION = 44
 
 BUS = 3
 """So many arrows of one kind from or to one card share a way."""
@@ -89,6 +90,12 @@ def shown(text: str) -> str:
     return text if len(text) <= CUT else text[: CUT - 1] + "…"
 
 
+def caption(card: Card) -> str:
+    """Return a card's caption as it is shown: a long path is cut in the middle, as its end says most."""
+    text = card.caption
+    return text if len(text) <= CAPTION else f"{text[: CAPTION // 3]}…{text[-(CAPTION - CAPTION // 3 - 1) :]}"
+
+
 def word_width(card: Card) -> float:
     """Return the width of the first column of a card's rows."""
     words = [text_width(shown(word), 11) for word, _ in card.rows if word]
@@ -98,7 +105,7 @@ def word_width(card: Card) -> float:
 def card_size(card: Card) -> tuple[float, float]:
     """Return a card's width and height."""
     head = (
-        text_width(shown(card.title), 13, True) + text_width(card.badge, 12, True) + text_width(card.caption, 11) + 26
+        text_width(shown(card.title), 13, True) + text_width(card.badge, 12, True) + text_width(caption(card), 11) + 26
     )
     column = word_width(card)
     rows = [text_width(shown(text), 11) + (column if word else 0.0) for word, text in card.rows]

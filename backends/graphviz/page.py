@@ -14,6 +14,7 @@ from nsam.backends.graphviz.layout import (
     Item,
     Layout,
     Route,
+    caption,
     layout,
     shown,
     word_width,
@@ -118,7 +119,7 @@ def _card(item: Item) -> str:
         f'<text x="11" y="18"><tspan class="title">{_safe(shown(card.title))}</tspan>{badge}</text>',
     ]
     if card.caption:
-        lines.append(f'<text class="caption" x="{item.width - 11:.1f}" y="18">{_safe(card.caption)}</text>')
+        lines.append(f'<text class="caption" x="{item.width - 11:.1f}" y="18">{_safe(caption(card))}</text>')
     column = 11 + word_width(card)
     for index, (word, text) in enumerate(card.rows):
         y = HEAD + LINE * index + 12

@@ -283,6 +283,18 @@ class RuleOptimizer(torch.optim.Optimizer):
             state[COUNT] = count
         batch.states = states
 
+    def state_bytes(self) -> int:
+        """Bytes of the states of what moves, also before the first step, and of the sums of unfinished periods."""
+        found = 0
+        for group in self.param_groups:
+            steps = self.steps(group[RULE])
+            scalars = steps.scalars(group)
+            for p in group["params"]:
+                if p.numel() and not math.isinf(group[EVERY]):
+                    states = [*self._initial(p, steps, scalars).values(), *([p] if group[EVERY] > 1 else [])]
+                    found += sum(x.numel() * x.element_size() for x in states)
+        return found
+
     # --- saving ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,7 +18,8 @@ TABLE: tuple[Code, ...] = (
         "N0002",
         "not-text",
         "error",
-        "A program is UTF-8 text without control characters other than newlines and tabs.",
+        "A program is UTF-8 text whose lines end in LF or CRLF. It has no control characters other than tabs, no other "
+        "characters that break lines (form feed, U+2028), and none that turn the direction of what is shown.",
         "nsam 1\n# a\x00b" + _BODY,
         "nsam 1\n# ab" + _BODY,
     ),

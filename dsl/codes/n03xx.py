@@ -209,7 +209,8 @@ TABLE: tuple[Code, ...] = (
         "frozen-context",
         "warning",
         "A memory whose period is `inf` has frequency 0: its state never moves, so what it is told to learn has no "
-        "effect, and parameters that serve only its context or its gates get no gradient.",
+        "effect. The warning is for parameters that serve only its context or its gates: they get no gradient. Where "
+        "everything that it learns from serves others too, or has no parameters, there is none.",
         _FROZEN % "inf",
         _FROZEN % "16",
     ),

@@ -53,8 +53,8 @@ TABLE: tuple[Code, ...] = (
         "rule-cannot-serve",
         "error",
         "The arguments of a rule used as an optimizer are numbers, and every parameter of the model needs a rule. "
-        "Memories declared in a rule are `like(self)`, and their objectives have derivatives. Raised when a rule is "
-        "lowered or an optimizer is built.",
+        "Memories declared in a rule are `like(self)`, linear or mlp, and their objectives have derivatives. Raised "
+        "when a rule is lowered or an optimizer is built.",
         equation="33-37",
     ),
 )

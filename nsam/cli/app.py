@@ -18,7 +18,7 @@ _LOOK = {
     "style_option": "bold cyan",
     "style_switch": "bold green",
     "style_helptext_first_line": "",
-    "options_table_column_types": ["required", "opt_short", "opt_long", "metavar_short", "help"],
+    "options_table_column_types": ["required", "opt_short", "opt_long_metavar", "help"],
     "options_table_help_sections": ["help", "default"],
 }
 

@@ -47,6 +47,10 @@ def main(
     nsam explain N0214[/]
     """
     if _CODE.match(subject):
+        given = [name for name, value in (("SYSTEM", system), ("-p", param), ("--without", without)) if value]
+        given += ["--cost"] * cost + ["--format json"] * (format is not Format.text)
+        if given:
+            raise click.UsageError(f"a diagnostic code is explained alone: {given[0]} is for a program")
         click.echo(_code_page(subject.upper()))
         return
     params = parse_pairs(param, "--param")

@@ -49,13 +49,16 @@ class LineWatcher:
             self._printed = -LINE_SECONDS
 
     def stepped(self, progress: Progress) -> None:
-        """Print a line when it is time, and what a budget or a CUDA graph led to when that is known or changes."""
+        """Print a line when it is time and no held-out loss brings one.
+
+        Before it what a budget or a CUDA graph led to, when that is known or changes.
+        """
         for name, said in (("memory", progress.budget), ("CUDA graph", progress.graph)):
             if said != self._told.get(name):
                 self._told[name] = said
                 self._print(f"{name}: {said}")
                 self._printed = -LINE_SECONDS
-        if time.monotonic() - self._printed >= LINE_SECONDS:
+        if not progress.evaluates and time.monotonic() - self._printed >= LINE_SECONDS:
             self._print(_line(progress))
 
     def evaluated(self, progress: Progress) -> None:

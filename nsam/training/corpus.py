@@ -85,6 +85,8 @@ def load_corpus(paths: Sequence[Path], context: int) -> Corpus:
 
 
 def _too_short(source: str, total: int, row: int) -> Exception:
+    context = max(1, total // 4)
+    smaller = f", or a smaller context: --set context={context}" if context < row - 1 else ""
     return fail(
         "N0503",
         f"there are {total:,} bytes in {source}: too few for rows of {row:,}",
@@ -92,7 +94,7 @@ def _too_short(source: str, total: int, row: int) -> Exception:
             f"a row holds context + 1 = {row:,} bytes, and the training text and the held-out text need one each "
             "that the other does not repeat",
         ),
-        help=f"give more text, or a smaller context: --set context={max(1, total // 4)}",
+        help=f"give more text{smaller}",
     )
 
 

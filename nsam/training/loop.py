@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from nsam import api
 from nsam.backends.torch.cuda_graph import GraphedStep
+from nsam.backends.torch.optim_rules import RuleOptimizer
 from nsam.compiler.step_keys import train_needs_keys
 from nsam.dsl.checked import Train
 from nsam.dsl.diagnostics import fail
@@ -68,12 +69,14 @@ class Trainer:
             keys=train_needs_keys(train),
         ).to(self.device)
         products = torch.bfloat16 if settings.precision is torch.bfloat16 else None
-        self.optimizer: torch.optim.Optimizer = api.train_optimizer(train, self.module, products=products)
+        self.optimizer: RuleOptimizer = api.train_optimizer(train, self.module, products=products)
         self.sampler = Sampler(corpus.training, context, self.batch, settings.seed)
         self._held_out = held_out_rows(corpus.held_out, context, self.batch, settings.held_out_batches)
         self._speed = Speed(self.batch * context)
         weights = self.module.state_dict()
         self._budget = None if settings.memory is None else api.set_memory(self.module, settings.memory)
+        if self._budget is not None:  # before the first step is measured: the states come to be at its end
+            self._budget.reserve(self.optimizer.state_bytes())
         self._movement = Movement(level_of_weights(train, weights), weights)
         self._keeps = keeps_state(train.model)
         recorded = settings.cuda_graph if settings.cuda_graph is not None else why_no_graph(train, settings) is None
@@ -149,7 +152,6 @@ class Trainer:
         state = pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, state)
         # Each step starts fresh sequences; only what is declared `reset never` goes on to the next one.
         self._memory = api.new_sequence(state) if self._keeps else None
-        self._reserve()
         self._speed.add(time.perf_counter() - begun)
         line: dict[str, Any] = {"loss": self.loss, "seconds": round(time.perf_counter() - begun, 4)}
         if self.step % self.settings.report_every == 0 or self.step in (1, self.train.steps):
@@ -184,12 +186,6 @@ class Trainer:
     def _fresh_loss(self, rows: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Loss of rows that are fresh sequences."""
         return next_byte_loss(self.module, rows, None, self.settings.precision)
-
-    def _reserve(self) -> None:
-        """Tell the budget what the optimizer holds: its states come to be at its first step."""
-        if self._budget is not None and self._budget.reserved == 0:
-            states = pytree.tree_leaves(self.optimizer.state_dict()["state"])
-            self._budget.reserve(sum(x.numel() * x.element_size() for x in states if isinstance(x, torch.Tensor)))
 
     def _report(self, state: Any) -> dict[str, Any]:
         with torch.no_grad():
@@ -241,6 +237,7 @@ class Trainer:
             memories=self._memories,
             budget=None if self._budget is None else str(self._budget.choice),
             graph=self._graph_told if self._graph is None or self._graph.chosen is None else str(self._graph.chosen),
+            evaluates=self._due_for_evaluation(),
         )
 
     def _tokens_per_second(self) -> float | None:

@@ -19,7 +19,8 @@ WINDOW = 64
 class Progress:
     """Where a run stands after a step. Losses are nats a byte; `memories` maps a path to its inner loss and level.
 
-    `budget` says what a budget of memory led to, where there is one, `graph` how a step was recorded as a CUDA graph.
+    `budget` says what a budget of memory led to, where there is one, `graph` how a step was recorded as a CUDA graph;
+    `evaluates` whether a held-out loss is taken after this step.
     """
 
     step: int
@@ -32,6 +33,7 @@ class Progress:
     memories: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     budget: str | None = None
     graph: str | None = None
+    evaluates: bool = False
 
 
 class Watcher(Protocol):

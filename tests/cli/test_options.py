@@ -1,4 +1,4 @@
-"""How `name=value` is read."""
+"""How `name=value` is read, and how options are shown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from nsam.cli.app import application
 from nsam.cli.options import MAX_VALUE_LENGTH, parse_pairs, parse_value
 
 
@@ -49,3 +51,20 @@ def test_what_is_not_a_pair_is_a_usage_error(pair: str) -> None:
 def test_a_name_said_twice_is_a_usage_error() -> None:
     with pytest.raises(click.BadParameter, match="twice"):
         parse_pairs(["dim=1", "dim=2"], "-p")
+
+
+@pytest.mark.parametrize("name", sorted(application().commands))
+def test_help_shows_every_option_whole_on_a_narrow_terminal(name: str) -> None:
+    command = application(name).commands[name]
+    shown = CliRunner().invoke(application(name), [name, "--help"], env={"COLUMNS": "80"}).output
+    for option in command.params:
+        if isinstance(option, click.Option):
+            for written in (*option.opts, *option.secondary_opts):
+                assert written in shown, written
+
+
+@pytest.mark.parametrize("more", [["titans"], ["--cost"], ["--format", "json"], ["-p", "dim=64"]])
+def test_a_diagnostic_code_is_explained_alone(more: list[str]) -> None:
+    found = CliRunner().invoke(application("explain"), ["explain", "N0214", *more])
+    assert found.exit_code == 2
+    assert "explained alone" in found.stderr

@@ -86,6 +86,8 @@ def test_lines_come_at_the_first_step_then_by_time(monkeypatch: pytest.MonkeyPat
     now += 11
     watcher.stepped(LATE)
     watcher.stepped(LATE)
+    now += 11
+    watcher.stepped(replace(LATE, evaluates=True))  # the same step, with the held-out loss before this one
     watcher.evaluated(LATE)
     lines = out.getvalue().splitlines()
     assert [line.split()[0:2] for line in lines] == [

@@ -98,6 +98,18 @@ def test_activations_grow_with_the_length_alone() -> None:
     assert "a token" in cost_text(short)
 
 
+def test_long_paths_are_cut_in_the_middle() -> None:
+    name = "a_name_that_is_much_too_long_" * 3
+    program = Program.loads(
+        f"nsam 1\nsystem {name}(dim: int) {{\n  input x: [dim]\n  memory one, two : linear(dim -> dim)\n"
+        f"  output one(two(x))\n}}\nsystem s(dim: int) {{\n  input x: [dim]\n  output {name}(x, dim)\n}}\n"
+    )
+    table = cost_text(cost(program.instantiate("s", {"dim": 4}), 16)).splitlines()
+    assert max(map(len, table)) <= 120
+    assert table[1].startswith("a_name_that_is_mu…")
+    assert table[1].split()[0] != table[2].split()[0]
+
+
 def test_rules_applied_as_they_stand_are_named() -> None:
     unit = Program.load(EXAMPLES / "zoo" / "zoo.nsam").instantiate("atlas", {"dim": 16})
     found = cost(unit, TOKENS)

@@ -82,6 +82,26 @@ def test_published_memories(system: str, texts: tuple[str, ...]) -> None:
         assert has(found, text), text
 
 
+def test_a_system_whose_parts_move_says_so() -> None:
+    program = Program.load(ROOT / "examples/hope/hope.nsam")
+    text = explain(program.train("hope_bytes").model)
+    assert "no memory of its own moves inside the sequence; those of its parts do, see below" in text
+    found = json.dumps(explain_json(program.train("hope_bytes").model))
+    assert "no memory of its own moves inside the sequence" in found
+
+
+def test_periods_whose_pattern_never_repeats_are_told_in_no_time() -> None:
+    program = Program.loads(
+        "nsam 1\nuse std.rules (gd)\nsystem s(dim: int, periods: list[int]) {\n  input x: [dim]\n"
+        "  memory m[p in periods] : linear(dim -> dim) { learn x -> x; minimize l2; by gd(lr = 0.1); every p tokens }\n"
+        "  output chain(m, x)\n}\n"
+    )
+    primes = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31)
+    text = " ".join(explain(program.instantiate("s", {"dim": 4, "periods": primes})).split())
+    assert "cut the 200,560,490,130 tokens after which their pattern repeats into more than the 16 pieces" in text
+    assert "more than the 16 pieces" not in explain(program.instantiate("s", {"dim": 4, "periods": (2, 3)}))
+
+
 def test_every_line_fits_and_names_do_not_matter() -> None:
     for file in sorted((ROOT / "examples").rglob("*.nsam")):
         program = Program.load(file)

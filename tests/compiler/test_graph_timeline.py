@@ -7,7 +7,7 @@ import pytest
 
 from nsam.compiler.explain import explain
 from nsam.compiler.timeline import Delay, Timeline, timeline
-from nsam.compiler.timeline_text import scale
+from nsam.compiler.timeline_text import scale, timeline_text
 from nsam.dsl.program import Program
 
 TEXT = """nsam 1
@@ -51,6 +51,36 @@ def test_moves_and_resets() -> None:
 def test_hyperperiod_is_the_least_common_multiple() -> None:
     assert of().hyperperiod == 60
     assert of(fast=8, slow=16, clear=32).hyperperiod == 160
+
+
+def test_long_periods_are_told_to_the_last_digit_and_columns_stay_apart() -> None:
+    program = Program.loads(
+        "nsam 1\nuse std.rules (gd)\nsystem s(dim: int) {\n  input x: [dim]\n"
+        "  memory a : linear(dim -> dim) { learn x -> x; minimize l2; by gd(lr = 0.1); every 1000004 tokens }\n"
+        "  memory b : linear(dim -> dim) { learn x -> a(x); minimize l2; by gd(lr = 0.1); every 1 token }\n"
+        "  memory c : linear(dim -> dim) { minimize task; every 10000000 steps }\n"
+        "  output c(b(x))\n}\n"
+    )
+    text = timeline_text(timeline(program.instantiate("s", {"dim": 4}), tokens=1), 100)
+    assert "s: 1 token, hyperperiod 1,000,004 tokens" in text
+    assert "1000004  500002.5  backprop  a -> b (value)" in text
+    assert "1/10000000 per step  c" in text
+    assert "one mark = 1 token;  ● moves\n" in text
+    assert "nothing moves so soon" in timeline_text(timeline(program.instantiate("s", {"dim": 4}), tokens=0), 100)
+
+
+def test_names_are_cut_in_the_middle() -> None:
+    memories = "".join(
+        f"  memory {'a_long_name_' * 3}{i} : vector(dim) {{ learn x; minimize l2; by gd(lr = 0.1); every 1 token }}\n"
+        f"  let y{i} = x + {'a_long_name_' * 3}{i}\n"
+        for i in range(2)
+    )
+    program = Program.loads(
+        f"nsam 1\nuse std.rules (gd)\nsystem s(dim: int) {{\n  input x: [dim]\n{memories}  output y0 + y1\n}}\n"
+    )
+    text = timeline_text(timeline(program.instantiate("s", {"dim": 4}), tokens=4), 72)
+    assert "a_long_nam…_name_a_long_name_0" in text
+    assert "a_long_nam…_name_a_long_name_1" in text
 
 
 def test_staleness_by_brute_force() -> None:

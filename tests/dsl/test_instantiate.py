@@ -288,7 +288,8 @@ def test_train_overrides(hope: Program) -> None:
     [
         ({"lr": 0.1}, "write one of `m3.lr`, `adamw.lr`"),
         ({"stps": 1}, "did you mean `steps`?"),
-        ({"foo": 3}, "there is: steps, every, vocab, dim, layers, context, batch, seed, path, m3.lr, adamw.lr"),
+        ({"batch": 2.6}, "--set data.batch=3"),
+        ({"foo": 3}, "there is: steps, every, vocab, dim, layers, context, batch, m3.lr, adamw.lr"),
         ({"steps": 0}, ""),
         ({"dim": 0.5}, "-p dim=64"),
         ({"batch": "many"}, "--set data.batch=64"),

@@ -226,6 +226,7 @@ def test_files() -> None:
     assert [(use.module, use.path) for use in found.uses] == [("std.rules", None), (None, "./x.nsam")]
     assert [(one.text, one.alone) for one in found.comments] == [("# first", True), ("# last", True)]
     assert program("nsam 1").declarations == ()
+    assert program("nsam 1; use std.rules (a, b,)") == program("nsam 1; use std.rules (a, b)")
 
 
 def test_comments_know_whether_they_stand_alone() -> None:
@@ -242,13 +243,24 @@ def test_line_ends(ending: str) -> None:
 
 
 def test_newlines_end_statements_outside_brackets_only() -> None:
-    assert [found.code for found in errors("nsam 1\nrule r(lr) {\nself <- a +\nb\n}\n")] == ["N0101", "N0108"]
+    assert [found.code for found in errors("nsam 1\nrule r(lr) {\nself <- a +\nb\n}\n")] == ["N0101"]
     assert program("nsam 1\nrule r(lr) {\nself <- (a +\n# why\nb)\n}\n").declarations
 
 
 def test_equality_ignores_place_and_comments() -> None:
     assert program("nsam 1\nrule r(lr) { self <- 1 }") == program("nsam 1 # x\n\n\nrule r(lr) {\n  self <- (1)\n}\n")
     assert program("nsam 1\nrule r(lr) { self <- 1 }") != program("nsam 1\nrule r(lr) { self <- 2 }")
+
+
+def test_what_a_broken_line_goes_on_with_is_no_mistake_of_its_own() -> None:
+    fields = "  by gd(lr = 1) for matrices,\n  gd(lr = 2) for others\n  stepz 3\n"
+    found = errors(f"nsam 1\nsystem a() {{\n  let y = x +\n  x -\n  x\n  z +\n}}\ntrain c {{\n{fields}}}\n")
+    assert [(one.code, one.primary.span.line) for one in found if one.primary] == [
+        ("N0101", 3),
+        ("N0108", 6),
+        ("N0101", 9),
+        ("N0111", 11),
+    ]
 
 
 def test_many_errors_come_in_the_order_of_the_text() -> None:
@@ -291,6 +303,8 @@ def test_an_error_in_one_block_does_not_blame_the_next() -> None:
         ("memory m : vector(3) { minimise l2 }", "memory m : vector(3) { minimize l2 }"),
         ("let y = f(x))", "let y = f(x)"),
         ("transfer a -> b direct", "transfer a -> b : direct"),
+        ("let\u00a0y = x", "let y = x"),
+        ("// why", "# why"),
     ],
 )
 def test_fixes_repair_the_program(wrong: str, right: str) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from nsam.backends.graphviz import FORMATS, render, text
 from nsam.backends.graphviz.cards import picture
-from nsam.backends.graphviz.layout import layout, text_width
+from nsam.backends.graphviz.layout import caption, card_size, layout, text_width
 from nsam.compiler.graph import build_graph
 from nsam.dsl.diagnostics import ProgramError
 from nsam.dsl.program import Program
@@ -212,6 +213,13 @@ def test_dot_takes_hostile_texts(tmp_path: Path) -> None:
     root = ET.fromstring(written.read_text(encoding="utf-8"))
     drawn = "".join(root.itertext())
     assert "</script><b onmouseover" in drawn
+
+
+def test_long_captions_are_cut_in_the_middle() -> None:
+    path = "s.a_system_with_a_name_that_is_much_too_long_for_a_card.repeat.*.w"
+    card = replace(picture(graph("titans")).cards[0], caption=f"serves {path}")
+    assert caption(card) == "serves s.a_sys…oo_long_for_a_card.repeat.*.w"
+    assert card_size(card) == card_size(replace(card, caption=card.caption.replace("much", "very much")))
 
 
 # --- files ---------------------------------------------------------------------------------------
