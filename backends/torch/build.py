@@ -65,6 +65,7 @@ def build(
     for part in module.modules():
         if isinstance(part, System):
             part.recompute, part.native = "recompute" in passes, "native" in passes
+            part.weights()  # finds its memories, before anyone puts other modules in their place
     module.__dict__["nsam_unit"] = unit
     module.__dict__["nsam_source"] = text
     module.__dict__["nsam_check"] = require_state

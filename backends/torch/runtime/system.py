@@ -7,13 +7,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nsam.backends.torch.runtime.blocks import At
 from nsam.backends.torch.runtime.functions import wide
 from nsam.backends.torch.runtime.inputs import require_batch, whole
 from nsam.backends.torch.runtime.keys import hand_over, nothing_seen, square, sums
-from nsam.backends.torch.runtime.modules import Holder, Memory
+from nsam.backends.torch.runtime.modules import Holder, Place, places
 from nsam.backends.torch.runtime.replay import recorder, run_pass
 from nsam.backends.torch.runtime.rows import Rows, new_slot, reached, row_size
 from nsam.backends.torch.runtime.tasks import Tasks, separate
@@ -126,7 +126,8 @@ class System(Holder):
             rows.grad = None
 
     def _units(self) -> list[tuple[str, System]]:
-        return [(f"{path}." if path else "", m) for path, m in self.named_modules() if isinstance(m, System)]
+        modules = self.named_modules(remove_duplicate=False)
+        return [(f"{path}." if path else "", m) for path, m in modules if isinstance(m, System)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`; in half precision under autocast, because states and gates stay in float32.
@@ -153,20 +154,14 @@ class System(Holder):
         return output.to(like.dtype) if output.is_floating_point() else output, state
 
     def weights(self) -> dict[str, Tensor]:
-        """This unit's own parameters by path: `mem.w1`, `level.0.weight`."""
-        if "_flat" not in self.__dict__:
-            own: list[tuple[str, nn.Module, str]] = []
-            for path, module in self.named_modules():
-                if isinstance(module, Memory) and not self._inside_child(path):
-                    own += [(f"{path}.{name}", module, name) for name in module.tensors]
-            self.__dict__["_flat"] = own
-        return {path: getattr(module, name) for path, module, name in self.__dict__["_flat"]}
+        """This unit's own parameters by path: `mem.w1`, `level.0.weight`.
 
-    def _inside_child(self, path: str) -> bool:
-        parts = path.split(".")
-        inside = dict(self.named_modules())
-        above = (".".join(parts[:end]) for end in range(1, len(parts)))
-        return any(isinstance(inside[path], System) for path in above)
+        Only paths are kept: a memory may be replaced by another one, or be the same at several places.
+        """
+        known: tuple[Place, ...] | None = self.__dict__.get("_places")
+        if known is None:
+            known = self.__dict__["_places"] = tuple(places(self, System))
+        return {path: tensor for place in known for path, tensor in place.read(self)}
 
     def child(self, name: str) -> Any:
         """The called system or repeat `name`, which may be the name of a method too."""
@@ -250,7 +245,7 @@ class System(Holder):
     def run_repeat(self, name: str, children: State, carried: tuple[Tensor, ...], *captured: Tensor) -> Any:
         """Run the passes of a repeat one after the other, or as a wavefront where one is in force and possible."""
         states: list[Any] = []
-        modules = list(self.child(name).children())
+        modules = list(self.child(name))  # not `children()`: passes may be one and the same module
         before = children.get(name) or [None] * len(modules)
         wave = wavefront()
         if wave is not None and (sizes := wave.sizes(modules, carried, captured, before)):
