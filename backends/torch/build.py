@@ -62,15 +62,18 @@ def build(
     kind: Any = getattr(load_source(text), name)
     module: System = kind()
     set_compiled(module, compiled, cpp_wrapper, truncated)
-    for part in module.modules():
+    rules = step_rules(unit)
+    for path, part in module.named_modules():
         if isinstance(part, System):
+            inside = f"{path}." if path else ""
+            own = {name.removeprefix(inside): rule for name, rule in rules.items() if name.startswith(inside)}
+            part.__dict__["nsam_rules"] = own
             part.recompute, part.native = "recompute" in passes, "native" in passes
             part.weights()  # finds its memories, before anyone puts other modules in their place
     module.__dict__["nsam_unit"] = unit
     module.__dict__["nsam_source"] = text
     module.__dict__["nsam_check"] = require_state
     module.__dict__["nsam_passes"] = passes
-    module.__dict__["nsam_rules"] = step_rules(unit)
     return module
 
 

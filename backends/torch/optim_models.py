@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from nsam.dsl.checked import RuleUse
+from nsam.dsl.diagnostics import fail
 
 _TOLD = ("nsam_matrices", "nsam_periods", "nsam_rules")
 
@@ -36,7 +37,8 @@ class Told(NamedTuple):
 def told(module: torch.nn.Module) -> Iterator[Told]:
     """Yield each parameter with what its model says, whatever that model is wrapped in or is a part of.
 
-    Of a parameter that has several places the first in a model says what moves it, and when.
+    Of a parameter that has several places the first in a model says what moves it, and when. ProgramError N0480 where
+    a memory has a rule of its own that is not known here.
     """
     names = {parameter: name for name, parameter in module.named_parameters()}
     places: dict[Tensor, dict[Place, None]] = {}
@@ -44,14 +46,41 @@ def told(module: torch.nn.Module) -> Iterator[Told]:
         speaks = _says_something(part)
         for own_name, parameter in part.named_parameters(recurse=speaks, remove_duplicate=False):
             places.setdefault(parameter, {})[(part, own_name) if speaks else (module, path + own_name)] = None
+    said: dict[torch.nn.Module, _Said] = {}
     for parameter, name in names.items():
         own = tuple(places[parameter])
         model, own_name = next((place for place in own if _says_something(place[0])), (module, name))
-        matrices: set[str] | None = getattr(model, "nsam_matrices", None)
-        periods: Mapping[str, float] = getattr(model, "nsam_periods", {})
-        rules: Mapping[str, RuleUse] = getattr(model, "nsam_rules", {})
+        if model not in said:
+            said[model] = _Said.by(model)
+        matrices, periods, rules, with_rules = said[model]
+        if own_name in with_rules and own_name not in rules:
+            raise fail(
+                "N0480",
+                f"the memory of parameter `{name}` has a rule of its own, which the written source does not hold",
+                help="make the module with nsam.compile from the program, and give it these weights by load_state_dict",
+            )
         matrix = parameter.ndim >= 2 if matrices is None else own_name in matrices
         yield Told(name, parameter, own, matrix, periods.get(own_name), rules.get(own_name))
+
+
+class _Said(NamedTuple):
+    """What a model says of its parameters, by their names in it."""
+
+    matrices: Collection[str] | None
+    periods: Mapping[str, float]
+    rules: Mapping[str, RuleUse]
+    with_rules: Collection[str]
+
+    @classmethod
+    def by(cls, model: torch.nn.Module) -> _Said:
+        """Ask it: what it says is put together at each question."""
+        about: Any = model
+        return cls(
+            getattr(about, "nsam_matrices", None),
+            getattr(about, "nsam_periods", {}),
+            getattr(about, "nsam_rules", {}),
+            getattr(about, "nsam_with_rules", ()),
+        )
 
 
 def _parts(module: torch.nn.Module, path: str = "") -> Iterator[tuple[str, torch.nn.Module]]:

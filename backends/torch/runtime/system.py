@@ -57,6 +57,8 @@ class System(Holder):
     """This unit's weights of linear and mlp memories, by path."""
     step_periods: Mapping[str, float] = {}
     """This unit's parameters that move every so many steps of the training level (default 1)."""
+    with_rules: frozenset[str] = frozenset()
+    """This unit's parameters whose memory has a rule of its own; which one, only the program says."""
     layer_reads: Mapping[str, int] = {}
     """This unit's weights whose inputs are summed up for rules of the step clock, and how many places read each."""
     token_reads: Mapping[str, int] = {}
@@ -77,6 +79,11 @@ class System(Holder):
     def nsam_periods(self) -> dict[str, float]:
         """Step periods by parameter name, here and below."""
         return {f"{path}{name}": p for path, unit in self._units() for name, p in unit.step_periods.items()}
+
+    @property
+    def nsam_with_rules(self) -> set[str]:
+        """Names of parameters, here and below, whose memory has a rule of its own."""
+        return {f"{path}{name}" for path, unit in self._units() for name in unit.with_rules}
 
     @property
     def nsam_grams(self) -> dict[str, Tensor]:
