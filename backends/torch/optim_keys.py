@@ -63,6 +63,12 @@ class StepKeys:
             known = {id(one): one for one in (models[model][name] for model, name in places)}
             yield from ((parameter, one) for one in known.values())
 
+    def unscale(self, scale: Tensor) -> None:
+        """Divide the errors of tokens by what the loss was multiplied by."""
+        for p, known in self._known():
+            if p in self.by_token and known.grad is not None:
+                known.grad[..., p.shape[-1] + 1 :].div_(scale.to(p.device))
+
     def clear(self) -> None:
         """Forget it."""
         for _, known in self._known():
