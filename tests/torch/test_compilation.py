@@ -116,3 +116,20 @@ def test_a_mode_that_sees_each_operation_sees_it() -> None:
             nsam.compile(program, "s", compiled=compiled)(x)
         counts.append(counted.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("quick_kernels")
+def test_a_graph_may_be_gone_through_twice() -> None:
+    """Two losses of one output, each with a backward pass of its own."""
+    program, x = nsam.loads(LEARNS), torch.randn(2, 64, 4, dtype=torch.float64)
+    gradients = []
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        module = nsam.compile(program, "s", compiled=compiled).double()
+        y, _ = module(x)
+        y[:, :20].square().mean().backward(retain_graph=True)
+        y[:, 20:].sum().backward()
+        gradients.append([p.grad for p in module.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
