@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nsam.backends.torch.runtime.blocks import At
 from nsam.backends.torch.runtime.functions import wide
+from nsam.backends.torch.runtime.generated import reduced
 from nsam.backends.torch.runtime.inputs import require_batch, whole
 from nsam.backends.torch.runtime.keys import hand_over, nothing_seen, square, sums
 from nsam.backends.torch.runtime.modules import Holder, Place, places
@@ -135,6 +136,11 @@ class System(Holder):
     def _units(self) -> list[tuple[str, System]]:
         modules = self.named_modules(remove_duplicate=False)
         return [(f"{path}." if path else "", m) for path, m in modules if isinstance(m, System)]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For pickle and copies: with the generated source, which another process does not have."""
+        found = super().__reduce_ex__(protocol)
+        return reduced(type(self), found) if isinstance(found, tuple) else found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`; in half precision under autocast, because states and gates stay in float32.
