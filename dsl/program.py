@@ -327,6 +327,9 @@ def _plain(raw: object) -> Value | None:
     if isinstance(raw, list | tuple):
         items = [_plain(item) for item in raw]
         return None if any(item is None or isinstance(item, tuple) for item in items) else tuple(items)
+    number: Any = raw
+    if getattr(raw, "shape", None) == () and hasattr(raw, "item"):  # a number of NumPy, a tensor without axes
+        return _plain(number.item())
     return None
 
 

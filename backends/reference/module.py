@@ -31,7 +31,7 @@ class ReferenceModule(torch.nn.Module):
         super().__init__()
         check_supported(unit)
         self.unit = unit
-        self._places: dict[str, tuple[torch.nn.Module, str]] = {}
+        self._paths: list[str] = []
         for parameter in parameters(unit):
             *path, name = parameter.path.split(".")
             owner: torch.nn.Module = self
@@ -40,7 +40,7 @@ class ReferenceModule(torch.nn.Module):
                 inside = owner._modules.setdefault(part, torch.nn.Module())
                 assert inside is not None
                 owner = inside
-            self._places[parameter.path] = owner, name
+            self._paths.append(parameter.path)
             owner.register_parameter(name, torch.nn.Parameter(initial_value(parameter, generator)))
 
     def forward(
@@ -68,7 +68,7 @@ class ReferenceModule(torch.nn.Module):
         require_state(self.unit, state)
         state = pytree.tree_map_only(torch.Tensor, _recordable, state)
         ops = TorchArrays(given[0].device)
-        own = {path: _recordable(getattr(*place)) for path, place in self._places.items()}
+        own = {path: _recordable(self._value(path)) for path in self._paths}
         if not learns_end_to_end(self.unit):
             return run(ops, self.unit, own, given, state)
         outer = torch.is_grad_enabled()
@@ -78,6 +78,15 @@ class ReferenceModule(torch.nn.Module):
         with torch.enable_grad():
             y, after = run_end_to_end(ops, self.unit, own, given, answers, state)
         return (y, after) if outer else pytree.tree_map_only(torch.Tensor, torch.Tensor.detach, (y, after))
+
+    def _value(self, path: str) -> torch.Tensor:
+        """What is now at the path of a parameter, whose module may have been replaced."""
+        *above, name = path.split(".")
+        owner: torch.nn.Module = self
+        for part in above:
+            owner = owner._modules[part]  # type: ignore[assignment]
+        found: torch.Tensor = getattr(owner, name)
+        return found
 
 
 def _recordable(x: torch.Tensor) -> torch.Tensor:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import linecache
-import sys
-from types import ModuleType
-from typing import Any
-
 from nsam.backends.torch.emit.module import ModuleSource
 from nsam.backends.torch.runtime.end_to_end import EndToEnd
+from nsam.backends.torch.runtime.generated import SOURCE, load_source
 from nsam.backends.torch.runtime.system import System
 from nsam.backends.torch.states import require_state
 from nsam.compiler.passes import ALL, Passes
@@ -25,19 +20,6 @@ def write_source(unit: c.Unit, passes: Passes = ALL, *, keys: Keys = False) -> t
     module = ModuleSource(passes=passes, keys=keys)
     text = module.write(unit)
     return text, module.class_name(unit)
-
-
-def load_source(text: str) -> ModuleType:
-    """Load generated source as a module; tracebacks show its lines. The same text is loaded once."""
-    name = f"nsam_generated_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    module = ModuleType(name)
-    module.__file__ = f"<{name}>"
-    linecache.cache[module.__file__] = (len(text), None, text.splitlines(keepends=True), module.__file__)
-    sys.modules[name] = module
-    exec(compile(text, module.__file__, "exec"), module.__dict__)
-    return module
 
 
 def build(
@@ -59,17 +41,21 @@ def build(
     The module takes the unit's inputs and `state=None`, and returns `(output, state)`.
     """
     text, name = write_source(unit, passes, keys=keys)
-    kind: Any = getattr(load_source(text), name)
-    module: System = kind()
+    written = load_source(text)
+    module: System = getattr(written, name)()
     set_compiled(module, compiled, cpp_wrapper, truncated)
-    for part in module.modules():
+    rules = step_rules(unit)
+    for path, part in module.named_modules():
         if isinstance(part, System):
+            inside = f"{path}." if path else ""
+            own = {name.removeprefix(inside): rule for name, rule in rules.items() if name.startswith(inside)}
+            part.__dict__["nsam_rules"] = own
             part.recompute, part.native = "recompute" in passes, "native" in passes
+            part.weights()  # finds its memories, before anyone puts other modules in their place
     module.__dict__["nsam_unit"] = unit
-    module.__dict__["nsam_source"] = text
+    module.__dict__["nsam_source"] = getattr(written, SOURCE)  # the text that all copies and pickles share
     module.__dict__["nsam_check"] = require_state
     module.__dict__["nsam_passes"] = passes
-    module.__dict__["nsam_rules"] = step_rules(unit)
     return module
 
 

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.optim_keys import Place, StepKeys, require_served, without_module
-from nsam.backends.torch.optim_models import told
+from nsam.backends.torch.optim_keys import StepKeys, require_served, without_module
+from nsam.backends.torch.optim_models import Place, told
 from nsam.backends.torch.optim_rules import EVERY, RULE, OuterRule, Role, RuleOptimizer, rule_for
 from nsam.compiler.rule_plan import lower_rule, number
 from nsam.dsl.checked import RuleUse
@@ -100,7 +100,7 @@ def _for_module(
     shared = [outer_rule(use, role) for use, role in pairs]
     uses = [*(use for use, _ in pairs), *special]
     outer = _labelled([*shared, *(outer_rule(use, "named") for use in special)])
-    keyed: dict[Tensor, Place] = {}
+    keyed: dict[Tensor, tuple[Place, ...]] = {}
     by_token: set[Tensor] = set()
     groups: dict[tuple[str, float], dict[str, Any]] = {}
     for one in known:
@@ -112,8 +112,9 @@ def _for_module(
         key = (rule.label, period if math.isinf(period) else int(period) // every)
         groups.setdefault(key, {"params": [], RULE: key[0], EVERY: key[1]})["params"].append(one.parameter)
         if rule.keyed and not math.isinf(key[1]):
-            require_served(rule, uses[outer.index(rule)], one.model, one.own_name)
-            keyed[one.parameter] = (one.model, one.own_name)
+            for place in one.places:
+                require_served(rule, uses[outer.index(rule)], *place)
+            keyed[one.parameter] = one.places
             by_token |= {one.parameter} if rule.by_token else set()
     keys = StepKeys(keyed, frozenset(by_token)) if keyed else None
     return RuleOptimizer(groups.values(), outer, compiled=compiled, keys=keys, products=products)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from nsam.dsl.checked import RuleUse
+from nsam.dsl.diagnostics import fail
 
 _TOLD = ("nsam_matrices", "nsam_periods", "nsam_rules")
+
+
+Place: TypeAlias = "tuple[torch.nn.Module, str]"
+"""A model and the name of a parameter in it."""
 
 
 class Told(NamedTuple):
@@ -19,10 +24,9 @@ class Told(NamedTuple):
     name: str
     """In the whole module."""
     parameter: Tensor
-    model: torch.nn.Module
-    """The model that it is of: the outermost one that says something, or the whole module."""
-    own_name: str
-    """In that model."""
+    places: tuple[Place, ...]
+    """Where it is read: the models that it is of (the outermost ones that say something, or the whole module) and its
+    names in them; tied ones have several."""
     matrix: bool
     period: float | None
     """Steps between two updates, inf where it never moves; None where nothing is said."""
@@ -31,25 +35,63 @@ class Told(NamedTuple):
 
 
 def told(module: torch.nn.Module) -> Iterator[Told]:
-    """Yield each parameter with what its model says, whatever that model is wrapped in or is a part of."""
+    """Yield each parameter with what its model says, whatever that model is wrapped in or is a part of.
+
+    Of a parameter that has several places the first in a model says what moves it, and when. ProgramError N0480 where
+    a memory has a rule of its own that is not known here.
+    """
     names = {parameter: name for name, parameter in module.named_parameters()}
-    places: dict[Tensor, tuple[torch.nn.Module, str]] = {}
-    for model in _models(module):
-        for own_name, parameter in model.named_parameters():
-            places.setdefault(parameter, (model, own_name))
+    places: dict[Tensor, dict[Place, None]] = {}
+    for path, part in _parts(module):
+        speaks = _says_something(part)
+        for own_name, parameter in part.named_parameters(recurse=speaks, remove_duplicate=False):
+            places.setdefault(parameter, {})[(part, own_name) if speaks else (module, path + own_name)] = None
+    said: dict[torch.nn.Module, _Said] = {}
     for parameter, name in names.items():
-        model, own_name = places.get(parameter, (module, name))
-        matrices: set[str] | None = getattr(model, "nsam_matrices", None) if parameter in places else None
-        periods: Mapping[str, float] = getattr(model, "nsam_periods", {})
-        rules: Mapping[str, RuleUse] = getattr(model, "nsam_rules", {})
+        own = tuple(places[parameter])
+        model, own_name = next((place for place in own if _says_something(place[0])), (module, name))
+        if model not in said:
+            said[model] = _Said.by(model)
+        matrices, periods, rules, with_rules = said[model]
+        if own_name in with_rules and own_name not in rules:
+            raise fail(
+                "N0480",
+                f"the memory of parameter `{name}` has a rule of its own, which the written source does not hold",
+                help="make the module with nsam.compile from the program, and give it these weights by load_state_dict",
+            )
         matrix = parameter.ndim >= 2 if matrices is None else own_name in matrices
-        yield Told(name, parameter, model, own_name, matrix, periods.get(own_name), rules.get(own_name))
+        yield Told(name, parameter, own, matrix, periods.get(own_name), rules.get(own_name))
 
 
-def _models(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The outermost modules that say something themselves; what torch.compile wraps answers for what is inside."""
-    if any(name in module.__dict__ or hasattr(type(module), name) for name in _TOLD):
-        yield module
-    else:
-        for child in module.children():
-            yield from _models(child)
+class _Said(NamedTuple):
+    """What a model says of its parameters, by their names in it."""
+
+    matrices: Collection[str] | None
+    periods: Mapping[str, float]
+    rules: Mapping[str, RuleUse]
+    with_rules: Collection[str]
+
+    @classmethod
+    def by(cls, model: torch.nn.Module) -> _Said:
+        """Ask it: what it says is put together at each question."""
+        about: Any = model
+        return cls(
+            getattr(about, "nsam_matrices", None),
+            getattr(about, "nsam_periods", {}),
+            getattr(about, "nsam_rules", {}),
+            getattr(about, "nsam_with_rules", ()),
+        )
+
+
+def _parts(module: torch.nn.Module, path: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
+    """The outermost modules that say something themselves, those around and beside them, and where they are.
+
+    What torch.compile wraps answers for what is inside.
+    """
+    yield path, module
+    for name, child in () if _says_something(module) else module.named_children():
+        yield from _parts(child, f"{path}{name}.")
+
+
+def _says_something(module: torch.nn.Module) -> bool:
+    return any(name in module.__dict__ or hasattr(type(module), name) for name in _TOLD)

@@ -13,6 +13,7 @@ from torch import Tensor
 from nsam.backends.torch.optim_batches import Layout, Signature, signature
 from nsam.backends.torch.optim_keys import StepKeys
 from nsam.backends.torch.optim_steps import COUNT, Steps
+from nsam.backends.torch.runtime.modules import is_sharded
 from nsam.compiler.rule_plan import GRAM, WEIGHT, RulePlan
 from nsam.dsl.diagnostics import fail
 
@@ -106,18 +107,18 @@ class RuleOptimizer(torch.optim.Optimizer):
         Without a rule, matrices (two axes or more) and others go to the rules that the optimizer has for them; the
         group is split where these differ.
         """
-        if RULE in param_group:
-            self._add_group(param_group, self.rule(param_group[RULE]))
-            return
         given = param_group["params"]
         parameters = [given] if isinstance(given, Tensor) else list(given)
+        for parameter in parameters:
+            require_whole(parameter)
+        if RULE in param_group:
+            self._add_group(param_group | {"params": parameters}, self.rule(param_group[RULE]))
+            return
         if not parameters:
             raise ValueError("a parameter group without parameters")
         chosen_by: dict[str, list[Any]] = {rule.label: [] for rule in self.rules}
         for parameter in parameters:
-            tensor = (
-                parameter[1] if isinstance(parameter, tuple) and len(parameter) == 2 else parameter
-            )  # with its name
+            tensor = _unnamed(parameter)
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"an optimizer moves tensors, found {type(tensor).__name__}")
             chosen_by[rule_for(self.rules, tensor.ndim >= 2).label].append(parameter)
@@ -155,6 +156,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._overflowed():
+            return loss
         grams = {} if self.keys is None else self.keys.now()
         for group in self.param_groups:
             group[CLOCK] += 1
@@ -163,6 +166,35 @@ class RuleOptimizer(torch.optim.Optimizer):
         if self.keys is not None:
             self.keys.clear()
         return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler leaves it to `step` to undo the scale: it knows of gradients, not of errors of tokens.
+
+        It then sets `grad_scale` and `found_inf` for the time of the step.
+        """
+        return self.keys is not None and bool(self.keys.by_token)
+
+    def _overflowed(self) -> bool:
+        """Undo a GradScaler's scale; whether there are gradients that are not finite, and no step is to be taken."""
+        found: Any = getattr(self, "found_inf", None)
+        if found is None or self.keys is None:
+            return False
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        if scale is None:
+            raise fail(
+                "N0226",
+                "`scaler.unscale_(optimizer)` does not reach the errors of tokens that a rule here uses",
+                help="leave `unscale_` out, `scaler.step(optimizer)` does it; to clip gradients train without a "
+                "GradScaler: bfloat16 needs none",
+            )
+        if float(found):
+            self.keys.clear()
+            return True
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            p.grad.div_(scale.to(p.grad.device))
+        self.keys.unscale(scale)
+        return False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, and what was summed up of layers' inputs."""
@@ -329,6 +361,23 @@ class RuleOptimizer(torch.optim.Optimizer):
             if saved[name].shape != state.shape:
                 sizes = f"{list(saved[name].shape)} there and {list(state.shape)} here"
                 raise ValueError(f"a state `{name}` of the rule {group[RULE]} is {sizes}")
+
+
+def require_whole(parameter: Any) -> None:
+    """Check that a parameter is a whole tensor, not a process's part of one; N0480 otherwise."""
+    tensor = _unnamed(parameter)
+    if isinstance(tensor, Tensor) and is_sharded(tensor):
+        raise fail(
+            "N0480",
+            "a rule moves whole tensors, and a DTensor (of fully_shard, for example) is spread over processes",
+            help="keep the weights whole, with DistributedDataParallel, and spread the optimizer's states: "
+            "`nsam.optimizer(…, sharded=True)`; or move DTensors by an optimizer of torch.optim",
+        )
+
+
+def _unnamed(parameter: Any) -> Any:
+    """What torch takes for a parameter, without the name that may be given with it."""
+    return parameter[1] if isinstance(parameter, tuple) and len(parameter) == 2 else parameter
 
 
 def _owned(state: Tensor, *lent: Tensor) -> Tensor:

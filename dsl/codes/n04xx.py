@@ -53,8 +53,9 @@ TABLE: tuple[Code, ...] = (
         "rule-cannot-serve",
         "error",
         "The arguments of a rule used as an optimizer are numbers, and every parameter of the model needs a rule. "
-        "Memories declared in a rule are `like(self)`, linear or mlp, and their objectives have derivatives. Raised "
-        "when a rule is lowered or an optimizer is built.",
+        "Memories declared in a rule are `like(self)`, linear or mlp, and their objectives have derivatives. A rule "
+        "moves whole tensors, not DTensors, and a memory's own rule is known where `nsam.compile` made the module, not "
+        "where its written source did. Raised when a rule is lowered or an optimizer is built.",
         equation="33-37",
     ),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from keyed_programs import CLOCK, LINEAR, LONG, LOOP, MLP, TWICE, assert_same, compiled, data, run, squares
+from keyed_programs import CLOCK, HEAD, LINEAR, LONG, LOOP, MLP, TWICE, assert_same, compiled, data, run, squares
 from torch import Tensor, nn
 
 import nsam
@@ -364,3 +364,52 @@ def test_zero_grad_forgets_the_tokens_too(by: str) -> None:
             squares(module(x)[0], x).backward()
         optimizer.step()
     assert_same(one, dict(two.state_dict()), 0)
+
+
+SCALED = (
+    HEAD
+    + """rule by_error(lr) { self <- self - lr * outer(err * abs(err), key) }
+system net(dim: int = 4) {
+  input x: [dim]
+  memory a : linear(dim -> dim)
+  memory b : linear(dim -> 3) { minimize task; by gd(lr = 0.05); every 2 steps }
+  output b(tanh(a(x)))
+}
+"""
+)
+
+
+def scaled_steps(enabled: bool, *, overflow: bool = False) -> dict[str, Tensor]:
+    """Weights after four steps of two backward passes each; with `overflow` one more is skipped before the last."""
+    module = compiled(SCALED, keys="tokens")
+    optimizer = nsam.optimizer(nsam.loads(SCALED), "by_error", module, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=2.0**9, growth_interval=1)
+    for number, x in enumerate(data(5, 2, 3, 4)):
+        if number == 3 and not overflow:
+            continue
+        optimizer.zero_grad()
+        for _ in range(2):
+            scaler.scale(squares(module(x)[0], x)).backward()
+        if number == 3:
+            module.get_parameter("a.weight").grad[0, 0] = torch.inf  # type: ignore[index]
+        scaler.step(optimizer)
+        scaler.update()
+    return module.state_dict()
+
+
+def test_a_scaled_loss_has_errors_that_are_not() -> None:
+    wanted = scaled_steps(False)
+    for overflow in (False, True):
+        found = scaled_steps(True, overflow=overflow)
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_that_are_unscaled_beforehand_leave_errors_behind() -> None:
+    module = compiled(SCALED, keys="tokens")
+    optimizer = nsam.optimizer(nsam.loads(SCALED), "by_error", module, lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    (x,) = data(1, 2, 3, 4)
+    scaler.scale(squares(module(x)[0], x)).backward()
+    scaler.unscale_(optimizer)
+    with pytest.raises(nsam.ProgramError, match=r"N0226.*`scaler\.unscale_\(optimizer\)` does not reach"):
+        scaler.step(optimizer)

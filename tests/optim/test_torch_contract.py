@@ -6,6 +6,7 @@ import copy
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -296,3 +297,29 @@ def test_groups_of_named_parameters(std: Any) -> None:
         [{"params": list(module.named_parameters()), "lr": 0.5}],
     )
     assert [(group["param_names"], group["lr"]) for group in made.param_groups] == [(["weight"], 0.5), (["bias"], 0.5)]
+
+
+@pytest.mark.parametrize("number", [torch.tensor(0.01), torch.tensor(0.01, dtype=torch.float64), np.float32(0.01)])
+def test_a_rate_may_be_a_tensor_without_axes(number: Any) -> None:
+    made = nsam.optimizer("std.rules", "gd", [torch.nn.Parameter(torch.ones(2))], lr=number)
+    assert made.param_groups[0]["lr"] == float(number)
+    with pytest.raises(ProgramError, match="`lr` is float, not Tensor"):
+        nsam.optimizer("std.rules", "gd", [torch.nn.Parameter(torch.ones(2))], lr=torch.ones(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_parts_of_tensors_are_refused(tmp_path: Any, std: Any) -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        module = torch.nn.Linear(3, 3)
+        fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+        for given in (module, module.parameters(), module.named_parameters(), [{"params": module.weight}]):
+            with pytest.raises(ProgramError, match=r"N0480.*DTensor") as caught:
+                optimizer(std("adamw", lr=0.01), given)
+            assert "sharded=True" in (caught.value.diagnostics[0].help or "")
+    finally:
+        dist.destroy_process_group()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,3 +75,26 @@ def test_keys_come_from_each_model() -> None:
             made.step()
         results.append([p.detach().clone() for model in models for p in model.parameters()])
     torch.testing.assert_close(*results)
+
+
+WHOLE = """
+system whole(dim: int = 3) { input x: [dim]; output s(x, dim) }
+"""
+
+
+def test_a_part_of_a_model_keeps_its_memories_rules() -> None:
+    whole = nsam.compile(nsam.loads(PROGRAM + WHOLE), "whole", compiled=False)
+    made = nsam.optimizer("std.rules", "adamw", whole.s, lr=0.1)  # type: ignore[arg-type]
+    rules = {group["nsam.rule"]: len(group["params"]) for group in made.param_groups if group["nsam.rule"] == "gd"}
+    assert rules == {"gd": 1}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_written_source_does_not_hold_the_rules_of_memories(wrapper: str, tmp_path: Path) -> None:
+    """A file says which memories have one, and to lose it without a word would train another model."""
+    file = tmp_path / "written.py"
+    file.write_text(nsam.source(nsam.loads(PROGRAM + WHOLE), "whole"))
+    alone: Any = runpy.run_path(str(file))["Whole"]()
+    with pytest.raises(nsam.ProgramError, match=r"N0480.*`.*own\.weight` has a rule of its own") as caught:
+        nsam.optimizer("std.rules", "adamw", WRAPPERS[wrapper](alone), lr=0.1)
+    assert "nsam.compile" in (caught.value.diagnostics[0].help or "")

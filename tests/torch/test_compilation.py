@@ -143,3 +143,20 @@ def test_each_function_has_its_own_limit_of_variants(
         torch.testing.assert_close(module(x)[0], plain(x)[0])
         said.append(len([record for record in caplog.records if record.name == "nsam"]))
     assert said == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("quick_kernels")
+def test_a_graph_may_be_gone_through_twice() -> None:
+    """Two losses of one output, each with a backward pass of its own."""
+    program, x = nsam.loads(LEARNS), torch.randn(2, 64, 4, dtype=torch.float64)
+    gradients = []
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        module = nsam.compile(program, "s", compiled=compiled).double()
+        y, _ = module(x)
+        y[:, :20].square().mean().backward(retain_graph=True)
+        y[:, 20:].sum().backward()
+        gradients.append([p.grad for p in module.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)

@@ -61,3 +61,16 @@ def test_shapes_of_a_call_without_values() -> None:
     module = nsam.compile(nsam.loads(TWO), "two").to("meta")
     inputs = [torch.zeros(shape, device="meta") for shape in ((2, 64, 4), (2, 64, 4), (2, 4))]
     assert module(*inputs)[0].shape == (2, 64, 4)
+
+
+def test_numbers_that_are_noted_to_be_negated_are_so() -> None:
+    """As an imaginary part of a conjugate: compiled code reads what lies there."""
+    module = nsam.compile(nsam.loads(TWO), "two", compiled=False)
+    seen: list[bool] = []
+    module.register_forward_pre_hook(lambda _, given: seen.extend(x.is_neg() for x in given))
+    x = [torch.complex(torch.zeros(shape), torch.randn(shape)) for shape in ((2, 4, 4), (2, 4, 4), (2, 4))]
+    noted = [one.conj().imag for one in x]
+    assert all(one.is_neg() for one in noted)
+    found, wanted = module(*noted)[0], module(*(-one.imag for one in x))[0]
+    assert not any(seen)
+    assert torch.equal(found, wanted)

@@ -22,7 +22,7 @@ from nsam.backends.torch.emit.starts import starting_order
 from nsam.backends.torch.runtime.system import System
 from nsam.compiler.expressions import Node, postorder
 from nsam.compiler.lower import varies
-from nsam.compiler.step_keys import owns
+from nsam.compiler.step_keys import own_step_rule, owns
 from nsam.compiler.wavefront import Segments
 from nsam.dsl import checked as c
 
@@ -95,6 +95,11 @@ class ClassSource:
         if periods:
             text = ", ".join(f'"{k}": {"math.inf" if p == math.inf else p}' for k, p in periods)
             lines.append(f"step_periods = {{{text}}}")
+        ruled = [
+            f"{m.name}.{t}" for m in self.unit.memories if own_step_rule(m) and owns(m) for t in m.structure.tensors()
+        ]
+        if ruled:
+            lines.append("with_rules = frozenset({" + ", ".join(f'"{x}"' for x in ruled) + "})")
         reads = reads_of(self.source.names.sites, self.source.recorded)
         if reads:
             lines.append("layer_reads = {" + ", ".join(f'"{path}": {count}' for path, count in reads.items()) + "}")

@@ -11,6 +11,7 @@ from nsam.backends.torch.runtime.later import wait_later
 RECOMPILE_LIMIT = 64
 """Variants of one function: lengths that start at different offsets, with and without gradients or observation."""
 EARLY = "force_non_lazy_backward_lowering"
+DONATED = "collect_bw_donated_buffer_idxs"
 CACHEABLE = {f"torch.amp.autocast_mode.{name}": "1" for name in ("_enter_autocast", "_exit_autocast")}
 PLAIN: dict[str, Any] = {"pattern_matcher": False}
 """Options of torch.compile for a CPU. Of torch's rewritings by patterns none serves these graphs there, and looking for
@@ -30,6 +31,14 @@ def views_to_replay(output: Any) -> Any:
     return None if any(type(view).__name__ in LOST for view in found.sequence) else found
 
 
+def nothing_donated(*_: Any) -> list[int]:
+    """Which of the tensors that are kept for a backward graph it may write over: none.
+
+    torch's own setting for it, `donated_buffer`, is asked again when the backward pass runs, outside of these settings.
+    """
+    return []
+
+
 class CompilerSettings:
     """Settings around every call of a compiled function.
 
@@ -40,6 +49,9 @@ class CompilerSettings:
 
     With `recompute` elementwise results are computed again in the backward pass, where their operands lie in the cache,
     rather than kept: half of the memory of a block of Hope, and half of what has to be fetched.
+
+    Nothing that is kept for the backward pass is given to it as room for its results: torch would then refuse a second
+    backward pass through the same call (`retain_graph=True`), and a step's peak of memory is the same to the byte.
 
     Views that torch's cache cannot keep are left out of it (`views_to_replay`).
 
@@ -60,6 +72,7 @@ class CompilerSettings:
         dynamo: Any = torch._dynamo.config  # asked for first: torch loads its compiler, and then has the others
         functorch: Any = torch._functorch.config
         from torch._functorch._aot_autograd import collect_metadata_analysis as analysis
+        from torch._functorch._aot_autograd import graph_compile
         from torch._inductor.async_compile import AsyncCompile
 
         for config, name, value in (
@@ -68,6 +81,7 @@ class CompilerSettings:
             (functorch, "autograd_cache_allow_custom_autograd_functions", True),
             (functorch, "aggressive_recomputation", self.recompute),
             (analysis, "ViewMetaSequence", views_to_replay),
+            *(((graph_compile, DONATED, nothing_donated),) if hasattr(graph_compile, DONATED) else ()),
             (torch._inductor.config, "unsafe_marked_cacheable_functions", CACHEABLE),
             *(() if self.cuda else ((functorch, EARLY, True), (AsyncCompile, "wait", wait_later()))),
         ):

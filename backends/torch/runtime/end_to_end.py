@@ -290,7 +290,7 @@ def parts(unit: System, state: State, where: str = "") -> Iterator[tuple[str, Sy
     for name, child in state["children"].items():
         module = unit.child(name)
         if isinstance(child, list):
-            for i, (inner, each) in enumerate(zip(module.children(), child, strict=True)):
+            for i, (inner, each) in enumerate(zip(module, child, strict=True)):
                 yield from parts(inner, each, f"{where}{name}.{i}.")
         else:
             yield from parts(module, child, f"{where}{name}.")

@@ -15,8 +15,13 @@ NARROW = frozenset({torch.uint8, torch.int8, torch.int16, torch.uint16, torch.ui
 
 
 def whole(x: Any) -> Any:
-    """Tokens of a narrow type as int64; anything else as it is."""
-    return x.to(torch.int64) if isinstance(x, Tensor) and x.dtype in NARROW else x
+    """Tokens of a narrow type as int64, numbers that torch only notes to be negated as they are; else what was given.
+
+    The note (an imaginary part of a conjugate has it) is lost in code that torch.compile makes.
+    """
+    if not isinstance(x, Tensor):
+        return x
+    return x.to(torch.int64) if x.dtype in NARROW else x.resolve_neg() if x.is_neg() else x
 
 
 def expect(name: str, x: Tensor, shape: tuple[int, ...], *, vocab: int | None = None, per: str = "token") -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,69 @@ class Memory(nn.Module):
         self.tensors = tuple(tensors)
         for name, tensor in tensors.items():
             setattr(self, name, nn.Parameter(tensor))
+
+
+class Place(NamedTuple):
+    """Where a memory is below its unit, and what is read of it; whichever module is there then, is read."""
+
+    above: tuple[str, ...]
+    """Names of the modules that lead to it, its own last."""
+    tensors: tuple[tuple[str, str], ...]
+    """Path and name of each of its tensors: `level.0.w1`, `w1`."""
+
+    def read(self, unit: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Path and value of each tensor. RuntimeError where the values would not be the current ones."""
+        module = unit
+        for name in self.above:
+            module = module._modules[name]  # type: ignore[assignment]
+        found = [(path, getattr(module, name)) for path, name in self.tensors]
+        if module._forward_pre_hooks:
+            require_current(module, found)
+        return iter(found)
+
+
+def places(module: nn.Module, inside: type[nn.Module], above: tuple[str, ...] = ()) -> Iterator[Place]:
+    """The memories below a unit, but not those of the units that it calls, modules of type `inside`.
+
+    A memory that has several places counts at each.
+    """
+    for name, child in module._modules.items():
+        here = (*above, name)
+        if isinstance(child, Memory):
+            yield Place(here, tuple((".".join((*here, tensor)), tensor) for tensor in child.tensors))
+        elif child is not None and not isinstance(child, inside):
+            yield from places(child, inside, here)
+
+
+def require_current(memory: nn.Module, found: Iterable[tuple[str, Tensor]]) -> None:
+    """Check that hooks for a call, which a memory never has, do not make its tensors; RuntimeError otherwise.
+
+    A memory is read where its weights are needed, and has no `forward`. The norms of torch.nn.utils from before
+    parametrizations, and pruning, put a plain tensor in a parameter's place and renew it before each call;
+    `fully_shard` gathers parameters then.
+    """
+    for path, tensor in found:
+        if is_sharded(tensor):
+            raise RuntimeError(
+                f"`{path}` is sharded by itself, and nothing gathers it: a memory is read without being called; give "
+                "fully_shard the whole compiled module, or a system that it calls, not a single memory"
+            )
+        if path.rpartition(".")[2] in memory.__dict__:
+            raise RuntimeError(
+                f"`{path}` is no parameter any more: spectral_norm, weight_norm and prune of torch.nn.utils renew it "
+                "before each call of its module, and a memory is read without being called; use spectral_norm and "
+                "weight_norm of torch.nn.utils.parametrizations, or torch.nn.utils.parametrize, and for what is pruned "
+                "prune.remove(memory, name)"
+            )
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor: this process has a part of it."""
+    if type(tensor) in (Tensor, nn.Parameter) or not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor  # takes its time, and few have one
+
+    return isinstance(tensor, DTensor)
 
 
 def normal(*shape: int, std: float) -> Tensor:

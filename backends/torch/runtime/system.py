@@ -7,14 +7,15 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from nsam.backends.torch.runtime.blocks import At
 from nsam.backends.torch.runtime.functions import wide
+from nsam.backends.torch.runtime.generated import reduced
 from nsam.backends.torch.runtime.inputs import require_batch, whole
 from nsam.backends.torch.runtime.keys import hand_over, nothing_seen, square, sums
-from nsam.backends.torch.runtime.modules import Holder, Memory
+from nsam.backends.torch.runtime.modules import Holder, Place, places
 from nsam.backends.torch.runtime.replay import recorder, run_pass
 from nsam.backends.torch.runtime.rows import Rows, new_slot, reached, row_size
 from nsam.backends.torch.runtime.tasks import Tasks, separate
@@ -59,6 +60,8 @@ class System(Holder):
     """This unit's weights of linear and mlp memories, by path."""
     step_periods: Mapping[str, float] = {}
     """This unit's parameters that move every so many steps of the training level (default 1)."""
+    with_rules: frozenset[str] = frozenset()
+    """This unit's parameters whose memory has a rule of its own; which one, only the program says."""
     layer_reads: Mapping[str, int] = {}
     """This unit's weights whose inputs are summed up for rules of the step clock, and how many places read each."""
     token_reads: Mapping[str, int] = {}
@@ -79,6 +82,11 @@ class System(Holder):
     def nsam_periods(self) -> dict[str, float]:
         """Step periods by parameter name, here and below."""
         return {f"{path}{name}": p for path, unit in self._units() for name, p in unit.step_periods.items()}
+
+    @property
+    def nsam_with_rules(self) -> set[str]:
+        """Names of parameters, here and below, whose memory has a rule of its own."""
+        return {f"{path}{name}" for path, unit in self._units() for name in unit.with_rules}
 
     @property
     def nsam_grams(self) -> dict[str, Tensor]:
@@ -128,7 +136,13 @@ class System(Holder):
             rows.grad = None
 
     def _units(self) -> list[tuple[str, System]]:
-        return [(f"{path}." if path else "", m) for path, m in self.named_modules() if isinstance(m, System)]
+        modules = self.named_modules(remove_duplicate=False)
+        return [(f"{path}." if path else "", m) for path, m in modules if isinstance(m, System)]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For pickle and copies: with the generated source, which another process does not have."""
+        found = super().__reduce_ex__(protocol)
+        return reduced(type(self), found) if isinstance(found, tuple) else found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`; in half precision under autocast, because states and gates stay in float32.
@@ -155,20 +169,14 @@ class System(Holder):
         return output.to(like.dtype) if output.is_floating_point() else output, state
 
     def weights(self) -> dict[str, Tensor]:
-        """This unit's own parameters by path: `mem.w1`, `level.0.weight`."""
-        if "_flat" not in self.__dict__:
-            own: list[tuple[str, nn.Module, str]] = []
-            for path, module in self.named_modules():
-                if isinstance(module, Memory) and not self._inside_child(path):
-                    own += [(f"{path}.{name}", module, name) for name in module.tensors]
-            self.__dict__["_flat"] = own
-        return {path: getattr(module, name) for path, module, name in self.__dict__["_flat"]}
+        """This unit's own parameters by path: `mem.w1`, `level.0.weight`.
 
-    def _inside_child(self, path: str) -> bool:
-        parts = path.split(".")
-        inside = dict(self.named_modules())
-        above = (".".join(parts[:end]) for end in range(1, len(parts)))
-        return any(isinstance(inside[path], System) for path in above)
+        Only paths are kept: a memory may be replaced by another one, or be the same at several places.
+        """
+        known: tuple[Place, ...] | None = self.__dict__.get("_places")
+        if known is None:
+            known = self.__dict__["_places"] = tuple(places(self, System))
+        return {path: tensor for place in known for path, tensor in place.read(self)}
 
     def child(self, name: str) -> Any:
         """The called system or repeat `name`, which may be the name of a method too."""
@@ -248,7 +256,7 @@ class System(Holder):
     def run_repeat(self, name: str, children: State, carried: tuple[Tensor, ...], *captured: Tensor) -> Any:
         """Run the passes of a repeat one after the other, or as a wavefront where one is in force and possible."""
         states: list[Any] = []
-        modules = list(self.child(name).children())
+        modules = list(self.child(name))  # not `children()`: passes may be one and the same module
         before = children.get(name) or [None] * len(modules)
         wave = wavefront()
         if wave is not None and (sizes := wave.sizes(modules, carried, captured, before)):
