@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from nsam.backends.torch.emit.keys import sums
 from nsam.backends.torch.emit.names import Names
-from nsam.compiler.expressions import Node
+from nsam.compiler.expressions import Node, steady
 from nsam.compiler.rows import Part
 from nsam.compiler.signs import positive
 
@@ -172,6 +172,8 @@ class Printer:
             return f"-{self.of(args[0], 7)}", 6
         if op == "pow":
             return f"{self.of(args[0], 8)} ** {self.of(args[1], 8)}", 7
+        if op in ("normalize", "normalize_pullback") and node.attr("heads") is not None:
+            return f"{_CALLS[op]}({', '.join(self.of(a) for a in args)}, heads={node.attr('heads')})", ATOM
         if op in _CALLS:
             return f"{_CALLS[op]}({', '.join(self.of(a) for a in args)})", ATOM
         special = getattr(self, f"_{op}", None)
@@ -331,22 +333,6 @@ class Printer:
 def quoted(text: str) -> str:
     """A string of generated source."""
     return f'"{text}"'
-
-
-def steady(node: Node) -> bool:
-    """Whether a value is made of states alone: the same for all tokens of a block, its time axis of length 1."""
-    if node.op == "row":
-        return node.args[0].op == "state"
-    if node.layout not in ("heads", "flat") or node.op in (
-        "expand_like",
-        "expand_tokens",
-        "carry",
-        "conv",
-        "attention",
-    ):
-        return False
-    moving = [a for a in node.args if a.op not in ("number", "weight") and a.layout not in ("constant", "number")]
-    return bool(moving) and all(steady(a) for a in moving)
 
 
 def each_token(node: Node, text: str) -> str:

@@ -89,13 +89,17 @@ def length(x: Tensor, floor: float) -> Tensor:
     return norm(x).clamp_min(floor)
 
 
-def normalize(x: Tensor) -> Tensor:
-    """x / max(|x|, 1e-6) over the last axis."""
+def normalize(x: Tensor, heads: int = 1) -> Tensor:
+    """x / max(|x|, 1e-6) over the last axis, for each of `heads` slices of it."""
+    if heads > 1:
+        return normalize(torch.unflatten(x, -1, (heads, -1))).flatten(-2)
     return x / length(x, NORMALIZE_FLOOR)
 
 
-def normalize_pullback(x: Tensor, g: Tensor) -> Tensor:
+def normalize_pullback(x: Tensor, g: Tensor, heads: int = 1) -> Tensor:
     """The derivative of `normalize` at x, transposed, times g."""
+    if heads > 1:
+        return normalize_pullback(torch.unflatten(x, -1, (heads, -1)), torch.unflatten(g, -1, (heads, -1))).flatten(-2)
     size = norm(x)
     y = x / size.clamp_min(NORMALIZE_FLOOR)
     inside = torch.where(size > NORMALIZE_FLOOR, g - y * dot(g, y), g)
