@@ -127,6 +127,8 @@ def _max_mask(b: Builder, winner: Node, loser: Node) -> Node:
 
 def _pow_base(b: Builder, n: Node, g: Node) -> Node:
     x, p = n.args
+    if p.op == "number" and 0 < p.value < 1:
+        return b.mul(g, b.apply("root_slope", x, p))
     return b.mul(g, b.mul(p, b.apply("pow", x, b.sub(p, b.number(1)))))
 
 

@@ -219,6 +219,7 @@ def _gelu_tanh(x: Expr, algebra: Algebra) -> Expr:
 def _gelu_tanh_slope(x: Expr, algebra: Algebra) -> Expr:
     """(1 + t)/2 + x/2 (1 − t²) √(2/π) (1 + 3 · 0.044715 x²), t the hyperbolic tangent in `gelu_tanh`."""
     b = algebra.build
+    x = call("clip", x, constant(-10), constant(10))  # 0 or 1 beyond, and no square that is infinite
     t = _gelu_tanh(x, algebra)
     inside = b("add", constant(1), b("mul", constant(3 * 0.044715), b("pow", x, constant(2))))
     bell = b("mul", b("sub", constant(1), b("pow", t, constant(2))), b("mul", constant(math.sqrt(2 / math.pi)), inside))

@@ -56,8 +56,9 @@ def gelu(ops: Arrays, a: Array) -> Array:
 
 def gelu_tanh(ops: Arrays, a: Array) -> Array:
     """Return a/2 (1 + tanh(√(2/π) (a + 0.044715 a³)))."""
-    cube = ops.mul(ops.array(0.044715), ops.mul(a, ops.mul(a, a)))
-    inner = ops.mul(ops.array(math.sqrt(2 / math.pi)), ops.add(a, cube))
+    near = clip(ops, a, ops.array(-10.0), ops.array(10.0))  # ±1 beyond; the cube of a large one would be infinite
+    cube = ops.mul(ops.array(0.044715), ops.mul(near, ops.mul(near, near)))
+    inner = ops.mul(ops.array(math.sqrt(2 / math.pi)), ops.add(near, cube))
     return ops.mul(ops.mul(a, ops.array(0.5)), ops.add(ops.array(1.0), ops.tanh(inner)))
 
 
@@ -189,11 +190,9 @@ def huber(ops: Arrays, error: Array, delta: float) -> Array:
 
 def pseudo_huber(ops: Arrays, error: Array, delta: float) -> Array:
     """Return δ²(√(1 + ‖e‖²/δ²) − 1); δ = inf is ½‖e‖²."""
-    if math.isinf(delta):
-        return ops.mul(ops.array(0.5), dot(ops, error, error))
-    square, one = ops.array(delta * delta), ops.array(1.0)
-    root = ops.sqrt(ops.add(one, ops.div(dot(ops, error, error), square)))
-    return ops.mul(square, ops.sub(root, one))
+    square, one = dot(ops, error, error), ops.array(1.0)
+    root = ops.sqrt(ops.add(one, ops.div(square, ops.array(delta * delta))))
+    return ops.div(square, ops.add(root, one))  # the difference of the definition cancels where δ is large
 
 
 # --- application -----------------------------------------------------------------------------------

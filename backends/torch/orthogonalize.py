@@ -67,6 +67,16 @@ def sqrt(x: Scalar) -> Scalar:
     return torch.where(zero, 0, torch.where(zero, 1, x).sqrt())
 
 
+def power(x: Scalar, exponent: Scalar) -> Scalar:
+    """x to a power; for a power between 0 and 1 the gradient at 0 is 0."""
+    if not isinstance(x, Tensor) or isinstance(exponent, Tensor) or not 0 < exponent < 1:
+        return x**exponent
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return x**exponent
+    zero = x == 0
+    return torch.where(zero, 0, torch.where(zero, 1, x) ** exponent)
+
+
 def inverse_or_zero(x: Tensor) -> Tensor:
     """1 / x, and 0 where x is 0 (also in the gradient)."""
     zero = x == 0

@@ -19,7 +19,8 @@ _CALLS = {
     "cos": "torch.cos", "tanh": "torch.tanh", "sigmoid": "torch.sigmoid", "silu": "F.silu", "gelu": "F.gelu",
     "gelu_tanh": "rt.gelu_tanh", "gelu_tanh_slope": "rt.gelu_tanh_slope",
     "relu": "F.relu", "softplus": "F.softplus", "max": "rt.maximum", "min": "rt.minimum",
-    "sqrt": "rt.sqrt", "sqrt_slope": "rt.sqrt_slope", "silu_slope": "rt.silu_slope", "gelu_slope": "rt.gelu_slope",
+    "sqrt": "rt.sqrt", "sqrt_slope": "rt.sqrt_slope", "root_slope": "rt.root_slope",
+    "silu_slope": "rt.silu_slope", "gelu_slope": "rt.gelu_slope",
     "step_at": "rt.step_at", "inside": "rt.inside", "norm": "rt.norm", "dot": "rt.dot", "outer": "rt.outer",
     "normalize": "rt.normalize",
     "normalize_pullback": "rt.normalize_pullback", "root_mean_square": "rt.root_mean_square", "merge": "rt.merge",
@@ -170,6 +171,8 @@ class Printer:
             return f"{self.of(args[0], level)} {sign} {text}", level
         if op == "neg":
             return f"-{self.of(args[0], 7)}", 6
+        if op == "pow" and args[1].op == "number" and 0 < args[1].value < 1:
+            return f"rt.root({self.of(args[0])}, {self.of(args[1])})", ATOM
         if op == "pow":
             return f"{self.of(args[0], 8)} ** {self.of(args[1], 8)}", 7
         if op in ("normalize", "normalize_pullback") and node.attr("heads") is not None:
