@@ -160,7 +160,10 @@ def orthogonalize(ops: Arrays, a: Array, iterations: int) -> Array:
     alpha, beta, gamma = (ops.array(c) for c in NEWTON_SCHULZ)
     shape, (rows, columns) = ops.shape(a), sides(ops, a)
     x = ops.reshape(a, (rows, columns))
-    x = ops.div(x, ops.maximum(norm(ops, x), ops.array(ORTHOGONALIZE_FLOOR)))
+    size = norm(ops, x)
+    if (ops.known(ops.detach(size)) or 0.0) <= ORTHOGONALIZE_FLOOR:
+        x = ops.detach(x)  # divided by the floor it would have a gradient 10⁷ times as large as elsewhere
+    x = ops.div(x, ops.maximum(size, ops.array(ORTHOGONALIZE_FLOOR)))
     if rows > columns:
         x = ops.transpose(x)
     for _ in range(iterations):

@@ -66,3 +66,14 @@ def test_the_slope_of_gelu_tanh_is_0_or_1_far_out(dtype: torch.dtype) -> None:
     found = rt.gelu_tanh_slope(x)
     torch.testing.assert_close(found.detach(), torch.tensor([0, 0, 0, 1, 1, 1], dtype=dtype))
     assert torch.autograd.grad(found.sum(), x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("rule", ["muon(lr = 0.1)", "m3(lr = 0.1)", "m3_algorithm1(lr = 0.1)", "deep_muon(lr = 0.1)"])
+def test_a_gradient_of_zero_has_no_direction_to_learn_through(rule: str) -> None:
+    """A token of padding: divided by the floor, what is orthogonalised would bring 10⁷ times as much, each time."""
+    text = ZERO.replace("use std.rules (gd)", "use std.rules (muon, m3, m3_algorithm1)")
+    text = text.replace("generalized_lp", "deep_muon").replace("OBJECTIVE", "l2").replace("RULE", rule)
+    mine, theirs = slopes(nsam.loads(text), "torch"), slopes(nsam.loads(text), "reference")
+    for found, wanted in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    assert mine[1].abs().max() < 1e5
