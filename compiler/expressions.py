@@ -218,10 +218,6 @@ class Builder:
             return x
         return self.make("expand_tokens", (x,), x.shape or (1,), "flat")
 
-    def each_row(self, x: Node) -> Node:
-        """The same, of a value in the loop that may be made of states alone."""
-        return self.make("expand_tokens", (x,), x.shape or (1,), "flat") if steady(x) else self.each_token(x)
-
     def filled(self, x: Node, shape: tuple[int, ...]) -> Node:
         """A number at every place of every token's value, where algebra has left nothing else of it."""
         return self.make("expand_tokens", (x,), shape, "flat", sizes=shape)

@@ -104,7 +104,7 @@ class _Build:
         node = self.l.expr(expr, self.direct, self.m)
         if node.layout in ("number", "heads"):
             return node
-        return self.b.split(self.b.each_row(node), self.heads)
+        return self.b.split(self.b.each_token(node), self.heads)
 
     def carried(self, node: Node, slot: str) -> Node:
         if self.window == 1 or node.layout == "number":
@@ -116,7 +116,6 @@ class _Build:
         found = {}
         for name, expr in self.rule.arguments:
             node = self.l.expr(expr, self.direct, self.m)
-            node = self.b.each_row(node) if steady(node) else node
             found[name] = self.b.gate(node, self.heads)
             if node.op != "number":
                 self.b.name(found[name], f"{self.m.name}_{name}")

@@ -229,7 +229,13 @@ class Lowering:
         if memory.fast and memory.reads == "running":
             fast = self.fast_memory(memory)
             return self.b.merge(fast.running_row(self.b, "weight"), 1)
-        return self.b.merge(self.b.make("row", (self.state(memory, "weight"),), memory_width(memory), "heads"), 1)
+        return self.boundary_value(memory)
+
+    def boundary_value(self, memory: c.Memory) -> Node:
+        """The value of a vector memory at its last boundary, once for each token."""
+        width = memory_width(memory)
+        row = self.b.make("row", (self.state(memory, "weight"),), width, "heads")
+        return self.b.make("expand_tokens", (self.b.merge(row, 1),), width, "flat")
 
     def read(self, expr: c.Read, direct: frozenset[str], own: c.Memory | None) -> Node:
         """`m(x)`, `m.T(x)`, or `self(x)` inside the clauses of `own`."""
@@ -251,8 +257,7 @@ class Lowering:
         """`self(x)` in a clause: always the state of the last boundary."""
         heads = memory_heads(own)
         if own.structure.kind == "vector":
-            row = self.b.make("row", (self.state(own, "weight"),), memory_width(own), "heads")
-            return self.detached(self.b.merge(row, 1), own.name, direct)
+            return self.detached(self.boundary_value(own), own.name, direct)
         x = self.expr(expr.argument, direct, own)
         flat = x.layout != "heads"
         inside = self.layers(own, self.b.split(x, heads) if flat else x, expr.transposed, self.state, heads, x)
