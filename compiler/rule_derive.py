@@ -170,6 +170,8 @@ def _binary(name: str, x: Expr, y: Expr, node: Expr, e: Expr, algebra: Algebra) 
         return b("div", e, y), b("neg", b("div", b("mul", e, node), y))
     if name == "pow":
         slope = b("mul", y, b("pow", x, b("sub", y, constant(1))))
+        if isinstance(y, Constant) and 0 < y.value < 1:  # 0 at 0, as that of the square root
+            slope = b("mul", y, b("mul", node, call("inverse_or_zero", x)))
         return b("mul", e, slope), (
             None if isinstance(y, Constant | Ref) else b("mul", b("mul", e, node), call("log", x))
         )

@@ -85,3 +85,32 @@ def test_random_objective(seed: int, pair: Any) -> None:
     text = text.replace("RULE", "gd(lr = 0.1)").replace("READ", "m(x)" if keyed else "m")
     text = text.replace("PERIOD", choice.choice(["1 token", "3 tokens", "3 tokens; reads running", "3 tokens summed"]))
     assert pair(nsam.loads(text), "s").apart(5, 1) < 1e-8, text
+
+
+IN_A_RULE = """nsam 1
+rule plain(lr, retain = 1) { self <- retain * self - lr * grad }
+rule twice(lr) {
+  memory n : like(self) { learn grad; minimize OBJECTIVE; by plain(lr = 0.1); every 1 update; reads running }
+  self <- self - lr * (grad + n)
+}
+system s() {
+  input x: [4]
+  memory k, v : linear(4 -> 4)
+  memory m : linear(4 -> 4) { learn k(x) -> v(x); minimize l2; by twice(lr = 0.1); every 2 tokens; init learned }
+  output m(x)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        "mean(self + mean(self^2))",
+        "sum(norm(self - value) + value)",
+        "sum(sigmoid(mean(self)) - value)",
+        "norm(self)^0.5 + sum(abs(self - value)^1.5)",
+        "sum(gelu_tanh(1000 * self))",
+    ],
+)
+def test_scalars_beside_matrices_in_a_rule(objective: str, pair: Any) -> None:
+    assert pair(nsam.loads(IN_A_RULE.replace("OBJECTIVE", objective)), "s").apart(5, 1) < 1e-9
