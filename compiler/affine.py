@@ -177,7 +177,7 @@ class _Analysis:
         if isinstance(value, Linear):
             return self.scale(value, factor)
         if isinstance(value, Square):
-            return Square(self.b.mul(factor, value.identity), self.b.mul(factor, value.outer))
+            return Square(self.b.scaled(factor, value.identity), self.b.scaled(factor, value.outer))
         raise NotAffine(f"`{expr.span.text}` is not linear in the state")
 
     def matmul(self, left: Value, right: Value, expr: c.Expr) -> Value:
@@ -189,7 +189,7 @@ class _Analysis:
         for symbol, coefficient in left.terms:
             if symbol.endswith("xx'") or symbol == "grad":
                 raise NotAffine(f"`{expr.span.text}` multiplies by x xᵀ twice or erases the gradient")
-            term = Linear(((f"{symbol} xx'", self.b.mul(coefficient, right.outer)),))
+            term = Linear(((f"{symbol} xx'", self.b.scaled(coefficient, right.outer)),))
             found = self.combine(found, term, 1)
         return found
 
@@ -203,7 +203,7 @@ class _Analysis:
         return Linear(tuple((s, k) for s, k in terms.items() if not (k.op == "number" and k.value == 0)))
 
     def scale(self, value: Linear, factor: Node) -> Linear:
-        return Linear(tuple((s, self.b.mul(factor, k)) for s, k in value.terms))
+        return Linear(tuple((s, self.b.scaled(factor, k)) for s, k in value.terms))
 
     def linear(self, value: Value, expr: c.Expr | None) -> Linear:
         if isinstance(value, Linear):

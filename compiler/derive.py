@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nsam.compiler.expressions import Builder, Node, postorder
+from nsam.compiler.expressions import ELEMENTWISE, Builder, Node, postorder
 from nsam.dsl.records import dataclass
 
 
@@ -66,7 +66,7 @@ def gradients(builder: Builder, objective: Node, weights: list[Node]) -> dict[in
             if argument.id in wanted:
                 direct[argument.id].append(pullback(builder, node, upstream))
                 continue
-            term = _unbroadcast(builder, pullback(builder, node, upstream), argument)
+            term = _unbroadcast(builder, pullback(builder, node, upstream), node, argument)
             if argument.id in adjoint:
                 adjoint[argument.id] = builder.add(adjoint[argument.id], term)
             else:
@@ -88,13 +88,23 @@ def _full(b: Builder, adjoint: Node, like: Node) -> Node:
     return b.make("expand_like", (adjoint, like), like.shape, like.layout)
 
 
-def _unbroadcast(b: Builder, term: Node, argument: Node) -> Node:
-    """Sum a term over the last axis where the argument was broadcast along it."""
-    if term.op == "number" or not argument.shape or term.shape == argument.shape:
+def _unbroadcast(b: Builder, term: Node, node: Node, argument: Node) -> Node:
+    """Sum a term over the last axis where `node` has stretched a scalar argument along it.
+
+    The adjoint of a vector may be a scalar or a number that stands for equal elements (what `sum` and `mean` bring, see
+    `_full`): a sum over n of them is n times as much.
+    """
+    if _last(argument) > 1:
         return term
-    if argument.shape[-1] == 1 and term.shape and term.shape[-1] != 1:
+    if _last(term) > 1:
         return b.reduce("sum", term)
-    return term
+    copies = max(map(_last, node.args)) if node.op in ELEMENTWISE else 1
+    return b.scaled(term, b.number(copies))
+
+
+def _last(node: Node) -> int:
+    """Size of the last axis, 1 for numbers."""
+    return node.shape[-1] if node.shape else 1
 
 
 Pullback = Callable[[Builder, Node, Node], Node]
@@ -107,7 +117,7 @@ def _pullbacks(node: Node) -> tuple[Pullback | None, ...]:
 
 
 def _unary(slope: Callable[[Builder, Node, Node], Node]) -> tuple[Pullback, ...]:
-    return (lambda b, n, g: b.mul(g, slope(b, n.args[0], n)),)
+    return (lambda b, n, g: b.scaled(g, slope(b, n.args[0], n)),)
 
 
 def _max_mask(b: Builder, winner: Node, loser: Node) -> Node:
@@ -117,6 +127,8 @@ def _max_mask(b: Builder, winner: Node, loser: Node) -> Node:
 
 def _pow_base(b: Builder, n: Node, g: Node) -> Node:
     x, p = n.args
+    if p.op == "number" and 0 < p.value < 1:
+        return b.mul(g, b.apply("root_slope", x, p))
     return b.mul(g, b.mul(p, b.apply("pow", x, b.sub(p, b.number(1)))))
 
 
@@ -144,7 +156,14 @@ def _pseudo_huber(b: Builder, n: Node, g: Node) -> Node:
 
 def _normalize(b: Builder, n: Node, g: Node) -> Node:
     """(g − y⟨g, y⟩)/|x| above the floor of 1e-6, g/1e-6 below it, where the map is linear."""
-    return b.make("normalize_pullback", (n.args[0], _full(b, g, n)), n.shape, n.layout)
+    return b.make("normalize_pullback", (n.args[0], _full(b, g, n)), n.shape, n.layout, **dict(n.attrs))
+
+
+def _row(b: Builder, n: Node, g: Node) -> Node:
+    """The adjoint of a state's row, which has no axis for the tokens: of an adjoint a token, a row for each."""
+    if g.op == "number" or _last(g) == _last(n):
+        return _full(b, g, n)
+    return b.mul(g, b.make("expand_like", (b.number(1), n), n.shape, n.layout))
 
 
 def _softmax(b: Builder, n: Node, g: Node) -> Node:
@@ -154,7 +173,7 @@ def _softmax(b: Builder, n: Node, g: Node) -> Node:
 _RULES: dict[str, tuple[Pullback | None, ...]] = {
     "add": (lambda b, n, g: g, lambda b, n, g: g),
     "sub": (lambda b, n, g: g, lambda b, n, g: b.neg(g)),
-    "mul": (lambda b, n, g: b.mul(g, n.args[1]), lambda b, n, g: b.mul(g, n.args[0])),
+    "mul": (lambda b, n, g: b.scaled(g, n.args[1]), lambda b, n, g: b.scaled(g, n.args[0])),
     "div": (
         lambda b, n, g: b.div(g, n.args[1]),
         lambda b, n, g: b.neg(b.div(b.mul(g, n), n.args[1])),
@@ -199,7 +218,7 @@ _RULES: dict[str, tuple[Pullback | None, ...]] = {
     "pseudo_huber": (_pseudo_huber,),
     "linear": (lambda b, n, g: b.linear_t(_full(b, g, n), n.args[1]), None),
     "linear_t": (lambda b, n, g: b.linear(_full(b, g, n), n.args[1]), None),
-    "row": (lambda b, n, g: _full(b, g, n),),
+    "row": (_row,),
     "expand_like": (lambda b, n, g: g, None),
 }
 DIFFERENTIABLE = frozenset(_RULES)

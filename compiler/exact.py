@@ -109,5 +109,5 @@ def affine_in(b: Builder, node: Node, y: Node) -> tuple[Node, Node] | None:
         for scale, other in (node.args, node.args[::-1]):
             inner = affine_in(b, other, y)
             if not depends_on(scale, weight) and inner is not None and scale.shape in ((), (1,)):
-                return b.mul(scale, inner[0]), b.mul(scale, inner[1])
+                return b.scaled(scale, inner[0]), b.scaled(scale, inner[1])
     return None

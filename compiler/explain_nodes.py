@@ -27,6 +27,8 @@ def tidy(b: Builder, roots: list[Node]) -> list[Node]:
             done[node.id] = b.number(0)
         elif node.op == "sqrt" and args[0].op == "number":
             done[node.id] = b.number(args[0].value ** 0.5)
+        elif node.op == "root_slope":
+            done[node.id] = b.mul(args[1], b.apply("pow", args[0], b.number(args[1].value - 1)))
         elif node.op == "pseudo_huber" and node.attr("delta") == float("inf"):
             done[node.id] = b.mul(b.number(0.5), b.reduce("dot", args[0], args[0]))
         elif args == node.args:
@@ -125,9 +127,9 @@ def penalty(name: str, error: Text, parameter: float) -> Text:
         return Text(f"Σᵢ huber({error}ᵢ; {shown})" if error.binding == tx.ATOM else f"Σᵢ huber(({error})ᵢ; {shown})")
     inside = tx.squared_length(error)
     if parameter != 1:
-        inside = tx.div(inside, tx.number(parameter**2))
+        inside = tx.div(inside, tx.number(parameter * parameter))
     root = tx.sub(tx.sqrt(tx.add(Text("1"), inside)), Text("1"))
-    return root if parameter == 1 else tx.mul(tx.number(parameter**2), root)
+    return root if parameter == 1 else tx.mul(tx.number(parameter * parameter), root)
 
 
 def shared(roots: Iterable[Node]) -> list[Node]:

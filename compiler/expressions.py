@@ -158,8 +158,6 @@ class Builder:
                 return self.apply("neg", right)
             if b == -1:
                 return self.apply("neg", left)
-            if a == 0 or b == 0:
-                return self.number(0)
             if right.op == "neg":
                 return self.apply("neg", self.apply("mul", left, right.args[0]))
             if left.op == "neg":
@@ -186,6 +184,14 @@ class Builder:
     def mul(self, a: Node, b: Node) -> Node:
         """a * b."""
         return self.apply("mul", a, b)
+
+    def scaled(self, a: Node, b: Node) -> Node:
+        """a * b where a number may stand for a value of any shape: 0 where one of the two is.
+
+        `mul` keeps 0 * b, because what it is added to takes its shape.
+        """
+        nothing = any(x.op == "number" and x.value == 0 for x in (a, b))
+        return self.number(0) if nothing else self.mul(a, b)
 
     def div(self, a: Node, b: Node) -> Node:
         """a / b."""
@@ -291,6 +297,16 @@ def join(*layouts: Layout) -> Layout:
     """The layout of an elementwise result: the one with most leading axes."""
     found = max(layouts, key=lambda layout: _RANK[layout])
     return "constant" if found == "weight" else found
+
+
+def steady(node: Node) -> bool:
+    """Whether a value is made of states alone: the same for all tokens of a block, its time axis of length 1."""
+    if node.op == "row":
+        return node.args[0].layout == "state"
+    if node.layout not in ("heads", "flat") or node.op in ("expand_tokens", "carry", "conv", "attention"):
+        return False
+    moving = [a for a in node.args if a.op not in ("number", "weight") and a.layout not in ("constant", "number")]
+    return bool(moving) and all(steady(a) for a in moving)
 
 
 def valued(nodes: Iterable[Node]) -> list[Node]:

@@ -8,7 +8,7 @@ from math import sqrt
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from nsam.compiler.derive import Gradient
-from nsam.compiler.expressions import Builder, Node
+from nsam.compiler.expressions import Builder, Node, postorder
 from nsam.compiler.rule_plan import RulePlan
 from nsam.dsl import checked as c
 from nsam.dsl.records import dataclass
@@ -92,6 +92,12 @@ class FastMemory:
     slowest: int | None = None
     threshold: float = 0.0
     shown: dict[tuple[str, bool], Node] = field(default_factory=dict, compare=False)
+
+    @property
+    def judged(self) -> list[Node]:
+        """The keys and values that the objective names, those of which its gradient makes no use too."""
+        given = (n.args[0] for n in postorder([self.loss]) if n.op == "given")
+        return [n for n in given if n.op != "number"]
 
     def shows(self, reads: str) -> bool:
         """Whether a read goes through the fold (rather than to the state of the last boundary)."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nsam.compiler import affine
 from nsam.compiler.derive import Gradient, NotDifferentiable, OuterProduct, gradients
 from nsam.compiler.exact import affine_in, depends_on, exact_block
-from nsam.compiler.expressions import Attr, Node, postorder
+from nsam.compiler.expressions import Attr, Node, postorder, steady
 from nsam.compiler.fast_memory import Algorithm, FastMemory, Fold, piece_length
 from nsam.compiler.passes import switched_off
 from nsam.compiler.rule_plan import RulePlan, lower_rule, own
@@ -216,15 +216,22 @@ class _Build:
         if self.window > 1:
             products = [OuterProduct(self.b.mul(p.left, self.seen()), p.right, p.read) for p in products]
         for adjoint in gradient.direct:
-            one = self.b.make("ones", (adjoint,), (1,), "heads")
-            seen = self.b.mul(adjoint, self.seen()) if self.window > 1 else adjoint
-            products.append(OuterProduct(seen, one, adjoint))
+            each = adjoint
+            if self.window > 1:
+                each = self.b.mul(adjoint, self.seen())
+            elif steady(adjoint):  # the state's alone, and as much again for every token
+                each = self.b.mul(adjoint, self.there())
+            one = self.b.make("ones", (each,), (1,), "heads")
+            products.append(OuterProduct(each, one, adjoint))
         return products
 
     def seen(self) -> Node:
         """1 for tokens that have been there, 0 for the places before the first one."""
-        value = self.clause(self.context.value)
-        return self.carried(self.b.make("ones", (value,), (1,), "heads"), "seen")
+        return self.carried(self.there(), "seen")
+
+    def there(self) -> Node:
+        """1 for every token."""
+        return self.b.make("ones", (self.clause(self.context.value),), (1,), "heads")
 
     def layer(
         self, tensor: str, products: list[OuterProduct], state: Node, key: Node | None
@@ -293,8 +300,8 @@ class _Build:
         kappa = found.state.get(f"{name} new")
         assert kappa is not None
         keep, theta = found.state.get("self") or zero, trace.get(name) or zero
-        write = b.neg(b.mul(kappa, trace.get("grad") or zero))
-        erase = b.neg(b.mul(kappa, trace.get("self xx'") or zero))
+        write = b.neg(b.scaled(kappa, trace.get("grad") or zero))
+        erase = b.neg(b.scaled(kappa, trace.get("self xx'") or zero))
         fade = b.neg(found.state.get("self xx'") or zero)
         args = [
             state,
@@ -381,7 +388,7 @@ class _Build:
         zero = b.number(0)
         write = b.neg(found.state.get("grad") or zero)
         keep = found.state.get("self") or zero
-        erase = b.add(b.neg(found.state.get("self xx'") or zero), b.mul(write, slope))
+        erase = b.add(b.neg(found.state.get("self xx'") or zero), b.scaled(write, slope))
         if erase.op != "number" and x is None:
             return None
         node = self.rank_one(state, tensor, plain, (keep, erase, write), x, exact=True)

@@ -152,7 +152,9 @@ class Lowering:
                 return b.merge(found, heads)
             return self.last_axis(name, args[0])
         if name in ("normalize", "softmax"):
-            return self.last_axis(name, args[0])
+            if args[0].shape and args[0].shape[-1] % heads:
+                raise unsupported(f"{heads} heads do not divide the {args[0].shape[-1]} numbers of a head", expr.span)
+            return self.last_axis(name, args[0], **({"heads": heads} if heads > 1 else {}))
         if name in ("sum", "mean", "norm", "dot"):
             return b.reduce(name, *(b.flatten(a) for a in args))
         if name == "outer":
@@ -171,10 +173,11 @@ class Lowering:
         if name == "slice":
             start, stop = int(expr.option("start") or 0), int(expr.option("stop") or 0)
             return b.make("slice", args, (stop - start,), args[0].layout, start=start, stop=stop)
+        if name == "clip" and any(a.layout != "number" for a in args[1:]):
+            x, low, high = b.aligned(args)  # bounds that vary have gradients of their own
+            return b.apply("min", b.apply("max", x, low), high)
         if name in ELEMENTWISE_FUNCTIONS:
-            found, sizes = b.apply(name, *b.aligned(args)), tuple(map(int, expr.type.shape))
-            known = found.op == "number" and any(a.layout not in ("number", "heads") for a in args)
-            return b.filled(found, sizes) if known and sizes else found
+            return b.apply(name, *b.aligned(args))
         raise unsupported(
             f"`{name}` on values of a system has no compiled form yet", expr.span, "use the reference backend"
         )
@@ -226,7 +229,13 @@ class Lowering:
         if memory.fast and memory.reads == "running":
             fast = self.fast_memory(memory)
             return self.b.merge(fast.running_row(self.b, "weight"), 1)
-        return self.b.merge(self.b.make("row", (self.state(memory, "weight"),), memory_width(memory), "heads"), 1)
+        return self.boundary_value(memory)
+
+    def boundary_value(self, memory: c.Memory) -> Node:
+        """The value of a vector memory at its last boundary, once for each token."""
+        width = memory_width(memory)
+        row = self.b.make("row", (self.state(memory, "weight"),), width, "heads")
+        return self.b.make("expand_tokens", (self.b.merge(row, 1),), width, "flat")
 
     def read(self, expr: c.Read, direct: frozenset[str], own: c.Memory | None) -> Node:
         """`m(x)`, `m.T(x)`, or `self(x)` inside the clauses of `own`."""
@@ -248,8 +257,7 @@ class Lowering:
         """`self(x)` in a clause: always the state of the last boundary."""
         heads = memory_heads(own)
         if own.structure.kind == "vector":
-            row = self.b.make("row", (self.state(own, "weight"),), memory_width(own), "heads")
-            return self.detached(self.b.merge(row, 1), own.name, direct)
+            return self.detached(self.boundary_value(own), own.name, direct)
         x = self.expr(expr.argument, direct, own)
         flat = x.layout != "heads"
         inside = self.layers(own, self.b.split(x, heads) if flat else x, expr.transposed, self.state, heads, x)

@@ -20,7 +20,7 @@ NOWHERE = Span(Source("<derived>", ""), 0, 0)
 ANY = ValueType(())
 
 _ORDER: dict[Kind, int] = {"number": 0, "scalar": 1, "matrix": 2}
-NUMBERS = frozenset({"rows", "cols"})
+NUMBERS = frozenset({"rows", "cols", "count_of"})
 REDUCTIONS = frozenset({"dot", "trace", "sum", "mean", "norm", "root_mean_square", "lp", "huber", "pseudo_huber"})
 MATRICES = frozenset(
     {"identity", "matmul", "transpose", "outer", "ones_like", "zeros_like", "zeros_of", "orthogonalize", "normalize"}

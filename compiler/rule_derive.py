@@ -170,6 +170,8 @@ def _binary(name: str, x: Expr, y: Expr, node: Expr, e: Expr, algebra: Algebra) 
         return b("div", e, y), b("neg", b("div", b("mul", e, node), y))
     if name == "pow":
         slope = b("mul", y, b("pow", x, b("sub", y, constant(1))))
+        if isinstance(y, Constant) and 0 < y.value < 1:  # 0 at 0, as that of the square root
+            slope = b("mul", y, b("mul", node, call("inverse_or_zero", x)))
         return b("mul", e, slope), (
             None if isinstance(y, Constant | Ref) else b("mul", b("mul", e, node), call("log", x))
         )
@@ -219,6 +221,7 @@ def _gelu_tanh(x: Expr, algebra: Algebra) -> Expr:
 def _gelu_tanh_slope(x: Expr, algebra: Algebra) -> Expr:
     """(1 + t)/2 + x/2 (1 − t²) √(2/π) (1 + 3 · 0.044715 x²), t the hyperbolic tangent in `gelu_tanh`."""
     b = algebra.build
+    x = call("clip", x, constant(-10), constant(10))  # 0 or 1 beyond, and no square that is infinite
     t = _gelu_tanh(x, algebra)
     inside = b("add", constant(1), b("mul", constant(3 * 0.044715), b("pow", x, constant(2))))
     bell = b("mul", b("sub", constant(1), b("pow", t, constant(2))), b("mul", constant(math.sqrt(2 / math.pi)), inside))

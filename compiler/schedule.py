@@ -130,9 +130,10 @@ def entangled(lowered: Lowered) -> frozenset[str]:
     """Calls and repeats that read a fast memory of the unit and that one learns from, or is read at."""
     moving = {f.memory.name for f in lowered.fast}
     folds = [f.node for m in lowered.fast for f in m.folds]
-    roots = [*folds, *(n for _, n in lowered.outputs), *lowered.events]
+    judged = [n for m in lowered.fast for n in m.judged]
+    roots = [*folds, *judged, *(n for _, n in lowered.outputs), *lowered.events]
     touching = [n for n in postorder(roots) if any(_moves(a, moving) for a in n.args)]
-    learnt = {n.id for n in postorder([*folds, *touching])}
+    learnt = {n.id for n in postorder([*folds, *judged, *touching])}
     found = set()
     for event in lowered.events:
         below = postorder(event.args)
@@ -169,6 +170,7 @@ class _Scheduler:
         self.fast = {f.memory.name: f for f in lowered.fast}
         self.roots = [n for _, n in lowered.outputs] + [f.node for m in lowered.fast for f in m.folds]
         self.roots += list(lowered.events)
+        self.roots += [n for m in lowered.fast for n in m.judged]
         losses = [m.loss for m in lowered.fast]
         self.main = list(postorder(self.roots))
         self.order = list(postorder([*self.roots, *losses]))
@@ -225,6 +227,9 @@ class _Scheduler:
         places: dict[int, Place] = {}
         for node in self.order:
             places[node.id] = self.place_one(node, places, level_of, depth)
+        for name, fast in self.fast.items():
+            if any(places[n.id].after and places[n.id].level < level_of[name] for n in fast.judged):
+                raise _Illegal(f"{name} judges by what a slower loop gives only at its end")
         if "hoist" not in self.lowered.passes:
             places |= first_uses(self.order, places, [n for _, n in self.lowered.outputs], depth)
         return places

@@ -46,6 +46,9 @@ class Arrays(Protocol):
     def div(self, a: Array, b: Array) -> Array:
         """Return a / b."""
 
+    def known(self, a: Array) -> float | None:
+        """Return a number that no gradient is asked for; None for other values."""
+
     def power(self, a: Array, exponent: float) -> Array:
         """Return a ** exponent, elementwise."""
 

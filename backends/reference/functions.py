@@ -56,8 +56,9 @@ def gelu(ops: Arrays, a: Array) -> Array:
 
 def gelu_tanh(ops: Arrays, a: Array) -> Array:
     """Return a/2 (1 + tanh(√(2/π) (a + 0.044715 a³)))."""
-    cube = ops.mul(ops.array(0.044715), ops.mul(a, ops.mul(a, a)))
-    inner = ops.mul(ops.array(math.sqrt(2 / math.pi)), ops.add(a, cube))
+    near = clip(ops, a, ops.array(-10.0), ops.array(10.0))  # ±1 beyond; the cube of a large one would be infinite
+    cube = ops.mul(ops.array(0.044715), ops.mul(near, ops.mul(near, near)))
+    inner = ops.mul(ops.array(math.sqrt(2 / math.pi)), ops.add(near, cube))
     return ops.mul(ops.mul(a, ops.array(0.5)), ops.add(ops.array(1.0), ops.tanh(inner)))
 
 
@@ -159,7 +160,10 @@ def orthogonalize(ops: Arrays, a: Array, iterations: int) -> Array:
     alpha, beta, gamma = (ops.array(c) for c in NEWTON_SCHULZ)
     shape, (rows, columns) = ops.shape(a), sides(ops, a)
     x = ops.reshape(a, (rows, columns))
-    x = ops.div(x, ops.maximum(norm(ops, x), ops.array(ORTHOGONALIZE_FLOOR)))
+    size = norm(ops, x)
+    if (ops.known(ops.detach(size)) or 0.0) <= ORTHOGONALIZE_FLOOR:
+        x = ops.detach(x)  # divided by the floor it would have a gradient 10⁷ times as large as elsewhere
+    x = ops.div(x, ops.maximum(size, ops.array(ORTHOGONALIZE_FLOOR)))
     if rows > columns:
         x = ops.transpose(x)
     for _ in range(iterations):
@@ -189,11 +193,9 @@ def huber(ops: Arrays, error: Array, delta: float) -> Array:
 
 def pseudo_huber(ops: Arrays, error: Array, delta: float) -> Array:
     """Return δ²(√(1 + ‖e‖²/δ²) − 1); δ = inf is ½‖e‖²."""
-    if math.isinf(delta):
-        return ops.mul(ops.array(0.5), dot(ops, error, error))
-    square, one = ops.array(delta * delta), ops.array(1.0)
-    root = ops.sqrt(ops.add(one, ops.div(dot(ops, error, error), square)))
-    return ops.mul(square, ops.sub(root, one))
+    square, one = dot(ops, error, error), ops.array(1.0)
+    root = ops.sqrt(ops.add(one, ops.div(square, ops.array(delta * delta))))
+    return ops.div(square, ops.add(root, one))  # the difference of the definition cancels where δ is large
 
 
 # --- application -----------------------------------------------------------------------------------

@@ -61,10 +61,17 @@ class NumpyArrays:
 
         return self._made(x / y, (a, lambda g: self._narrow(self.div(g, b), x.shape)), (b, to_right))
 
+    def known(self, a: Any) -> float | None:
+        return None if isinstance(a, Traced) or np.ndim(a) else float(a)
+
     def power(self, a: Any, exponent: float) -> Any:
         x = plain(a)
         if exponent == 0:
             return np.ones_like(x)
+        if 0 < exponent < 2 and exponent != 1 and not x.all():
+            # A derivative, or that of the derivative, has no bound at 0: there the powers see 1, and are 0.
+            there = x != 0
+            return self._where(there, self.power(self._where(there, a, 1.0), exponent), 0.0)
 
         def back(g: Any) -> Any:
             return self.mul(self.mul(g, self.array(exponent)), self.power(a, exponent - 1))

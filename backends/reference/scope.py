@@ -108,9 +108,11 @@ class Scope(ABC):
 
     def _power(self, expr: Apply) -> Array:
         base, exponent = expr.arguments
-        if isinstance(exponent, Constant):
-            return self.ops.power(self.value(base), float(exponent.value))
-        return self.ops.exp(self.ops.mul(self.value(exponent), self.ops.log(self.value(base))))
+        power = self.value(exponent)
+        known = self.ops.known(power)
+        if known is not None:
+            return self.ops.power(self.value(base), known)
+        return self.ops.exp(self.ops.mul(power, self.ops.log(self.value(base))))
 
     def _error_function(self, expr: Apply) -> Array:
         parameter = option(expr, "p" if expr.function == "lp" else "delta", 1)

@@ -45,8 +45,14 @@ class TorchArrays:
     def div(self, a: Tensor, b: Tensor) -> Tensor:
         return a / b
 
+    def known(self, a: Tensor) -> float | None:
+        return None if a.dim() or a.requires_grad else float(a)
+
     def power(self, a: Tensor, exponent: float) -> Tensor:
-        return a**exponent
+        if not 0 < exponent < 2 or exponent == 1:
+            return a**exponent
+        zero = a == 0  # as with the root below: a derivative, or that of the derivative, has no bound there
+        return torch.where(zero, 0.0, torch.where(zero, 1.0, a) ** exponent)
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b

@@ -28,13 +28,23 @@ def orthogonalize(x: Tensor, iterations: int = 5, *, products: torch.dtype | Non
 
     x [..., rows, columns] is divided by max(its Frobenius norm, 1e-7), then `iterations` times
     x ← a x + (b A + c A²) x with A = x xᵀ, on the side where A is smaller; in the precision of x, or of `products`.
+    A matrix whose norm is no larger than that floor has no gradient: it would be 10⁷ times as large as elsewhere.
     """
     tall = x.shape[-2] > x.shape[-1]
     y = x.mT if tall else x
-    y = (y / norm(y).clamp_min(ORTHOGONALIZE_FLOOR)).reshape(-1, *y.shape[-2:]).to(products or x.dtype)
+    y = _divided(y).reshape(-1, *y.shape[-2:]).to(products or x.dtype)
     apart = y.device.type == "cpu" and y.shape[-2] * y.shape[-1] >= LARGE
     y = torch.stack([_newton_schulz(z, int(iterations)) for z in y]) if apart else _newton_schulz(y, int(iterations))
     return (y.mT if tall else y).reshape(x.shape).to(x.dtype)
+
+
+def _divided(x: Tensor) -> Tensor:
+    """Each matrix divided by max(its Frobenius norm, 1e-7), without gradient where it is the floor that divides."""
+    size = norm(x)
+    y = x / size.clamp_min(ORTHOGONALIZE_FLOOR)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return y
+    return torch.where(size > ORTHOGONALIZE_FLOOR, y, y.detach())
 
 
 def _newton_schulz(y: Tensor, iterations: int) -> Tensor:
@@ -65,6 +75,16 @@ def sqrt(x: Scalar) -> Scalar:
         return x.sqrt()
     zero = x == 0
     return torch.where(zero, 0, torch.where(zero, 1, x).sqrt())
+
+
+def power(x: Scalar, exponent: Scalar) -> Scalar:
+    """x to a power; for a power between 0 and 1 the gradient at 0 is 0."""
+    if not isinstance(x, Tensor) or isinstance(exponent, Tensor) or not 0 < exponent < 1:
+        return x**exponent
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return x**exponent
+    zero = x == 0
+    return torch.where(zero, 0, torch.where(zero, 1, x) ** exponent)
 
 
 def inverse_or_zero(x: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ from nsam.backends.torch.orthogonalize import (
     normalize,
     orthogonalize,
     orthogonalize_each,
+    power,
     root_mean_square,
     sqrt,
 )
@@ -63,6 +64,7 @@ KERNELS = (
     "normalize",
     "orthogonalize",
     "orthogonalize_each",
+    "power",
     "root_mean_square",
     "sqrt",
 )
@@ -325,6 +327,8 @@ class _Source:
     def power(self, base: Expr, exponent: Expr, tight: int) -> str:
         if isinstance(exponent, Constant) and exponent.value == 2 and not self.algebra.scalar(base):
             return f"{self.text(base, _ATOM)}.square()"
+        if not self.algebra.scalar(base) and not (isinstance(exponent, Constant) and exponent.value >= 1):
+            return f"power({self.text(base)}, {self.text(exponent)})"
         written = f"{self.text(base, _ATOM)} ** {self.text(exponent, _ATOM)}"
         return f"({written})" if tight > 3 else written
 

@@ -84,3 +84,30 @@ memory g : linear(dim -> 2)
 output {output}
 }}"""
     assert pair(nsam.loads(text), "s", dim=4).apart(11) < 1e-9
+
+
+BOUNDARY = """nsam 1
+use std.rules (gd)
+system inner(dim: int) {
+  input x: [dim]
+  memory w : linear(dim -> dim)
+  output w(x)
+}
+system s() {
+  input x: [4]
+  memory k, v : linear(4 -> 4)
+  memory places : table(16, 4)
+  memory taps : conv(4, width = 3)
+  memory seen : attention(heads = 2) { learn k(x) -> v(x) }
+  memory a : vector(4) { learn x; minimize l2; by gd(lr = 0.1); every 3 tokens; init learned normal(0.5) }
+  memory m : linear(4 -> 4, heads = 2) { learn k(x) -> v(x); minimize l2; by gd(lr = 0.1); every 3 tokens }
+  output VALUE
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "value", ["m(seen(a))", "m(taps(a))", "m(places(position(a, 16)))", "x + m(a)", "m(a)", "x + inner(m(a), 4)", "a"]
+)
+def test_a_vector_s_boundary_value_is_there_at_each_token(value: str, pair: Any) -> None:
+    assert pair(nsam.loads(BOUNDARY.replace("VALUE", value)), "s").apart(7, 1) < 1e-9

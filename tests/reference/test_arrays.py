@@ -123,7 +123,7 @@ def test_gradients_of_gradients_agree_with_autograd(name: str) -> None:
 
 
 def test_every_operation_has_a_case() -> None:
-    covered = {"array", "zeros", "shape", "detach", "derivatives", "largest_last", "leaf", "gradient"}
+    covered = {"array", "zeros", "shape", "detach", "derivatives", "largest_last", "leaf", "gradient", "known"}
     source = "".join(inspect.getsource(f) for f, _ in CASES.values() if f.__name__ == "<lambda>")
     names = {name for name, _ in inspect.getmembers(Arrays, inspect.isfunction) if not name.startswith("_")}
     assert not {name for name in names - covered if f"o.{name}(" not in source}
@@ -165,6 +165,13 @@ def test_sqrt_has_no_infinite_gradient_at_zero() -> None:
     TorchArrays().sqrt(x).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("ops", [NumpyArrays(), TorchArrays()])
+def test_a_number_is_known_where_no_gradient_is_asked_for(ops: Arrays) -> None:
+    assert ops.known(ops.array(0.5)) == 0.5
+    assert ops.known(ops.array(VECTOR)) is None
+    assert ops.known(ops.leaf(ops.array(0.5))) is None
 
 
 def test_functions_against_torch() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from nsam.backends.torch.emit.folds import FoldSource
 from nsam.backends.torch.emit.keys import NO_SLOTS, NOWHERE, sites, slots, slots_of
@@ -108,7 +109,10 @@ class UnitSource:
         return list(found.values())
 
     def loss_nodes(self, fast: FastMemory, level: int) -> tuple[list[Node], list[Node]]:
-        """Nodes of a memory's loss that run in level `level` or deeper, and the values they need from outside."""
+        """Nodes of a memory's loss that run in level `level` or deeper, and the values they need from outside.
+
+        What could be computed outside, but what nothing else asks for, is left to who looks at the loss.
+        """
         local: list[Node] = []
         outside: dict[int, Node] = {}
         seen: set[int] = set()
@@ -120,13 +124,26 @@ class UnitSource:
             elif node.id not in seen:
                 seen.add(node.id)
                 free = node.op in ("given", "shown", "number", "weight", "state") or node.layout == "fold"
-                if not free and self.plan.places[node.id].level < level:
+                if not free and node.id in self.computed and self.plan.places[node.id].level < level:
                     outside[node.id] = node
                     continue
                 stack.append((node, True))
                 if node.layout != "fold" or node.op == "shown":
                     stack += [(a, False) for a in reversed(node.args)]
         return local, list(outside.values())
+
+    @cached_property
+    def computed(self) -> frozenset[int]:
+        """What is computed whether somebody looks at inner losses or not, by id; inputs and results of calls too."""
+        made = self.nodes()
+        events = [stage.event for stage in self.plan.stages if stage.event is not None]
+        outside = [a for n in (*made, *events, *self.judged) for a in (n, *n.args)]
+        return frozenset(n.id for n in outside)
+
+    @property
+    def judged(self) -> list[Node]:
+        """The keys and values that objectives name."""
+        return [n for fast in self.folds.memories.values() for n in fast.judged]
 
     def passed(self, node: Node) -> bool:
         """Whether a value is handed to functions as an argument."""
@@ -345,7 +362,7 @@ class UnitSource:
             live = self.live(fast.loss, inside)
             inside.statements([n for n in self.loss_nodes(fast, level.index)[0] if n.id in live], [fast.loss])
             lines += [INDENT + line for line in inside.lines]
-            rows = f"{inside.of(fast.loss, 9)}[:, :, -at.length :]"
+            rows = f"{each_token(fast.loss, inside.of(fast.loss, 9))}[:, :, -at.length :]"
             lines.append(f'{INDENT}new["{name}.loss"] = s["{name}.loss"] + {rows}.detach().sum(2).mean()')
         return ["if at.observe:", *lines] if lines else []
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from nsam.backends.torch.emit.names import identifier
-from nsam.backends.torch.emit.printer import Printer
+from nsam.backends.torch.emit.printer import Printer, each_token
 from nsam.backends.torch.emit.starts import starting_order, starts_from
 from nsam.compiler.expressions import Node
 from nsam.compiler.fast_memory import FastMemory
@@ -59,7 +59,7 @@ def advance(name: str, fast: FastMemory, folds: Iterable[tuple[str, Node]], prin
 def decide(name: str, fast: FastMemory, slowest: int, printer: Printer) -> str:
     """The statement that moves a memory where its objective says so, at the latest after `slowest` tokens."""
     clock = ", never=True" if fast.memory.reset.kind == "never" else ""
-    by = f"({fast.period}, {slowest}), {number(fast.threshold)}, {printer.of(fast.loss)}"
+    by = f"({fast.period}, {slowest}), {number(fast.threshold)}, {each_token(fast.loss, printer.of(fast.loss, 9))}"
     return f'new = rt.update(new, rt.decide(at, s, "{name}", {by}, {listed(each(fast), printer)}{clock}))'
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from nsam.backends.torch.emit.keys import sums
 from nsam.backends.torch.emit.names import Names
-from nsam.compiler.expressions import Node
+from nsam.compiler.expressions import Node, steady
 from nsam.compiler.rows import Part
 from nsam.compiler.signs import positive
 
@@ -19,7 +19,8 @@ _CALLS = {
     "cos": "torch.cos", "tanh": "torch.tanh", "sigmoid": "torch.sigmoid", "silu": "F.silu", "gelu": "F.gelu",
     "gelu_tanh": "rt.gelu_tanh", "gelu_tanh_slope": "rt.gelu_tanh_slope",
     "relu": "F.relu", "softplus": "F.softplus", "max": "rt.maximum", "min": "rt.minimum",
-    "sqrt": "rt.sqrt", "sqrt_slope": "rt.sqrt_slope", "silu_slope": "rt.silu_slope", "gelu_slope": "rt.gelu_slope",
+    "sqrt": "rt.sqrt", "sqrt_slope": "rt.sqrt_slope", "root_slope": "rt.root_slope",
+    "silu_slope": "rt.silu_slope", "gelu_slope": "rt.gelu_slope",
     "step_at": "rt.step_at", "inside": "rt.inside", "norm": "rt.norm", "dot": "rt.dot", "outer": "rt.outer",
     "normalize": "rt.normalize",
     "normalize_pullback": "rt.normalize_pullback", "root_mean_square": "rt.root_mean_square", "merge": "rt.merge",
@@ -170,8 +171,12 @@ class Printer:
             return f"{self.of(args[0], level)} {sign} {text}", level
         if op == "neg":
             return f"-{self.of(args[0], 7)}", 6
+        if op == "pow" and args[1].op == "number" and 0 < args[1].value < 1:
+            return f"rt.root({self.of(args[0])}, {self.of(args[1])})", ATOM
         if op == "pow":
             return f"{self.of(args[0], 8)} ** {self.of(args[1], 8)}", 7
+        if op in ("normalize", "normalize_pullback") and node.attr("heads") is not None:
+            return f"{_CALLS[op]}({', '.join(self.of(a) for a in args)}, heads={node.attr('heads')})", ATOM
         if op in _CALLS:
             return f"{_CALLS[op]}({', '.join(self.of(a) for a in args)})", ATOM
         special = getattr(self, f"_{op}", None)
@@ -340,22 +345,6 @@ def shows_input(node: Node) -> bool:
     while node.op in ("split", "merge", "slice", "index"):
         node = node.args[0]
     return node.op == "input"
-
-
-def steady(node: Node) -> bool:
-    """Whether a value is made of states alone: the same for all tokens of a block, its time axis of length 1."""
-    if node.op == "row":
-        return node.args[0].op == "state"
-    if node.layout not in ("heads", "flat") or node.op in (
-        "expand_like",
-        "expand_tokens",
-        "carry",
-        "conv",
-        "attention",
-    ):
-        return False
-    moving = [a for a in node.args if a.op not in ("number", "weight") and a.layout not in ("constant", "number")]
-    return bool(moving) and all(steady(a) for a in moving)
 
 
 def each_token(node: Node, text: str) -> str:

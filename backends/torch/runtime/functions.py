@@ -14,6 +14,8 @@ from torch.nn import functional as F
 NORMALIZE_FLOOR = 1e-6
 NORM_EPS = 1e-6
 ROOT_FLOOR = 1e-12
+GELU_TANH_FLAT = 10.0
+"""Where the slope of `gelu_tanh` is 0 or 1 to the last digit of any precision."""
 
 
 def wide(x: Tensor) -> Tensor:
@@ -79,6 +81,18 @@ def sqrt_slope(x: Tensor) -> Tensor:
     return torch.where(positive, 0.5 * torch.rsqrt(torch.where(positive, x, 1.0)), 0.0)
 
 
+def root(x: Tensor, exponent: float) -> Tensor:
+    """x to a power between 0 and 1, whose gradient at 0 is 0."""
+    zero = x == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, x) ** exponent)
+
+
+def root_slope(x: Tensor, exponent: float) -> Tensor:
+    """Derivative of `root`: exponent · x^(exponent − 1), 0 at 0."""
+    zero = x == 0
+    return torch.where(zero, 0.0, exponent * torch.where(zero, 1.0, x) ** (exponent - 1))
+
+
 def norm(x: Tensor) -> Tensor:
     """Euclidean length over the last axis, kept; gradient 0 at 0."""
     return sqrt(dot(x, x))
@@ -89,13 +103,17 @@ def length(x: Tensor, floor: float) -> Tensor:
     return norm(x).clamp_min(floor)
 
 
-def normalize(x: Tensor) -> Tensor:
-    """x / max(|x|, 1e-6) over the last axis."""
+def normalize(x: Tensor, heads: int = 1) -> Tensor:
+    """x / max(|x|, 1e-6) over the last axis, for each of `heads` slices of it."""
+    if heads > 1:
+        return normalize(torch.unflatten(x, -1, (heads, -1))).flatten(-2)
     return x / length(x, NORMALIZE_FLOOR)
 
 
-def normalize_pullback(x: Tensor, g: Tensor) -> Tensor:
+def normalize_pullback(x: Tensor, g: Tensor, heads: int = 1) -> Tensor:
     """The derivative of `normalize` at x, transposed, times g."""
+    if heads > 1:
+        return normalize_pullback(torch.unflatten(x, -1, (heads, -1)), torch.unflatten(g, -1, (heads, -1))).flatten(-2)
     size = norm(x)
     y = x / size.clamp_min(NORMALIZE_FLOOR)
     inside = torch.where(size > NORMALIZE_FLOOR, g - y * dot(g, y), g)
@@ -155,6 +173,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
 def gelu_tanh_slope(x: Tensor) -> Tensor:
     """Derivative of `gelu_tanh`."""
     rate, cubic = math.sqrt(2 / math.pi), 0.044715
+    x = x.clamp(-GELU_TANH_FLAT, GELU_TANH_FLAT)  # 0 or 1 beyond, and no square that is infinite
     t = torch.tanh(rate * (x + cubic * x**3))
     return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * rate * (1 + 3 * cubic * x * x)
 
@@ -181,8 +200,9 @@ def huber(e: Tensor, delta: float) -> Tensor:
 
 
 def pseudo_huber(e: Tensor, delta: float) -> Tensor:
-    """delta² (√(1 + ‖e‖²/delta²) − 1)."""
-    return delta**2 * (torch.sqrt(1 + dot(e, e) / delta**2) - 1)
+    """delta² (√(1 + ‖e‖²/delta²) − 1), written so that a large delta (`inf` too) loses no digits."""
+    square = dot(e, e)
+    return square / (torch.sqrt(1 + square / (delta * delta)) + 1)
 
 
 def conv(x: Tensor, weight: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
