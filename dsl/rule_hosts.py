@@ -105,6 +105,8 @@ class _Fit:
         """Return an expression's type; raise `_Misfit` for shapes that do not fit."""
         if isinstance(expr, Apply):
             types = [self.type(argument) for argument in expr.arguments]
+            if expr.function not in FUNCTIONS:  # constant matrices, which fit all places, and objectives, numbers
+                return expr.type
             try:
                 shape = FUNCTIONS[expr.function].shape(types, dict(expr.options))
             except ShapeProblem as problem:

@@ -75,8 +75,9 @@ def test_chunks_may_be_cut_anywhere(seed: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_only_rounding_moves_is_told_from_what_is_wrong() -> None:
-    learns = "memory m : linear(1 -> 1) { learn x -> x; minimize %s; by muon(lr = 0.04); every 1 token }"
-    text = f"nsam 1\nuse std.rules (muon)\nsystem s() {{ input x: [1]; {learns}; output m(x) }}"
+    rule = "rule sharp(lr: float) { self <- self - lr * tanh(1e15 * grad) }"
+    learns = "memory m : linear(1 -> 1) { learn x -> x; minimize %s; by sharp(lr = 0.04); every 1 token }"
+    text = f"nsam 1\n{rule}\nsystem s() {{ input x: [1]; {learns}; output m(x) }}"
     lost, well = (Case(text % objective, 3723, 2, 1) for objective in ("sum(normalize(self(key)))", "l2"))
     off = Outcome({"gradient of m.weight": 1e-6, "values": 1e-12})
     assert only_rounding(lost, off)
