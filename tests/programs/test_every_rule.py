@@ -46,6 +46,7 @@ train t {{
   steps 3
 }}
 """
+    torch.manual_seed(0)
     train = nsam.loads(text).train("t", {})
     module = api.compile_unit(train.model, compiled=False, keys=train_needs_keys(train))
     optimizer = api.train_optimizer(train, module)
