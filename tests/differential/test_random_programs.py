@@ -69,6 +69,8 @@ def test_chunks_may_be_cut_anywhere(seed: int, monkeypatch: pytest.MonkeyPatch) 
     outcome = compare(case)
     if REFERENCE_LACKS in outcome.skipped:
         pytest.skip(outcome.skipped)
+    if outcome.error is None and only_rounding(case, outcome):
+        pytest.skip("rounding alone moves the reference as far")
     assert outcome.error is None, f"{outcome.error}\n{case.text}"
     assert not outcome.skipped, f"{outcome.skipped}\n{case.text}"
     assert not outcome.failures(), f"{outcome.failures()}\n{case.text}"
