@@ -1,8 +1,8 @@
 """Dataclasses that are cheap to define and to make.
 
-A frozen dataclass costs a call for each field of each instance, and two functions more when it is defined: a tenth of
-`nsam check` and a fifth of checking a file. Here a type checker sees Python's own `dataclass`, so it refuses every
-assignment to what is frozen; the running program only leaves the promise unchecked.
+A frozen dataclass costs a call for each field of each instance, and two functions more when it is defined: an eighth of
+checking a file. Here a type checker sees Python's own `dataclass`, so it refuses every assignment to what is frozen;
+the running program only leaves the promise unchecked.
 """
 
 from __future__ import annotations
