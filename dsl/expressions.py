@@ -187,13 +187,7 @@ class Expressions:
                     help=did_you_mean(name, [option.name for option in options]) or f"{entry.name}: {entry.meaning}",
                 )
             if name in values:
-                raise self.findings.error(
-                    "N0205",
-                    f"`{name}` is given twice",
-                    argument.span,
-                    "given again here",
-                    help="leave one of the two out",
-                )
+                raise self.findings.twice(name, argument.span)
             values[name] = argument
         count, most = len(given), entry.most + len(options)
         missing = [option.name for option in options if option.required and option.name not in values]
@@ -287,9 +281,7 @@ def match_arguments(
                 help=did_you_mean(name, names) or (f"its arguments are {', '.join(names)}" if names else None),
             )
         elif name in found:
-            failed = findings.error(
-                "N0205", f"`{name}` is given twice", argument.span, "given again here", help="leave one of the two out"
-            )
+            failed = findings.twice(name, argument.span)
         else:
             found[name] = argument.value
     missing = ", ".join(f"`{name}`" for name in required if name not in found)

@@ -83,6 +83,12 @@ class Findings:
                 raise TooMany
         return Skip()
 
+    def twice(self, name: str, span: Span) -> Skip:
+        """Report an argument that is given a second time, at `span`: N0205."""
+        return self.error(
+            "N0205", f"`{name}` is given twice", span, "given again here", help="leave one of the two out"
+        )
+
     @contextmanager
     def inside(self, span: Span, text: str) -> Iterator[None]:
         """Findings made inside mention the call at `span`, described by `text`."""

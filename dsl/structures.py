@@ -123,13 +123,7 @@ class Structures:
                     help=did_you_mean(name, known) or f"write {kind.usage}",
                 )
             if name in found:
-                raise self.findings.error(
-                    "N0205",
-                    f"`{name}` is given twice",
-                    argument.span,
-                    "given again here",
-                    help="leave one of the two out",
-                )
+                raise self.findings.twice(name, argument.span)
             found[name] = argument
         return found
 
@@ -161,13 +155,7 @@ class Structures:
         given = dict(zip(names, sizes, strict=False))
         for name, argument in named.items():
             if name in given:
-                raise self.findings.error(
-                    "N0205",
-                    f"`{name}` is given twice",
-                    argument.span,
-                    "given again here",
-                    help="leave one of the two out",
-                )
+                raise self.findings.twice(name, argument.span)
             given[name] = argument.value
         eps = self._epsilon(given.pop("eps", None))
         needed = ("heads",) if node.kind == "attention" else names
