@@ -25,7 +25,7 @@
       const { from, to } = link.dataset;
       const mine = from === card.id || to === card.id;
       link.classList.toggle("dim", !mine);
-      if (mine) lit.add(from).add(to);
+      if (mine && !link.classList.contains("hidden")) lit.add(from).add(to);
     }
     light(lit, card.id);
     say(about[card.id]);
