@@ -83,7 +83,8 @@ def read_source(path: str | os.PathLike[str], *, shown_as: str | None = None) ->
     except FileNotFoundError:
         raise fail("N0001", f"there is no file {name}", help=_similar_file(Path(path), Path(name))) from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        # a ValueError is a null character, or one that cannot be encoded; what Python says differs between versions
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "no file can have such a name"
         raise fail("N0001", f"{name} cannot be read: {reason}") from None
     if len(content) > limit:
         help_text = "split it into several files and bring them together with `use`"
