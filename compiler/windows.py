@@ -37,7 +37,8 @@ def require_sums(plan: RulePlan, use: RuleUse) -> None:
     """Check that rows of zeros in place of tokens before the first one change nothing; `ProgramError` otherwise."""
     function = counts_rows(plan)
     if function is not None:
-        message = f"rule `{plan.name}` takes `{function}` of a window's rows, of which the first tokens have fewer"
+        what = "a product (`@`, `outer`)" if function == "matmul" else f"`{function}`"
+        message = f"rule `{plan.name}` takes {what} of a window's rows, of which the first tokens have fewer"
         help_text = "what adds rows up has a compiled form: `outer(err, key)`, `transpose(key) @ …`, `sum(key^2)`"
         raise unsupported(message, use.span, help_text)
 

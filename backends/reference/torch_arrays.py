@@ -90,7 +90,7 @@ class TorchArrays:
     def sqrt(self, a: Tensor) -> Tensor:
         # Both branches of `where` are differentiated: the root must not see the zero at all.
         positive = a > 0
-        return torch.where(positive, torch.sqrt(torch.where(positive, a, 1.0)), torch.where(a < 0, torch.nan, 0.0))
+        return torch.where(positive, torch.sqrt(torch.where(positive, a, 1.0)), torch.where(a == 0, 0.0, torch.nan))
 
     def maximum(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.maximum(a, b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -120,6 +121,13 @@ def test_gradients_of_gradients_agree_with_autograd(name: str) -> None:
             found.append([ops.detach(g) for g in ops.gradient(total, leaves)])
     for mine, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(np.asarray(mine), theirs.numpy(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("ops", [NumpyArrays(), TorchArrays()], ids=["numpy", "torch"])
+def test_a_root_hides_no_nan(ops: Arrays) -> None:
+    with np.errstate(all="ignore"):
+        found = np.asarray(ops.detach(ops.sqrt(ops.array([math.nan, -1.0, 0.0, 4.0]))))
+    np.testing.assert_array_equal(found, [math.nan, math.nan, 0.0, 2.0])
 
 
 def test_every_operation_has_a_case() -> None:
