@@ -65,10 +65,14 @@ def made_later(plan: UnitPlan) -> frozenset[int]:
 
     Such a kernel has what they are made of in its cache. To have them made before, by other kernels, and to read them
     from memory takes longer. The plan has to allow for it also where the pass is off: that is asked when it runs.
+    Decays that a triangle reads in a loop around the kernel's (its keys are made there) have to be there by then.
     """
     if _unsuited(plan) is not None:
         return frozenset()
-    return frozenset(i for i in plan.ahead if plan.places[i].level == SEQUENCE)
+    ahead = plan.ahead
+    made = {a.id for a in plan.fold_tables if a.id in ahead and plan.places[a.id].level != SEQUENCE}
+    read = {a.id for table in plan.fold_tables if table.id in made for a in table.args}
+    return frozenset(i for i in ahead if plan.places[i].level == SEQUENCE and i not in read)
 
 
 def library_is_faster(flops: int, matrix: int, instances: int, cores: int, *, halves: bool = False) -> bool:

@@ -83,8 +83,13 @@ class UnitPlan:
     @property
     def ahead(self) -> frozenset[int]:
         """Decays and triangles, by id, that are computed for many chunks before the loop that folds them."""
+        return frozenset(a.id for a in self.fold_tables if self.places[a.id].level < self.folding(a))
+
+    @property
+    def fold_tables(self) -> tuple[Node, ...]:
+        """The decays and triangles that folds take."""
         parts = {a.id: a for m in self.lowered.fast for f in m.folds for a in f.node.args if tables(a)}
-        return frozenset(i for i, a in parts.items() if self.places[i].level < self.folding(a))
+        return tuple(parts.values())
 
     def folding(self, node: Node) -> int:
         """The level in whose blocks a fold, or a part that folds share, is used."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -18,6 +19,8 @@ from kept import keep, told
 from shrink import FailsAlike, shrink
 from sizes import LARGE, Size
 
+from nsam.backends.torch.runtime import system
+from nsam.backends.torch.runtime.blocks import At
 from nsam.dsl.diagnostics import ProgramError
 
 FIRST, LAST = (int(n) for n in os.environ.get("NSAM_DIFFERENTIAL", "0:240").split(":"))
@@ -67,6 +70,21 @@ def test_chunks_may_be_cut_anywhere(seed: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("nsam.compiler.fast_memory.SHORTEST_PIECE", 2)
     case = found(seed)
     outcome = compare(case)
+    if REFERENCE_LACKS in outcome.skipped:
+        pytest.skip(outcome.skipped)
+    if outcome.error is None and only_rounding(case, outcome):
+        pytest.skip("rounding alone moves the reference as far")
+    assert outcome.error is None, f"{outcome.error}\n{case.text}"
+    assert not outcome.skipped, f"{outcome.skipped}\n{case.text}"
+    assert not outcome.failures(), f"{outcome.failures()}\n{case.text}"
+
+
+@pytest.mark.parametrize("seed", range(FIRST + 2, LAST, 12))
+def test_tables_may_be_left_to_native_kernels(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code on a CPU has no rows of decays and triangles where its blocks make them; so here."""
+    monkeypatch.setattr(system, "At", lambda *how: At(*how[:-1], True))
+    case = found(seed)
+    outcome = compare(replace(case, batch=1 + seed % 24 // 12))
     if REFERENCE_LACKS in outcome.skipped:
         pytest.skip(outcome.skipped)
     if outcome.error is None and only_rounding(case, outcome):

@@ -7,6 +7,7 @@ import torch
 
 import nsam
 from nsam.backends.torch import runtime as rt
+from nsam.backends.torch.runtime import system
 from nsam.verification import verify_unit
 
 PROGRAM = """nsam 1
@@ -87,6 +88,47 @@ def test_one_sequence_s_tables_are_made_before_the_loop() -> None:
     assert rt.triangle_rows(key, 0.1, 0.9, at, 8, later=True).shape == (1, 1, 16, 8)
     assert rt.triangle_rows(heads, 0.1, 0.9, at, 8, later=True).shape == (1, 2, 16, 0)
     assert rt.decay_rows(keep, at._replace(batch=2), 8, later=True).shape == (1, 1, 16, 1)
+
+
+NESTED = """nsam 1
+use std.rules (safe_dgd)
+system s(dim: int = 6) {
+  input x : [dim]
+  memory q : linear(dim -> dim)
+  memory keep_of, rate_of : linear(dim -> GATES)
+  let key = normalize(mk(x), 2)
+  let retention = sigmoid(4 + keep_of(x))
+  let rate = sigmoid(rate_of(x)) / 4
+  memory mk : mlp(dim -> 2 * dim -> dim, residual, heads = 2) {
+    learn key -> self(x); minimize pseudo_huber(1.5); by safe_dgd(lr = rate, retain = retention); every 6 tokens
+  }
+  memory mem : mlp(dim -> 2 * dim -> dim, residual, heads = 2) {
+    learn key -> self(x); minimize pseudo_huber(1.5); by safe_dgd(lr = rate, retain = retention); every 3 tokens
+  }
+  output mem(normalize(q(x), 2))
+}
+"""
+
+
+@pytest.mark.parametrize("gates", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_decay_is_there_for_triangles_of_an_outer_loop(
+    batch: int, gates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mk` makes the keys of `mem` at its own boundaries, so triangles wait for them, and decays do not."""
+    monkeypatch.setattr(system, "At", lambda *how: rt.At(*how[:-1], True))  # tables come as for native kernels
+    program = nsam.loads(NESTED.replace("GATES", str(gates)))
+    torch.manual_seed(0)
+    module = nsam.compile(program, "s", compiled=False).double()
+    reference = nsam.compile(program, "s", backend="reference").double()
+    reference.load_state_dict(module.state_dict())
+    results = []
+    x = torch.randn(batch, 20, 6, dtype=torch.float64)
+    for each in (module, reference):
+        y, _ = each(x)
+        results.append([y, *torch.autograd.grad(y.square().sum(), tuple(each.parameters()))])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
 GATED = """nsam 1
