@@ -157,7 +157,10 @@ def _recurrence(use: c.RuleUse, symbols: Symbols, replaced: Mapping[str, Text] |
             formula.texts[arguments[name].id] = shown[name]
     key = b.make("input", (), (2,), "heads", name="key.")
     formula.name(key, symbols.key.text)
-    found = affine.analyse(b, use, arguments, key)
+    sizes = tuple(b.make("input", (), (1,), "heads", name=f"{axis}.") for axis in ("rows", "cols"))
+    for axis, node in zip(("rows", "cols"), sizes, strict=True):
+        formula.texts[node.id] = Text(f"{axis}({symbols.state})")
+    found = affine.analyse(b, use, arguments, key, (sizes[0], sizes[1]))
     letters = _Coefficients(formula, symbols.timed)
     lines = []
     traces = {
