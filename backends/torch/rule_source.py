@@ -215,8 +215,6 @@ class _Source:
         for state in self.plan.states:
             like = ref("self") if state.shape is None else call("zeros_of", *state.shape)
             value = self.filled(state.initial, like) + (".clone()" if isinstance(state.initial, Ref) else "")
-            if state.shape is not None and "identity" in functions(state.initial):  # one matrix for every sequence
-                value = f"{self.text(like)} + {value}"
             lines.append(f"    {self.identifier(state.name)} = {value}")
         return "\n".join([*lines, f"    return {self.tuple_of(s.name for s in self.plan.states)}"]) + "\n"
 
@@ -250,13 +248,22 @@ class _Source:
         return name.endswith("'")
 
     def filled(self, value: Expr, like: Expr) -> str:
-        """A value that must be a whole matrix, shaped like another: scalars fill it."""
+        """A value that must be a whole matrix, shaped like another: scalars fill it, the identity is every head's."""
         zeros = self.text(like if _zeros(like) else call("zeros_like", like))
         if isinstance(value, Constant) and value.value == 0:
             return zeros
-        if self.algebra.scalar(value):
+        if self.algebra.scalar(value) or self.single(value):
             return f"{zeros} + {self.text(value, 1)}"
         return self.text(value)
+
+    def single(self, value: Expr) -> bool:
+        """Whether a value is one matrix for all heads and sequences: made of the identity and of numbers."""
+        if not isinstance(value, Apply):
+            return self.algebra.scalar(value)
+        return value.function == "identity" or (
+            value.function not in ("ones_like", "zeros_like", "ones_of", "zeros_of")
+            and all(self.single(argument) for argument in value.arguments)
+        )
 
     def branch(self, block: list[Assign]) -> list[str]:
         if not block:

@@ -15,6 +15,7 @@ import torch
 
 from nsam.backends.reference.numpy_arrays import NumpyArrays
 from nsam.backends.reference.rules import Host, apply_rule, new_rule_record
+from nsam.backends.torch.optim import optimizer
 from nsam.backends.torch.rule_source import emit_initial, emit_step, load, scalar_keyword
 from nsam.compiler.rule_plan import lower_rule
 from nsam.dsl.diagnostics import ProgramError
@@ -158,6 +159,16 @@ OTHERS = (
 @pytest.mark.parametrize("case", WRITTEN)
 def test_written_constants(case: str) -> None:
     compared(WRITTEN[case] + "\n}\n" + OTHERS.rstrip().removesuffix("}"))
+
+
+def test_the_identity_is_every_head_s() -> None:
+    """A state, or `self`, that is made of the identity alone has the axes of heads too."""
+    text = "rule r(lr) { state s = 2 * identity; s <- lr * identity; self <- identity - s }"
+    weight = torch.nn.Parameter(torch.randn(2, 3, 4, dtype=torch.float64))
+    made = optimizer(Program.loads(f"nsam 1\n{text}\n").rule("r", {"lr": 0.3}), [weight])
+    weight.grad = torch.ones_like(weight)
+    made.step()
+    torch.testing.assert_close(weight.detach(), 0.7 * torch.eye(3, 4, dtype=torch.float64).expand(2, 3, 4))
 
 
 @pytest.mark.parametrize("value", ["sum(ones)", "cols(identity)", "dot(zeros, lr)", "sum(n)", "sum(ones @ identity)"])
