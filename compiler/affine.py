@@ -13,9 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nsam.compiler.expressions import Builder, Node
+from nsam.compiler.expressions import ELEMENTWISE, Builder, Node
 from nsam.dsl import checked as c
 from nsam.dsl.records import dataclass
+from nsam.dsl.types import COLUMNS, ROWS
+
+_REDUCTIONS = frozenset({"sum", "mean", "norm", "dot"})
 
 
 class NotAffine(Exception):
@@ -57,21 +60,24 @@ class Recurrence:
     traces: tuple[tuple[str, Linear], ...]
 
 
-def analyse(builder: Builder, use: c.RuleUse, arguments: Mapping[str, Node], key: Node | None) -> Recurrence:
+def analyse(
+    builder: Builder, use: c.RuleUse, arguments: Mapping[str, Node], key: Node | None, sizes: tuple[Node, Node]
+) -> Recurrence:
     """Evaluate the rule over symbols for one layer.
 
-    `arguments` are the rule's parameters as scalars (numbers, or one a token and head); `key` is the layer's input.
-    Raises `NotAffine`.
+    `arguments` are the rule's parameters as scalars (numbers, or one a token and head); `key` is the layer's input;
+    `sizes` are the rows and columns of the layer's matrix. Raises `NotAffine`.
     """
-    return _Analysis(builder, key).run(
+    return _Analysis(builder, key, sizes).run(
         use.rule, dict(arguments), "self", Linear((("grad", builder.number(1)),)), top=True
     )
 
 
 class _Analysis:
-    def __init__(self, builder: Builder, key: Node | None) -> None:
+    def __init__(self, builder: Builder, key: Node | None, sizes: tuple[Node, Node]) -> None:
         self.b = builder
         self.key = key
+        self.sizes = sizes
         self.traces: list[tuple[str, Linear]] = []
 
     def run(self, rule: c.Rule, names: dict[str, Node], host: str, grad: Linear, *, top: bool) -> Recurrence:
@@ -105,7 +111,7 @@ class _Analysis:
         else:
             raise NotAffine(f"memory `{name}` of the rule minimises {memory.objective.name}, not dot or l2")
         arguments = {k: self.scalar(self.value(v, scope), v) for k, v in memory.rule.arguments}
-        nested = _Analysis(self.b, None)
+        nested = _Analysis(self.b, None, self.sizes)
         found = nested.run(memory.rule.rule, arguments, name, inner, top=False)
         if found.traces:
             raise NotAffine(f"memory `{name}` of the rule has memories of its own")
@@ -122,9 +128,21 @@ class _Analysis:
             return self.look_up(expr.name, scope)
         if isinstance(expr, c.State):
             return self.look_up(f"state {expr.memory}", scope)
+        if isinstance(expr, c.Apply) and expr.function in ("rows", "cols"):
+            return self.size(expr)
         if isinstance(expr, c.Apply):
             return self.apply(expr, [self.value(a, scope) for a in expr.arguments])
         raise NotAffine(f"`{expr.span.text}` is not linear in the state")
+
+    def size(self, expr: c.Apply) -> Node:
+        """The rows or columns of anything: known when the program is compiled."""
+        size = expr.arguments[0].type.shape[expr.function == "cols"]
+        for axis, known in zip((ROWS, COLUMNS), self.sizes, strict=True):
+            if size == axis:
+                return known
+        if isinstance(size, int):
+            return self.b.number(size)
+        raise NotAffine(f"it uses `{expr.span.text}`")
 
     def look_up(self, name: str, scope: dict[str, Value]) -> Value:
         if name not in scope:
@@ -161,7 +179,9 @@ class _Analysis:
         raise NotAffine(f"`{expr.span.text}` is not linear in the state with scalar coefficients")
 
     def scalars(self, expr: c.Apply, args: list[Node]) -> Node:
-        if expr.options or not args:
+        if expr.function in _REDUCTIONS and not any(argument.type.shape for argument in expr.arguments):
+            return self.b.reduce(expr.function, *args)
+        if expr.options or not args or expr.function not in ELEMENTWISE:
             raise NotAffine(f"`{expr.span.text}` is not a scalar")
         return self.b.apply(expr.function, *args)
 

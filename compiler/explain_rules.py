@@ -157,7 +157,10 @@ def _recurrence(use: c.RuleUse, symbols: Symbols, replaced: Mapping[str, Text] |
             formula.texts[arguments[name].id] = shown[name]
     key = b.make("input", (), (2,), "heads", name="key.")
     formula.name(key, symbols.key.text)
-    found = affine.analyse(b, use, arguments, key)
+    sizes = tuple(b.make("input", (), (1,), "heads", name=f"{axis}.") for axis in ("rows", "cols"))
+    for axis, node in zip(("rows", "cols"), sizes, strict=True):
+        formula.texts[node.id] = Text(f"{axis}({symbols.state})")
+    found = affine.analyse(b, use, arguments, key, (sizes[0], sizes[1]))
     letters = _Coefficients(formula, symbols.timed)
     lines = []
     traces = {
@@ -253,6 +256,8 @@ def _plain(name: str) -> str:
     return name.removesuffix("'").replace(".sum", "_Σ").replace(".", "_")
 
 
+_FILLS = {"identity": "I", "zeros": "0", "ones": "1"}
+_FILLS |= {f"{name}_{kind}": text for name, text in (("zeros", "0"), ("ones", "𝟏")) for kind in ("like", "of")}
 _BINARY = {"add": tx.add, "sub": tx.sub, "div": tx.div, "pow": tx.power}
 
 
@@ -293,10 +298,8 @@ def _applied(expr: c.Apply, args: list[Text], scalar: Scalar) -> Text:
         return Text("E‖x‖²")
     if name == "dot":
         return tx.squared_length(args[0]) if args[0] == args[1] else Text(f"⟨{args[0]}, {args[1]}⟩")
-    if name in ("identity", "zeros", "ones") and not args:
-        return Text({"identity": "I", "zeros": "0", "ones": "1"}[name])
-    if name == "zeros_like":
-        return Text("0")
+    if name in _FILLS:
+        return Text(_FILLS[name])
     if len(args) == 1 and name in tx.FUNCTIONS:
         return tx.FUNCTIONS[name](args[0])
     extra = [Text(f"{k} = {v}") for k, v in expr.options if not (k == "heads" and v == 1)]

@@ -202,7 +202,12 @@ class Builder:
         return self.apply("neg", a)
 
     def reduce(self, op: str, *args: Node, **attrs: Attr) -> Node:
-        """A reduction over the last axis, kept with size 1: `sum`, `mean`, `norm`, `dot`, …"""
+        """A reduction over the last axis, kept with size 1: `sum`, `mean`, `norm`, `dot`, …
+
+        A number is the only element of what it stands for.
+        """
+        if op in ("sum", "mean", "norm", "dot") and all(a.op == "number" for a in args):
+            return self.apply("mul", *args) if op == "dot" else self.apply("abs", *args) if op == "norm" else args[0]
         layout = join(*(a.layout for a in args))
         return self.make(op, args, (1,), layout, **attrs)
 

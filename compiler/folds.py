@@ -75,6 +75,13 @@ class _Build:
             tuple(arguments.items()), key, loss, self.window, self.slowest, self.threshold,
         )  # fmt: skip
 
+    def sizes(self, tensor: str) -> tuple[Node, Node]:
+        """Rows and columns of what the rule sees: a vector is one row, or the column that its key 1 reads."""
+        rows, columns = self.l.state(self.m, tensor).shape
+        axes = len(self.m.structure.tensors()[tensor]) - (self.m.structure.heads is not None)
+        row = axes == 1 and "key" not in self.rule.rule.needs
+        return self.b.number(columns if row else rows), self.b.number(rows if row else columns)
+
     def held(self) -> dict[str, Node]:
         """The states that inner gradients are taken at: without outer gradient if the memory feeds itself `direct`."""
         states = {t: self.l.state(self.m, t) for t in self.tensors}
@@ -274,7 +281,7 @@ class _Build:
     ) -> tuple[Node, Algorithm] | None:
         b = self.b
         try:
-            found = affine.analyse(b, self.rule, arguments, layer_key)
+            found = affine.analyse(b, self.rule, arguments, layer_key, self.sizes(tensor))
         except affine.NotAffine as problem:
             reasons.append(str(problem))
             return None
@@ -369,7 +376,7 @@ class _Build:
         products = self.products(gradient)
         x, _ = self.layer(tensor, products, state, key)
         try:
-            found = affine.analyse(b, self.rule, arguments, x)
+            found = affine.analyse(b, self.rule, arguments, x, self.sizes(tensor))
         except affine.NotAffine:
             return None
         if found.traces or any(depends_on(p.right, state) for p in products):

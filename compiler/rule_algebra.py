@@ -7,7 +7,7 @@ dropped, and a product with an outer product is done one factor at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,9 +23,15 @@ _ORDER: dict[Kind, int] = {"number": 0, "scalar": 1, "matrix": 2}
 NUMBERS = frozenset({"rows", "cols", "count_of"})
 REDUCTIONS = frozenset({"dot", "trace", "sum", "mean", "norm", "root_mean_square", "lp", "huber", "pseudo_huber"})
 MATRICES = frozenset(
-    {"identity", "matmul", "transpose", "outer", "ones_like", "zeros_like", "zeros_of", "orthogonalize", "normalize"}
+    {"identity", "matmul", "transpose", "outer", "ones_like", "zeros_like", "ones_of", "zeros_of", "orthogonalize"}
+    | {"normalize"}
 )
+WHOLE = frozenset(
+    {"matmul", "outer", "transpose", "orthogonalize", "sum", "mean", "norm", "root_mean_square", "dot", "rows", "cols"}
+)
+"""Functions of whole matrices that a rule may apply; all others go entry by entry."""
 _PRODUCTS = frozenset({"mul", "div"})
+_SHAPED = WHOLE | {"trace", "count_of", "ones_like", "zeros_like"}
 
 
 def constant(value: float) -> Constant:
@@ -75,8 +81,8 @@ def _is(expr: Expr, function: str) -> bool:
 
 
 def _one(expr: Expr) -> bool:
-    """Whether `expr` is the square identity; `identity(x)`, shaped like x, may be rectangular."""
-    return isinstance(expr, Apply) and expr.function == "identity" and not expr.arguments
+    """Whether `expr` is a square identity; `identity(rows, columns)` may be rectangular."""
+    return isinstance(expr, Apply) and expr.function == "identity" and expr.arguments[0] == expr.arguments[1]
 
 
 def _parts(expr: Expr) -> tuple[Expr, ...]:
@@ -123,7 +129,27 @@ class Algebra:
 
     def simplify(self, expr: Expr) -> Expr:
         """Rebuild `expr` from its leaves with the simplifying constructors."""
-        return substitute(expr, lambda _: None, self.build)
+        return self.replaced(expr, lambda _: None)
+
+    def replaced(self, expr: Expr, found: Callable[[Expr], Expr | None]) -> Expr:
+        """Return `expr` simplified, with the nodes replaced for which `found` gives others."""
+        replacement = found(expr)
+        if replacement is not None:
+            return replacement
+        if not isinstance(expr, Apply):
+            return expr
+        before = [substitute(argument, found, call) for argument in expr.arguments]
+        return self.rebuilt(expr.function, before, [self.replaced(argument, found) for argument in expr.arguments])
+
+    def rebuilt(self, function: str, before: Sequence[Expr], after: Sequence[Expr]) -> Expr:
+        """Return `function(after)`, simplified, where `after` are the arguments `before` simplified.
+
+        A function of a whole matrix keeps one as it was where all that is left of it is a number.
+        """
+        if function in _SHAPED:
+            pairs = zip(before, after, strict=True)
+            after = [b if self.scalar(a) and not self.scalar(b) else a for b, a in pairs]
+        return self.build(function, *after)
 
     # --- sums ------------------------------------------------------------------------------------
 
@@ -272,6 +298,8 @@ class Algebra:
                 return self.build(side.function, first, product(second))
             return self.build(side.function, product(first), second)
         if isinstance(side, Apply) and side.function in ("add", "sub") and self._structured(side):
+            if any(self.scalar(part) for part in side.arguments):
+                return None  # `1 - identity`: the number stands for a matrix, which a product has to have
             return self.build(side.function, *(product(part) for part in side.arguments))
         return None
 

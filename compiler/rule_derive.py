@@ -82,12 +82,25 @@ class Expansion:
         """Return `expr` without `read` and `read_transposed`."""
         if not isinstance(expr, Apply):
             return expr
-        arguments = [self(argument) for argument in expr.arguments]
-        if expr.function == READ:
-            return self.algebra.build("matmul", arguments[0], call("transpose", ref(self.state)))
-        if expr.function == READ_TRANSPOSED:
-            return self.algebra.build("matmul", arguments[0], ref(self.state))
-        return self.algebra.build(expr.function, *arguments)
+        before = [self.written_out(argument) for argument in expr.arguments]
+        after = [self(argument) for argument in expr.arguments]
+        if expr.function in (READ, READ_TRANSPOSED):
+            matrix = self.matrix(expr.function)
+            return self.algebra.rebuilt("matmul", [*before, matrix], [*after, matrix])
+        return self.algebra.rebuilt(expr.function, before, after)
+
+    def written_out(self, expr: Expr) -> Expr:
+        """Return `expr` without reads, not simplified."""
+        if not isinstance(expr, Apply):
+            return expr
+        arguments = [self.written_out(argument) for argument in expr.arguments]
+        if expr.function in (READ, READ_TRANSPOSED):
+            return call("matmul", *arguments, self.matrix(expr.function))
+        return call(expr.function, *arguments)
+
+    def matrix(self, read: str) -> Expr:
+        """Return what a read multiplies its rows by."""
+        return call("transpose", ref(self.state)) if read == READ else ref(self.state)
 
 
 def _topological(root: Expr) -> list[Expr]:
@@ -104,7 +117,7 @@ def _topological(root: Expr) -> list[Expr]:
     return list(order)
 
 
-_SHAPES = frozenset({"identity", "ones_like", "zeros_like", "rows", "cols", "count_of"})
+_SHAPES = frozenset({"identity", "ones_like", "zeros_like", "ones_of", "zeros_of", "rows", "cols", "count_of"})
 """Functions that look at a matrix's shape only."""
 
 

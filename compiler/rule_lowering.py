@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nsam.compiler.rule_algebra import Algebra, Kind, call, constant, functions, names, ref, substitute
+from nsam.compiler.rule_algebra import WHOLE, Algebra, Kind, call, constant, names, ref
 from nsam.compiler.rule_derive import (
     READ,
     READ_TRANSPOSED,
@@ -13,6 +13,7 @@ from nsam.compiler.rule_derive import (
     inner_gradient,
     network_gradient,
 )
+from nsam.compiler.rule_fills import Fills
 from nsam.compiler.rule_networks import Layers, Shape, shapes
 from nsam.compiler.rule_plan import COUNT, GRAM, INPUTS, Assign, PlanState, RulePlan, own
 from nsam.dsl.checked import (
@@ -30,16 +31,7 @@ from nsam.dsl.checked import (
     State,
 )
 from nsam.dsl.diagnostics import fail
-
-_FILLS = {"zeros": 0, "ones": 1}
-_WHOLE = frozenset({"matmul", "outer", "transpose", "sum", "mean", "norm", "root_mean_square", "dot", "orthogonalize"})
-_ELEMENTWISE = frozenset({"add", "sub", "mul", "div", "min", "max", "clip"})
-
-
-def _rectangular(expr: Expr) -> bool:
-    """Whether the checker knows `expr` as a matrix whose two sizes differ."""
-    shape = expr.type.shape
-    return len(shape) == 2 and shape[0] != shape[1]
+from nsam.dsl.fills import is_fill
 
 
 def _place(name: str, tensor: str) -> str:
@@ -170,8 +162,8 @@ class Scope:
         name = self.prefix + own(memory.name)
         places = {tensor: _place(name, tensor) for tensor in tensors}
         work = {tensor: _place(f"{name}.running" if delayed else name, tensor) for tensor in tensors}
-        start = self.first(memory)
         for tensor, shape in tensors.items():
+            start = self.first(memory, shape)
             for state in dict.fromkeys((places[tensor], work[tensor])):
                 self.lowering.states.append(PlanState(state, start, shape=shape))
         signals = self.signals(memory, name, places)
@@ -191,9 +183,11 @@ class Scope:
         else:
             self.bound[memory.name] = shown[""]
 
-    def first(self, memory: RuleMemory) -> Expr:
-        """Return what a memory's tensors start from."""
-        return constant(0) if memory.initial is None else self.expression(memory.initial)
+    def first(self, memory: RuleMemory, shape: Shape | None) -> Expr:
+        """Return what a memory's tensor starts from; the fills of `init` are as large as the tensor."""
+        if memory.initial is None:
+            return constant(0)
+        return Scope(self.lowering, self.prefix, self.stride, self.bound, self.own, shape).expression(memory.initial)
 
     def signals(
         self, memory: RuleMemory, name: str, places: dict[str, str]
@@ -212,7 +206,7 @@ class Scope:
         value = self.assign(f"{name}.value", expand(self.expression(memory.context.value)))
         key = None
         if memory.context.key is not None:
-            key = self.assign(f"{name}.key", expand(self.expression(memory.context.key)))
+            key = self.assign(f"{name}.key", expand(self.matrix(memory.context.key)))
         self.bound = self.bound | {"value": value} | ({} if key is None else {"key": key})
         objective = self.expression(memory.objective.expression, simplify=False)
         self.bound = outer
@@ -281,20 +275,28 @@ class Scope:
         if isinstance(expr, Read):
             return self.read(expr, simplify)
         assert isinstance(expr, Apply), f"{type(expr).__name__} in a rule"
-        if expr.function in _FILLS and not expr.arguments:
-            return constant(_FILLS[expr.function])
+        if is_fill(expr):
+            return self.fills.fill(expr)
         arguments = [self.expression(argument, simplify) for argument in expr.arguments]
         if self.lowering.steps and arguments and all(argument == ref("key") for argument in arguments):
             return self.of_step(expr.function, *arguments)
         if expr.function == "unbias":
             return self.unbias(*arguments)
+        options = [constant(v) for _, v in expr.options if isinstance(v, int | float)]
+        if expr.function not in WHOLE:
+            return self.fills.entries(expr, build(expr.function, *arguments, *options), arguments)
+        reduced = self.fills.reduced(expr, arguments, simplify)
+        if reduced is not None:
+            return reduced
+        pairs = zip(arguments, expr.arguments, strict=True)
+        arguments = [self.fills.whole(argument, written.type, written.span) for argument, written in pairs]
         if expr.function == "matmul" and len(expr.arguments[1].type.shape) == 1:
             return self.times_vector(expr.arguments[0], *arguments)
-        if expr.function in _ELEMENTWISE and _rectangular(expr):
-            arguments = [self.shaped(argument, arguments) for argument in arguments]
-        if expr.function in _WHOLE:
-            arguments = [self.whole(argument, expr, arguments) for argument in arguments]
-        return build(expr.function, *arguments, *(constant(v) for _, v in expr.options if isinstance(v, int | float)))
+        return build(expr.function, *arguments, *options)
+
+    def matrix(self, expr: Expr, simplify: bool = True) -> Expr:
+        """Lower an expression to something of its own shape, numbers too."""
+        return self.fills.whole(self.expression(expr, simplify), expr.type, expr.span)
 
     def of_step(self, function: str, *keys: Expr) -> Expr:
         """A function of nothing but a step's key: of its outer product where that is enough."""
@@ -304,42 +306,28 @@ class Scope:
             return call("trace", ref(GRAM))
         return self.build("sqrt", call("trace", ref(GRAM))) if function == "norm" else self.build(function, *keys)
 
-    def shaped(self, argument: Expr, others: list[Expr]) -> Expr:
-        """Give the identity in a sum with a matrix that is not square that matrix's shape."""
-        like = next((other for other in others if "identity" not in functions(other)), ref(self.own))
-        placed = call("identity", like)
-        return substitute(argument, lambda e: placed if e == call("identity") else None, call)
-
     def times_vector(self, written: Expr, left: Expr, vector: Expr) -> Expr:
         """`left @ vector`: vectors are rows here, so a matrix is transposed (a matrix of rows gives rows)."""
         if len(written.type.shape) == 1:
             return self.build("dot", left, vector)
         return self.build("matmul", vector, self.build("transpose", left))
 
-    def whole(self, argument: Expr, expr: Apply, others: list[Expr]) -> Expr:
-        """Give `zeros` and `ones` among a function's arguments the shape of the other argument, or of the host."""
-        if not isinstance(argument, Constant):
-            return argument
-        if expr.function in ("matmul", "outer"):
-            raise fail("N0480", f"`{expr.function}` of a constant matrix is not supported", expr.span)
-        like = next((other for other in others if not isinstance(other, Constant)), ref(self.own))
-        return self.build("mul", argument, call("ones_like", like))
+    @property
+    def fills(self) -> Fills:
+        """What makes matrices of the numbers that stand for them."""
+        return Fills(self.lowering.algebra, self.shape, self.bound)
 
     def name(self, expr: Ref) -> Expr:
         """Resolve one name."""
         if expr.name in self.bound:
             return self.bound[expr.name]
-        if expr.name == "identity":
-            return call("identity")
-        if expr.name in _FILLS:
-            return constant(_FILLS[expr.name])
         raise fail("N0480", f"a rule applied here has no `{expr.name}`", expr.span)
 
     def read(self, expr: Read, simplify: bool) -> Expr:
         """A value-less read is the state itself; others are products, of rows of keys with the state."""
         if isinstance(expr.argument, Constant):
             return self.bound[expr.memory]
-        argument = self.expression(expr.argument, simplify)
+        argument = self.matrix(expr.argument, simplify)
         build = self.build if simplify else call
         if expr.memory == "self" and self.declared is not None:
             return self.declared.read(

@@ -64,7 +64,8 @@ def shapes(structure: Structure, host: str, like: Shape | None, span: Span) -> d
     if structure.kind not in ("linear", "mlp") or structure.bias or structure.heads is not None:
         what = structure.kind + (" with a bias" if structure.bias else "") + (" with heads" if structure.heads else "")
         raise fail("N0480", f"a {what} inside a rule is not supported", span)
-    sizes = [size_of(size, host, span) for size in structure.sizes]
+    axes = (call("rows", ref(host)), call("cols", ref(host)))
+    sizes = [size_of(size, axes, span) for size in structure.sizes]
     layers = [(out, into) for into, out in pairwise(sizes)]
     if structure.kind == "linear":
         return {"": layers[0]}
@@ -74,11 +75,11 @@ def shapes(structure: Structure, host: str, like: Shape | None, span: Span) -> d
     return found
 
 
-def size_of(size: Size, host: str, span: Span) -> Expr:
-    """Return a size as an expression in the rows and columns of `host`."""
+def size_of(size: Size, host: Shape, span: Span) -> Expr:
+    """Return a size as an expression in the rows and columns of the host, which `host` gives."""
     if not isinstance(size, Poly):
         return constant(int(size))
-    axes = {name: call("rows", ref(host)) for name in ROWS.names} | {n: call("cols", ref(host)) for n in COLUMNS.names}
+    axes = dict.fromkeys(ROWS.names, host[0]) | dict.fromkeys(COLUMNS.names, host[1])
     total: Expr | None = None
     for monomial, coefficient in size.terms:
         term: Expr = constant(coefficient)

@@ -31,7 +31,7 @@ def _renamed(plan: RulePlan, found: dict[str, Expr]) -> RulePlan:
     def value(expr: Expr) -> Expr:
         if not any(name in found for name in names(expr)):
             return expr
-        return substitute(expr, lambda e: found.get(e.name) if isinstance(e, Ref) else None, plan.algebra.build)
+        return plan.algebra.replaced(expr, lambda e: found.get(e.name) if isinstance(e, Ref) else None)
 
     def name(old: str) -> str:
         new = found.get(old)
@@ -66,8 +66,9 @@ def _inlined(plan: RulePlan) -> RulePlan:
             and a.target not in kept
             and (uses[a.target] <= 1 or plan.algebra.kind(a.value) == "number")
         ):
-            build = plan.algebra.build
-            found[a.target] = substitute(a.value, lambda e: found.get(e.name) if isinstance(e, Ref) else None, build)
+            found[a.target] = plan.algebra.replaced(
+                a.value, lambda e: found.get(e.name) if isinstance(e, Ref) else None
+            )
     return _renamed(plan, found) if found else plan
 
 

@@ -11,7 +11,9 @@ from nsam.compiler.rule_algebra import Algebra, call, names, ref, substitute
 from nsam.compiler.rule_plan import Assign, RulePlan
 from nsam.dsl.checked import Apply, Expr
 
-_FREE = frozenset({"transpose", "identity", "zeros_like", "ones_like", "neg", "rows", "cols", "count_of"})
+_FREE = frozenset(
+    {"transpose", "identity", "zeros_like", "ones_like", "zeros_of", "ones_of", "neg", "rows", "cols", "count_of"}
+)
 
 
 def share(plan: RulePlan) -> RulePlan:

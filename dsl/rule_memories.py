@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from nsam.dsl import syntax
@@ -129,6 +130,8 @@ class _RuleClauses:
         period = self._period(every)
         rule = use_rule(self.maker.checker, self.maker.module, by, scope)
         self._check_rule(by, rule, context, every)
+        arguments = tuple((name, self.maker.settled(value, (), memory)) for name, value in rule.arguments)
+        rule = replace(rule, arguments=arguments)
         self.maker.memories[self.name.id] = memory
         mode: Any = "boundary" if reads is None else reads.mode
         return RuleMemory(
@@ -234,24 +237,27 @@ class _RuleClauses:
                 "neither of the two",
                 help="`init identity`, or leave it out: it starts at zero",
             )
-        return value
+        return self.maker.settled(value, (ROWS, COLUMNS))  # of each tensor by itself
 
     def _context(self, scope: Any, memory: Shaped, node: syntax.Learn) -> Context:
         if node.window is not None:
             raise self.findings.error("N0222", "a rule sees updates, not tokens", node.span, "no window here")
         first = scope.build(node.key)
         if node.value is None:
-            self._check_state(memory, first, node)
-            return Context(None, first, None, node.span)
+            shape = self._check_state(memory, first, node)
+            return Context(None, self.maker.settled(first, shape, memory), None, node.span)
         second = scope.build(node.value)
         read = memory.read(scope, first, syntax.Call(node.span, memory.name, node.span, ()), "self")
         pairs = zip(second.type.shape, read.type.shape, strict=False)
         fits = len(second.type.shape) == len(read.type.shape) and all(a == ANY or same_size(a, b) for a, b in pairs)
         if not fits:
             raise self._mismatch(memory, second, shape_text(read.type))
+        into, out = memory.sizes(False)
+        first = self.maker.settled(first, (*second.type.shape[:-1], into), memory)
+        second = self.maker.settled(second, (*first.type.shape[:-1], out), memory)
         return Context(first, second, None, node.span)
 
-    def _check_state(self, memory: Shaped, value: Expr, node: syntax.Learn) -> None:
+    def _check_state(self, memory: Shaped, value: Expr, node: syntax.Learn) -> tuple[Size, ...]:
         shape = memory.state_shape()
         if shape is None:
             kind = memory.structure.kind
@@ -262,6 +268,7 @@ class _RuleClauses:
         fits = len(found) == len(shape) and all(a == ANY or same_size(a, b) for a, b in zip(found, shape, strict=True))
         if not fits:
             raise self._mismatch(memory, value, shape_text(ValueType(shape)))
+        return shape
 
     def _mismatch(self, memory: Shaped, value: Expr, wanted: str) -> Skip:
         return self.findings.error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nsam.dsl import syntax
@@ -24,11 +25,13 @@ from nsam.dsl.checked import (
 from nsam.dsl.constants import Evaluator, Value
 from nsam.dsl.diagnostics import Label
 from nsam.dsl.expressions import Expressions
+from nsam.dsl.fills import Places, is_open
 from nsam.dsl.findings import Skip, did_you_mean
 from nsam.dsl.functions import RULE_CONSTANTS, names_in
 from nsam.dsl.names import Declared
 from nsam.dsl.rule_memories import Shaped, build_rule_memory
 from nsam.dsl.rule_uses import static_value
+from nsam.dsl.sizes import Size
 from nsam.dsl.spans import Span
 from nsam.dsl.types import ANY, COLUMNS, ROWS, SCALAR, same_size, shape_text
 
@@ -83,6 +86,8 @@ class RuleExpressions(Expressions):
             if node.id != "self":
                 maker.needs.add(node.id)
             return Ref(GIVEN[node.id], node.span, node.id)
+        if node.id in maker.open:
+            return replace(maker.open[node.id], span=node.span)
         if node.id in maker.types:
             return Ref(maker.types[node.id], node.span, node.id)
         if node.id in maker.memories:
@@ -153,6 +158,8 @@ class RuleMaker:
         self.evaluator = RuleEvaluator(self.findings, known, self._why_not_constant)
         self.types: dict[str, ValueType] = {parameter.name: SCALAR for parameter in self.node.parameters}
         self.memories: dict[str, Shaped] = {}
+        self.open: dict[str, Expr] = {}
+        """Lets whose shape depends on where they are used, as that of `identity` does: written out at each use."""
         self.places: dict[str, Span] = {}
         self.states: set[str] = set()
         self.needs: set[str] = set()
@@ -166,7 +173,9 @@ class RuleMaker:
         statements: list[RuleStatement] = []
         for statement in self.node.body:
             try:
-                statements.append(self._statement(statement))
+                built = self._statement(statement)
+                if built is not None:
+                    statements.append(built)
             except Skip:
                 self.failed = True
                 self._forget(statement)
@@ -204,7 +213,17 @@ class RuleMaker:
             elif isinstance(statement, syntax.MemoryDeclaration):
                 self.forgotten.add(name.id)
 
-    def _statement(self, node: syntax.Statement) -> RuleStatement:
+    def settled(self, expr: Expr, wanted: tuple[Size, ...] = (), own: Shaped | None = None) -> Expr:
+        """Return `expr` with the shapes that its place asks of its fills; `own` is the memory whose clause it is in."""
+
+        def reads(read: Read) -> Size:
+            memory = own if read.memory == "self" else self.memories[read.memory]
+            assert memory is not None
+            return memory.sizes(read.transposed)[0]
+
+        return Places(self.findings, reads).settled(expr, wanted)
+
+    def _statement(self, node: syntax.Statement) -> RuleStatement | None:
         for name in _declares(node):
             self._declare(name)
         match node:
@@ -214,12 +233,15 @@ class RuleMaker:
                 self._check_shape(node.name.id, value, scalar=True)
                 self.types[node.name.id] = MATRIX
                 self.states.add(node.name.id)
-                return RuleState(node.name.id, value, node.span)
+                return RuleState(node.name.id, self.settled(value, MATRIX.shape), node.span)
             case syntax.Let():
                 value = RuleExpressions(self).build(node.value)
                 self.types[node.name.id] = value.type
                 self._remember(node.name.id, value)
-                return RuleLet(node.name.id, value, node.span)
+                if is_open(value):
+                    self.open[node.name.id] = value
+                    return None
+                return RuleLet(node.name.id, self.settled(value), node.span)
             case syntax.Update():
                 return self._update(node)
             case syntax.MemoryDeclaration():
@@ -254,7 +276,7 @@ class RuleMaker:
             )
         value = RuleExpressions(self).build(node.value)
         self._check_shape(target.id, value)
-        return RuleUpdate(target.id, value, node.span)
+        return RuleUpdate(target.id, self.settled(value, MATRIX.shape), node.span)
 
     def _check_start(self, node: syntax.StateDeclaration, value: Expr) -> None:
         """A state starts before there is a gradient."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from nsam.backends.reference.arrays import Array, Arrays
 from nsam.dsl.checked import Apply
@@ -18,21 +18,6 @@ ROOT_MEAN_SQUARE_FLOOR = 1e-12
 ORTHOGONALIZE_FLOOR = 1e-7
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ROPE_BASE = 10_000.0
-
-
-class Identity:
-    """`scale` times the identity matrix of whatever size the other operand asks for."""
-
-    def __init__(self, scale: Array) -> None:
-        self.scale = scale
-
-    def like(self, ops: Arrays, other: Array) -> Array:
-        """Return the matrix that fits `other`; a number (a 1 × 1 matrix) for a number."""
-        shape = ops.shape(other)
-        if len(shape) < 2:
-            return self.scale
-        eye = [[1.0 if i == j else 0.0 for j in range(shape[1])] for i in range(shape[0])]
-        return ops.mul(self.scale, ops.array(eye))
 
 
 # --- activations ---------------------------------------------------------------------------------
@@ -246,14 +231,17 @@ def clip(ops: Arrays, a: Array, low: Array, high: Array) -> Array:
     return ops.minimum(ops.maximum(a, low), high)
 
 
-def elementary(ops: Arrays, expr: Apply, arguments: list[Any]) -> Array | Identity | None:
+def fill(ops: Arrays, name: str, shape: tuple[int, ...]) -> Array:
+    """Return the `zeros`, `ones` or `identity` of a shape."""
+    if name == "identity":
+        rows, columns = shape
+        return ops.array([[1.0 if i == j else 0.0 for j in range(columns)] for i in range(rows)])
+    zeros = ops.zeros(shape)
+    return zeros if name == "zeros" else ops.add(zeros, ops.array(1.0))
+
+
+def elementary(ops: Arrays, expr: Apply, arguments: list[Array]) -> Array | None:
     """Apply a function that needs neither clock nor compile-time options; None when it is not one of these."""
-    if expr.function == "identity":
-        return Identity(ops.array(1.0))
-    if any(isinstance(a, Identity) for a in arguments):
-        return _with_identity(ops, expr.function, arguments)
-    if expr.function in ("zeros", "ones") and not arguments:
-        return ops.array(0.0 if expr.function == "zeros" else 1.0)
     if expr.function in UNARY and len(arguments) == 1:
         return UNARY[expr.function](ops, arguments[0])
     if expr.function == "clip":
@@ -266,20 +254,3 @@ def elementary(ops: Arrays, expr: Apply, arguments: list[Any]) -> Array | Identi
     if expr.function in BINARY and len(arguments) == 2:
         return BINARY[expr.function](ops, arguments[0], arguments[1])
     return None
-
-
-def _with_identity(ops: Arrays, function: str, arguments: list[Any]) -> Array | Identity:
-    """The functions of a multiple of the identity that need no size, then those where the other operand gives it."""
-    if function == "neg":
-        return Identity(UNARY["neg"](ops, arguments[0].scale))
-    a, b = arguments
-    if isinstance(a, Identity) and isinstance(b, Identity):
-        inner = "mul" if function == "matmul" else function
-        return Identity(BINARY[inner](ops, a.scale, b.scale))
-    eye, other = (a, b) if isinstance(a, Identity) else (b, a)
-    if function == "matmul":
-        return ops.mul(eye.scale, other)
-    if function in ("mul", "div") and not ops.shape(other) and (function == "mul" or eye is a):
-        return Identity(BINARY[function](ops, eye.scale, other))
-    matrix = eye.like(ops, other)
-    return BINARY[function](ops, matrix, other) if eye is a else BINARY[function](ops, other, matrix)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from nsam.backends.reference import rules
 from nsam.backends.reference.arrays import Array, Arrays
-from nsam.backends.reference.functions import Identity, split
+from nsam.backends.reference.functions import split
 from nsam.backends.reference.scope import InternalError, Scope, unsupported
 from nsam.backends.reference.structures import Head, Tensors, Trace, read_head, read_head_transposed
 from nsam.dsl.checked import Constant, Expr, Memory, Objective, Read, Ref, RuleMemory, RuleUse, Structure
@@ -261,8 +261,6 @@ class _ObjectiveScope(Scope):
         self.answer: Array | None = None
 
     def ref(self, name: str) -> Array:
-        if name == "identity":
-            return Identity(self.ops.array(1.0))
         if name not in self.names:
             raise InternalError(f"an objective mentions {name}")
         return self.names[name]

@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from nsam.backends.reference import learning
+from nsam.backends.reference import functions, learning
 from nsam.backends.reference.arrays import Array, Arrays
-from nsam.backends.reference.functions import Identity
 from nsam.backends.reference.scope import InternalError, Scope
 from nsam.backends.reference.structures import Tensors, read_head, read_head_transposed
-from nsam.dsl.checked import Constant, Read, RuleLet, RuleMemory, RuleState, RuleUpdate, RuleUse
+from nsam.dsl.checked import Apply, Constant, Read, RuleLet, RuleMemory, RuleState, RuleUpdate, RuleUse
+from nsam.dsl.fills import is_fill
 from nsam.dsl.sizes import Size, evaluate
 from nsam.dsl.types import COLUMNS, ROWS
 
@@ -67,6 +67,7 @@ class _RuleScope(Scope):
     def __init__(self, ops: Arrays, names: dict[str, Array], host: Host, record: RuleRecord) -> None:
         self.ops = ops
         self.host = host
+        self.axes = ops.shape(host.self_)
         self.before = record
         self.names = names
         names |= {"self": host.self_, "grad": host.grad}
@@ -84,10 +85,6 @@ class _RuleScope(Scope):
             return self.declared[1][0]["weight"]
         if name in self.names:
             return self.names[name]
-        if name == "identity":
-            return Identity(self.ops.array(1.0))
-        if name == "zeros":
-            return self.ops.array(0.0)
         raise InternalError(f"{name} has no value in this rule")
 
     def read(self, expr: Read) -> Array:
@@ -126,8 +123,6 @@ class _RuleScope(Scope):
 
     def fit(self, value: Array) -> Array:
         """Return a value in the host's shape, numbers filled in."""
-        if isinstance(value, Identity):
-            value = value.like(self.ops, self.host.self_)
         return self.ops.add(value, self.ops.zeros(self.ops.shape(self.host.self_)))
 
     def learn(self, memory: RuleMemory) -> None:
@@ -150,14 +145,26 @@ class _RuleScope(Scope):
 
     def first(self, memory: RuleMemory, shape: tuple[Size, ...]) -> Array:
         """Return what a tensor of a nested memory starts from; sizes may be said in rows and columns of the host."""
-        ops, host = self.ops, self.ops.shape(self.host.self_)
-        rows, columns = host if len(host) == 2 else (1, host[0] if host else 1)
-        known = dict.fromkeys(ROWS.names, rows) | dict.fromkeys(COLUMNS.names, columns)
-        zeros = ops.zeros(tuple(evaluate(size, known) for size in shape))
+        zeros = self.ops.zeros(self.sizes(shape))
         if memory.initial is None:
             return zeros
+        outside = self.axes
+        self.axes = self.ops.shape(zeros)  # the fills of `init` are as large as the tensor that starts
         value = self.value(memory.initial)
-        return ops.add(value.like(ops, zeros) if isinstance(value, Identity) else value, zeros)
+        self.axes = outside
+        return self.ops.add(value, zeros)
+
+    def sizes(self, shape: tuple[Size, ...]) -> tuple[int, ...]:
+        """Return a shape that may be said in rows and columns of the host."""
+        rows, columns = self.axes
+        known = dict.fromkeys(ROWS.names, rows) | dict.fromkeys(COLUMNS.names, columns)
+        return tuple(evaluate(size, known) for size in shape)
+
+    def apply(self, expr: Apply) -> Array:
+        """Apply a function; `zeros`, `ones` and `identity` have the shapes of their types."""
+        if is_fill(expr):
+            return functions.fill(self.ops, expr.function, self.sizes(expr.type.shape))
+        return super().apply(expr)
 
     def record(self) -> RuleRecord:
         """Return what the rule remembers after this update."""

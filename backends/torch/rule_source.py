@@ -215,8 +215,6 @@ class _Source:
         for state in self.plan.states:
             like = ref("self") if state.shape is None else call("zeros_of", *state.shape)
             value = self.filled(state.initial, like) + (".clone()" if isinstance(state.initial, Ref) else "")
-            if state.shape is not None and "identity" in functions(state.initial):  # one matrix for every sequence
-                value = f"{self.text(like)} + {value}"
             lines.append(f"    {self.identifier(state.name)} = {value}")
         return "\n".join([*lines, f"    return {self.tuple_of(s.name for s in self.plan.states)}"]) + "\n"
 
@@ -241,7 +239,7 @@ class _Source:
 
     def assignment(self, step: Assign) -> str:
         if not self.is_state(step.target):
-            return f"{self.identifier(step.target)} = {self.text(self.placed(step.value, ref('self')))}"
+            return f"{self.identifier(step.target)} = {self.text(step.value)}"
         state = step.target.rstrip("'")
         like = ref(state) if state in self.other_shapes else ref("self")
         return f"{self.identifier(step.target)} = {self.filled(step.value, like)}"
@@ -250,13 +248,22 @@ class _Source:
         return name.endswith("'")
 
     def filled(self, value: Expr, like: Expr) -> str:
-        """A value that must be a whole matrix, shaped like another: scalars fill it."""
+        """A value that must be a whole matrix, shaped like another: scalars fill it, the identity is every head's."""
         zeros = self.text(like if _zeros(like) else call("zeros_like", like))
         if isinstance(value, Constant) and value.value == 0:
             return zeros
-        if self.algebra.scalar(value):
+        if self.algebra.scalar(value) or self.single(value):
             return f"{zeros} + {self.text(value, 1)}"
-        return self.text(self.placed(value, like))
+        return self.text(value)
+
+    def single(self, value: Expr) -> bool:
+        """Whether a value is one matrix for all heads and sequences: made of the identity and of numbers."""
+        if not isinstance(value, Apply):
+            return self.algebra.scalar(value)
+        return value.function == "identity" or (
+            value.function not in ("ones_like", "zeros_like", "ones_of", "zeros_of")
+            and all(self.single(argument) for argument in value.arguments)
+        )
 
     def branch(self, block: list[Assign]) -> list[str]:
         if not block:
@@ -271,33 +278,11 @@ class _Source:
     def together(self, group: tuple[Assign, ...]) -> str:
         calls = [step.value for step in group if isinstance(step.value, Apply)]
         targets = ", ".join(self.identifier(step.target) for step in group)
-        batch = ", ".join(self.text(self.placed(c.arguments[0], ref("self"))) for c in calls)
+        batch = ", ".join(self.text(c.arguments[0]) for c in calls)
         more = "".join(f", {self.text(argument)}" for argument in calls[0].arguments[1:])
         return f"{targets} = orthogonalize_each(({batch}){more})"
 
     # --- expressions -----------------------------------------------------------------------------
-
-    def placed(self, expr: Expr, like: Expr) -> Expr:
-        """Give every bare `identity` the matrix whose shape it takes: the other side of the sum it stands in."""
-        if not isinstance(expr, Apply) or "identity" not in functions(expr):
-            return expr
-        if expr.function == "identity":
-            return expr if expr.arguments else call("identity", like)
-        found = []
-        for i, argument in enumerate(expr.arguments):
-            others = [o for j, o in enumerate(expr.arguments) if j != i and self.shaped(o)]
-            found.append(self.placed(argument, self.witness(others[0]) if others else like))
-        return Apply(expr.type, expr.span, expr.function, tuple(found))
-
-    def witness(self, expr: Expr) -> Expr:
-        """The simplest part of `expr` that has its shape."""
-        while isinstance(expr, Apply) and expr.function in ELEMENTWISE:
-            parts = [a for a in expr.arguments if self.shaped(a)]
-            expr = min(parts, key=lambda part: "identity" in functions(part))
-        return expr
-
-    def shaped(self, expr: Expr) -> bool:
-        return not self.algebra.scalar(expr) and any(True for _ in names(expr))
 
     def text(self, expr: Expr, tight: int = 0) -> str:
         """Return Python for `expr`, in brackets where its operator binds looser than `tight`."""
@@ -337,8 +322,13 @@ class _Source:
         kind = self.algebra.kind(arguments[0]) if arguments else "matrix"
         if name in ("rows", "cols"):
             return f"{self.text(arguments[0], _ATOM)}.shape[{-2 if name == 'rows' else -1}]"
-        if name == "zeros_of":
-            return f"self.new_zeros((*self.shape[:-2], {', '.join(self.text(size) for size in arguments)}))"
+        if name in ("zeros_of", "ones_of"):
+            return f"self.new_{name[:-3]}((*self.shape[:-2], {', '.join(self.text(size) for size in arguments)}))"
+        if name == "identity":
+            if arguments == (call("rows", ref("self")), call("cols", ref("self"))):
+                return "identity(self)"
+            sizes = ", ".join(self.text(size) for size in arguments)
+            return f"torch.eye({sizes}, dtype=self.dtype, device=self.device)"
         if name == "count_of":
             inner = self.text(arguments[0], _ATOM)
             return f"({inner}.shape[-2] * {inner}.shape[-1])"
@@ -385,7 +375,7 @@ class _Source:
         once = ["self", *(self.identifier(name) for name in used if name not in (*self.plan.tokens, "self"))]
         given = ", ".join((*rows, *once))
         listed = (f"[{', '.join(part)}]" for part in (rows, once))
-        inner = self.text(self.placed(value, ref("self")))
+        inner = self.text(value)
         return f"tokens_whole(lambda {given}: {inner}, {self.text(weight)}, {', '.join(listed)})"
 
     def tensor(self, expr: Expr) -> str:

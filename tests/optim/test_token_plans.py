@@ -48,6 +48,8 @@ transpose(transpose(self) - outer(key, err))
 outer(err ^ 2, key) ^ 1
 sign(self) + outer(err, key) @ transpose(outer(abs(err), key)) @ self
 self - outer(err, key) - 1 / norm(err)
+self - lr * outer(err, key) * sum(0 * key + lr)
+self - lr * norm(err ^ 0) * outer(err, key ^ 0)
 """.splitlines()
 WHOLE = """\
 self - lr * outer(err, key) * outer(err, key)
