@@ -16,7 +16,7 @@ from nsam.backends.torch.optim_models import Place, told
 from nsam.backends.torch.optim_rules import EVERY, RULE, OuterRule, Role, RuleOptimizer, rule_for
 from nsam.compiler.rule_plan import lower_rule, number
 from nsam.dsl.checked import RuleUse
-from nsam.dsl.diagnostics import fail
+from nsam.dsl.diagnostics import ProgramError, fail
 
 Parameters: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]"
 _OWN_KEYS = frozenset({"params", "param_names", "initial_lr", "compiled", "sharded", "products"})
@@ -40,7 +40,8 @@ def optimizer(
     axes or more, and all move at every step. A rule that uses `key` or `err` needs a module, compiled with `keys`.
     `compiled` sends each rule's step through torch.compile; `products` is the precision of the matrix products that
     orthogonalise, that of the weights unless it is given. With `every` the optimizer is stepped once in so many of the
-    steps that `module.nsam_periods` counts. ProgramError when a rule cannot serve here.
+    steps that `module.nsam_periods` counts. ProgramError when a rule cannot serve here, or a parameter would move
+    between two steps of the optimizer.
     """
     pairs: Sequence[tuple[RuleUse, Role]] = [(rules, "all")] if isinstance(rules, RuleUse) else rules
     if isinstance(parameters, torch.nn.Module):
@@ -109,6 +110,8 @@ def _for_module(
         else:
             rule = outer[len(shared) + special.index(one.rule)]
         period = every if one.period is None else one.period
+        if period % every and not math.isinf(period):
+            raise _between_moves(one.name, int(period), every)
         key = (rule.label, period if math.isinf(period) else int(period) // every)
         groups.setdefault(key, {"params": [], RULE: key[0], EVERY: key[1]})["params"].append(one.parameter)
         if rule.keyed and not math.isinf(key[1]):
@@ -118,3 +121,12 @@ def _for_module(
             by_token |= {one.parameter} if rule.by_token else set()
     keys = StepKeys(keyed, frozenset(by_token)) if keyed else None
     return RuleOptimizer(groups.values(), outer, compiled=compiled, keys=keys, products=products)
+
+
+def _between_moves(name: str, period: int, every: int) -> ProgramError:
+    """Return the refusal of a period that the optimizer's own does not divide."""
+    return fail(
+        "N0311",
+        f"parameter `{name}` moves every {period} step{'s' * (period > 1)}, and its optimizer every {every}",
+        help=f"let the one be a multiple of the other: every {-(-period // every) * every} steps",
+    )

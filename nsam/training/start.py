@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nsam.backends.torch.runtime import instructions
+from nsam.compiler.checks import require_levels
 from nsam.dsl.checked import Train
 from nsam.dsl.diagnostics import fail
 from nsam.dsl.program import Program
@@ -125,6 +126,7 @@ def _require_same_rows(path: Path, before: RunDescription, corpus: Corpus, conte
 
 
 def _prepare(train: Train, data: Sequence[Path], settings: Settings) -> tuple[Corpus, int, int]:
+    require_levels(train.model, train)
     require_byte_model(train)
     require_device(settings.device)
     why_no_graph(train, settings)

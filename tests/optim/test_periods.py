@@ -113,6 +113,17 @@ train run {
 """
 
 
+@pytest.mark.parametrize("every", [3, 8])
+def test_a_move_between_those_of_the_optimizer_is_refused(every: int) -> None:
+    train = nsam.loads(STEPS).train("run", {"every": every})
+    with pytest.raises(nsam.ProgramError) as caught:
+        api.train_optimizer(train, api.compile_unit(train.model, compiled=False))
+    assert caught.value.diagnostics[0].code == "N0311"
+    with pytest.raises(nsam.ProgramError) as caught:
+        nsam.graph(nsam.loads(STEPS), "run", every=every)
+    assert caught.value.diagnostics[0].code == "N0311"
+
+
 def test_memories_and_the_level_that_trains_them_count_the_same_steps() -> None:
     """A level that moves every 2 steps and a memory in it every 4: the memory moves at every second of its moves."""
     train = nsam.loads(STEPS).train("run", {})
