@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; returns 1 when nsam's values were wrong somewhere, else 0."""
+    """Run; returns 1 when nsam's values were wrong somewhere, 2 when no case has the name asked for, else 0."""
     options = parser().parse_args(arguments)
     names = [name if name == "profile" else name.upper() for name in options.names] or list(registry.MODULES)
     for name in names:
@@ -110,9 +110,14 @@ def run(names: Sequence[str], settings: Settings, out: Path | None) -> int:
         outcomes.append(report.Outcome(name, registry.module(name).TITLE))
         for _ in _benchmark(outcomes[-1], settings, console):
             report.write(out, machine, outcomes)
+        if settings.only and not outcomes[-1].cases:
+            outcomes.pop()
+            continue
         report.write(out, machine, outcomes)
         plots.draw(out, outcomes[-1])
         console.print(f"[dim]{name} took {time.perf_counter() - begun:.0f} s[/]")
+    if not outcomes:
+        return 2
     console.print(f"written to {out}")
     wrong = [case for one in outcomes for case in one.cases if case.candidates[0].failed.startswith("wrong")]
     for case in wrong:

@@ -34,6 +34,16 @@ def check_unit(unit: Unit, train: Train | None = None, *, report: Report) -> Non
     check_step_periods(memories, train, report)
 
 
+def require_levels(unit: Unit, train: Train | None = None) -> None:
+    """Check the levels of a system at the values that were asked for; raise `ProgramError` with everything wrong.
+
+    A program that is right at its own values need not be at others: a period may be a parameter.
+    """
+    report = Report()
+    check_unit(unit, train, report=report)
+    report.raise_if_failed()
+
+
 def require_tokens(unit: Unit) -> None:
     """Check that a system can be run by itself; raise `ProgramError` (N0405) otherwise."""
     if not any(given.type.per == "token" for given in unit.inputs):

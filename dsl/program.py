@@ -380,6 +380,8 @@ def _option(findings: Findings, name: str, kind: str, raw: object) -> Value:
         raise findings.error(
             "N0250", f"`{name}` is {kind}, not {found}", None, help=f"--set {name}={_sample(kind, value)}"
         )
+    if isinstance(value, float) and value != value:
+        raise findings.error("N0250", f"`{name}` is not a number", None)
     if kind == "int" and isinstance(value, int) and value < 1:
         raise findings.error("N0250", f"`{name}` is {show(value)}: at least 1 is needed", None)
     return value

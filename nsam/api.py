@@ -38,12 +38,13 @@ def graph(program: Program, name: str, /, **parameters: object) -> networkx.Mult
 
     Raises `ProgramError` when parameters are missing or wrong.
     """
+    from nsam.compiler.checks import require_levels
     from nsam.compiler.graph import build_graph
 
-    if name in program.trains:
-        train = program.train(name, parameters)
-        return build_graph(train.model, train)
-    return build_graph(program.instantiate(name, parameters))
+    train = program.train(name, parameters) if name in program.trains else None
+    unit = program.instantiate(name, parameters) if train is None else train.model
+    require_levels(unit, train)
+    return build_graph(unit, train)
 
 
 def compile(
@@ -149,13 +150,10 @@ def source(
 
 def _checked(program: Program, system: str, parameters: Mapping[str, object]) -> Unit:
     """Instantiate a system, and check its levels and that it has tokens to go through."""
-    from nsam.compiler.checks import check_unit, require_tokens
-    from nsam.dsl.diagnostics import Report as Findings
+    from nsam.compiler.checks import require_levels, require_tokens
 
     unit = program.instantiate(system, parameters)
-    findings = Findings()
-    check_unit(unit, report=findings)
-    findings.raise_if_failed()
+    require_levels(unit)
     require_tokens(unit)
     return unit
 

@@ -11,14 +11,17 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from nsam.backends.torch.optim_groups import OuterRule, Role, rule_for
 from nsam.backends.torch.optim_keys import StepKeys, require_served, without_module
 from nsam.backends.torch.optim_models import Place, told
-from nsam.backends.torch.optim_rules import EVERY, RULE, OuterRule, Role, RuleOptimizer, rule_for
+from nsam.backends.torch.optim_rules import EVERY, RULE, RuleOptimizer
 from nsam.compiler.rule_plan import lower_rule, number
 from nsam.dsl.checked import RuleUse
-from nsam.dsl.diagnostics import fail
+from nsam.dsl.diagnostics import ProgramError, fail
 
 Parameters: TypeAlias = "torch.nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]"
+PRODUCTS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+"""Precisions in which matrices can be orthogonalised."""
 _OWN_KEYS = frozenset({"params", "param_names", "initial_lr", "compiled", "sharded", "products"})
 
 
@@ -40,21 +43,31 @@ def optimizer(
     axes or more, and all move at every step. A rule that uses `key` or `err` needs a module, compiled with `keys`.
     `compiled` sends each rule's step through torch.compile; `products` is the precision of the matrix products that
     orthogonalise, that of the weights unless it is given. With `every` the optimizer is stepped once in so many of the
-    steps that `module.nsam_periods` counts. ProgramError when a rule cannot serve here.
+    steps that `module.nsam_periods` counts. ProgramError when a rule cannot serve here, a parameter would move between
+    two steps of the optimizer, or `products` is no precision; TypeError and ValueError, as torch raises them, when
+    there are no parameters.
     """
+    if products is not None and products not in PRODUCTS:
+        names = ", ".join(str(known) for known in PRODUCTS)
+        raise fail("N0402", f"products cannot be computed in {products!r}", help=f"one of {names}")
     pairs: Sequence[tuple[RuleUse, Role]] = [(rules, "all")] if isinstance(rules, RuleUse) else rules
     if isinstance(parameters, torch.nn.Module):
         return _for_module(pairs, parameters, compiled, products, every)
+    if isinstance(parameters, Tensor):  # its rows would pass for parameters
+        raise TypeError(
+            "an optimizer moves the tensors of a list or of a module, found one tensor: give it as [tensor]"
+        )
     outer = _labelled([outer_rule(use, role) for use, role in pairs])
     for (use, _), rule in zip(pairs, outer, strict=True):
         if rule.keyed:
             raise without_module(rule, use)
     listed = list(parameters)
     if listed and isinstance(listed[0], dict):
-        groups = [group for group in listed if isinstance(group, dict)]
-        return RuleOptimizer(groups, outer, compiled=compiled, products=products)
+        given = [group for group in listed if isinstance(group, dict)]
+        return RuleOptimizer(given, outer, compiled=compiled, products=products)
     tensors = [item[1] if isinstance(item, tuple) else item for item in listed]
-    return RuleOptimizer([{"params": tensors}], outer, compiled=compiled, products=products)
+    groups = [{"params": tensors}] if tensors else []
+    return RuleOptimizer(groups, outer, compiled=compiled, products=products)
 
 
 def outer_rule(use: RuleUse, role: Role = "all") -> OuterRule:
@@ -109,6 +122,8 @@ def _for_module(
         else:
             rule = outer[len(shared) + special.index(one.rule)]
         period = every if one.period is None else one.period
+        if period % every and not math.isinf(period):
+            raise _between_moves(one.name, int(period), every)
         key = (rule.label, period if math.isinf(period) else int(period) // every)
         groups.setdefault(key, {"params": [], RULE: key[0], EVERY: key[1]})["params"].append(one.parameter)
         if rule.keyed and not math.isinf(key[1]):
@@ -118,3 +133,12 @@ def _for_module(
             by_token |= {one.parameter} if rule.by_token else set()
     keys = StepKeys(keyed, frozenset(by_token)) if keyed else None
     return RuleOptimizer(groups.values(), outer, compiled=compiled, keys=keys, products=products)
+
+
+def _between_moves(name: str, period: int, every: int) -> ProgramError:
+    """Return the refusal of a period that the optimizer's own does not divide."""
+    return fail(
+        "N0311",
+        f"parameter `{name}` moves every {period} step{'s' * (period > 1)}, and its optimizer every {every}",
+        help=f"let the one be a multiple of the other: every {-(-period // every) * every} steps",
+    )

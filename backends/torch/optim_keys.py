@@ -19,7 +19,7 @@ from nsam.dsl.diagnostics import ProgramError, fail
 from nsam.dsl.rule_keys import wanted
 
 if TYPE_CHECKING:
-    from nsam.backends.torch.optim_rules import OuterRule
+    from nsam.backends.torch.optim_groups import OuterRule
 
 COMPILE = "compile the module so that it sums up what its layers read: `nsam.compile(…, keys=True)`"
 BY_TOKEN = 'compile the module so that it keeps what its layers read: `nsam.compile(…, keys="tokens")`'

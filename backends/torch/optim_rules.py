@@ -5,48 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from nsam.backends.torch.optim_batches import Layout, Signature, signature
+from nsam.backends.torch.optim_groups import OuterRule, require_whole, rule_for, unnamed
 from nsam.backends.torch.optim_keys import StepKeys
 from nsam.backends.torch.optim_steps import COUNT, Steps
-from nsam.backends.torch.runtime.modules import is_sharded
-from nsam.compiler.rule_plan import GRAM, WEIGHT, RulePlan
 from nsam.dsl.diagnostics import fail
-
-Role: TypeAlias = Literal["matrices", "others", "all", "named"]
 
 RULE, EVERY, CLOCK = "nsam.rule", "nsam.every", "nsam.steps"
 """Keys of a parameter group: its rule's name, its period in steps, steps so far. The dot keeps them apart from the
 rule's own parameters."""
 SUM = "nsam.gradient"
-"""Key of a parameter's state: the gradients of the period so far, summed (eq. 71)."""
+"""Key of a parameter's state: the gradients of the period so far, summed (eq. 71); zeros where none came yet."""
+SUMMED = "nsam.summed"
+"""Key of a parameter's state: how many gradients are in the sum, an int. A state without it was saved by a version that
+kept a sum only where there was one."""
 KEYS = "nsam.keys"
 """Key of a parameter's state: the same of E[x xᵀ], x the inputs of its layer, for rules that use `key`; the rows of all
 tokens of the period where a rule needs each token's."""
-
-
-@dataclass(frozen=True)
-class OuterRule:
-    """A rule with the values of its parameters and the parameters of the model that it is for."""
-
-    label: str
-    plan: RulePlan
-    values: Mapping[str, float]
-    role: Role = "all"
-
-    @property
-    def keyed(self) -> bool:
-        """Whether the rule needs the inputs of layers."""
-        return GRAM in self.plan.inputs or self.by_token
-
-    @property
-    def by_token(self) -> bool:
-        """Whether the rule needs input and error of each token."""
-        return WEIGHT in self.plan.inputs
 
 
 @dataclass
@@ -111,14 +91,14 @@ class RuleOptimizer(torch.optim.Optimizer):
         parameters = [given] if isinstance(given, Tensor) else list(given)
         for parameter in parameters:
             require_whole(parameter)
-        if RULE in param_group:
-            self._add_group(param_group | {"params": parameters}, self.rule(param_group[RULE]))
+        if RULE in param_group or not parameters:  # one without parameters: the share of a process of what is sharded
+            shared = next((rule for rule in self.rules if rule.role != "named"), self.rules[0])
+            rule = self.rule(param_group.get(RULE, shared.label))
+            self._add_group(param_group | {"params": parameters}, rule)
             return
-        if not parameters:
-            raise ValueError("a parameter group without parameters")
         chosen_by: dict[str, list[Any]] = {rule.label: [] for rule in self.rules}
         for parameter in parameters:
-            tensor = _unnamed(parameter)
+            tensor = unnamed(parameter)
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"an optimizer moves tensors, found {type(tensor).__name__}")
             chosen_by[rule_for(self.rules, tensor.ndim >= 2).label].append(parameter)
@@ -163,6 +143,10 @@ class RuleOptimizer(torch.optim.Optimizer):
             group[CLOCK] += 1
             if not math.isinf(group[EVERY]):
                 self._step_group(group, grams)
+                continue
+            for p in group["params"]:
+                if p.grad is not None:  # torch.distributed.checkpoint wants a state of whatever has a gradient
+                    self.state[p].setdefault(SUMMED, 0)
         if self.keys is not None:
             self.keys.clear()
         return loss
@@ -205,9 +189,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _step_group(self, group: dict[str, Any], grams: Mapping[Tensor, Tensor]) -> None:
         found = self._gradients(group)
         steps = self.steps(group[RULE])
-        keys = self._due(group, self._grams(found, grams), KEYS, rows=steps.by_token) if steps.keyed else {}
-        gradients = self._due(group, found, SUM)
+        keys = self._keys(group, self._grams(found, grams), rows=steps.by_token) if steps.keyed else {}
         scalars = steps.scalars(group)
+        gradients = found if group[EVERY] == 1 else self._summed(group, found, steps, scalars)
         parts: dict[tuple[Signature, int], list[Tensor]] = {}
         for p in gradients:
             count = self.state[p].get(COUNT, 0) + 1
@@ -218,6 +202,8 @@ class RuleOptimizer(torch.optim.Optimizer):
             batch = self._batch(key, tuple(parameters), steps, scalars, count)
             given = [gradients[p] for p in parameters], [keys[p] for p in parameters if p in keys]
             self._step_batch(batch, *given, steps, scalars, count)
+            for p in parameters if group[EVERY] > 1 else ():
+                self.state[p] |= {SUM: torch.zeros_like(gradients.pop(p)), SUMMED: 0}
 
     def _gradients(self, group: dict[str, Any]) -> dict[Tensor, Tensor]:
         """Return the gradients that this step brought; what has no entries does not move."""
@@ -235,21 +221,38 @@ class RuleOptimizer(torch.optim.Optimizer):
                 raise RuntimeError("no inputs of layers are known here") if self.keys is None else self.keys.missing(p)
         return {p: grams[p] for p in gradients}
 
-    def _due(
-        self, group: dict[str, Any], found: dict[Tensor, Tensor], key: str, *, rows: bool = False
+    def _summed(
+        self, group: dict[str, Any], found: dict[Tensor, Tensor], steps: Steps, scalars: Mapping[str, Any]
     ) -> dict[Tensor, Tensor]:
+        """Add the gradients to the sums of their period; return the sums to apply now, none between boundaries.
+
+        A parameter has all of its states from its first gradient on, and the sum whatever the phase: what saves states
+        by a pattern of them (torch.distributed.checkpoint) makes that by one step.
+        """
+        for p, value in found.items():
+            state = self.state[p]
+            if COUNT not in state:
+                self._start(p, steps, scalars)
+            before = state.get(SUMMED, int(SUM in state))
+            state |= {SUM: state[SUM] + value if before else value.clone(), SUMMED: before + 1}
+        if group[CLOCK] % group[EVERY]:
+            return {}
+        states = {p: self.state[p] for p in group["params"] if SUM in self.state[p]}
+        return {p: state[SUM] for p, state in states.items() if state.get(SUMMED, 1)}
+
+    def _keys(self, group: dict[str, Any], found: dict[Tensor, Tensor], *, rows: bool) -> dict[Tensor, Tensor]:
         """Return what to apply now; between boundaries, add it up (`rows` one after the other) and return nothing."""
         if group[EVERY] == 1:
             return found
         for p, value in found.items():
             state = self.state[p]
-            if key not in state:
-                state[key] = value.clone()
+            if KEYS not in state:
+                state[KEYS] = value.clone()
             else:
-                state[key] = torch.cat((state[key], value), -2) if rows else state[key] + value
+                state[KEYS] = torch.cat((state[KEYS], value), -2) if rows else state[KEYS] + value
         if group[CLOCK] % group[EVERY]:
             return {}
-        return {p: self.state[p].pop(key) for p in group["params"] if key in self.state[p]}
+        return {p: self.state[p].pop(KEYS) for p in group["params"] if KEYS in self.state[p]}
 
     def _batch(
         self, key: Signature, parameters: tuple[Tensor, ...], steps: Steps, scalars: Mapping[str, Any], count: int
@@ -340,6 +343,16 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a saved state; ValueError when its groups have other rules, or those have other states."""
+        # A hook of our own, the last one: those of the user may give a saved state other names first.
+        check = self.register_load_state_dict_pre_hook(RuleOptimizer._require_fitting)  # type: ignore[arg-type]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            check.remove()
+        self._forget()
+
+    def _require_fitting(self, state_dict: dict[str, Any]) -> None:
+        """Check that a saved state is one of these rules."""
         saved = [group.get(RULE) for group in state_dict["param_groups"]]
         mine = [group[RULE] for group in self.param_groups]
         if saved != mine:
@@ -347,8 +360,6 @@ class RuleOptimizer(torch.optim.Optimizer):
         for group, there in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for p, number in zip(group["params"], there["params"], strict=False):  # torch looks at how many they are
                 self._require_states(p, group, state_dict["state"].get(number) or {})
-        super().load_state_dict(state_dict)
-        self._forget()
 
     def _require_states(self, p: Tensor, group: dict[str, Any], saved: Mapping[str, Any]) -> None:
         """Check that saved states of `p`, if there are any, are those of its rule."""
@@ -363,23 +374,6 @@ class RuleOptimizer(torch.optim.Optimizer):
                 raise ValueError(f"a state `{name}` of the rule {group[RULE]} is {sizes}")
 
 
-def require_whole(parameter: Any) -> None:
-    """Check that a parameter is a whole tensor, not a process's part of one; N0480 otherwise."""
-    tensor = _unnamed(parameter)
-    if isinstance(tensor, Tensor) and is_sharded(tensor):
-        raise fail(
-            "N0480",
-            "a rule moves whole tensors, and a DTensor (of fully_shard, for example) is spread over processes",
-            help="keep the weights whole, with DistributedDataParallel, and spread the optimizer's states: "
-            "`nsam.optimizer(…, sharded=True)`; or move DTensors by an optimizer of torch.optim",
-        )
-
-
-def _unnamed(parameter: Any) -> Any:
-    """What torch takes for a parameter, without the name that may be given with it."""
-    return parameter[1] if isinstance(parameter, tuple) and len(parameter) == 2 else parameter
-
-
 def _owned(state: Tensor, *lent: Tensor) -> Tensor:
     """Return a state that is not the memory of a parameter or a gradient, which change in place."""
     storage = state.untyped_storage().data_ptr()
@@ -388,13 +382,3 @@ def _owned(state: Tensor, *lent: Tensor) -> Tensor:
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
-
-
-def rule_for(rules: Sequence[OuterRule], matrix: bool, name: str | None = None) -> OuterRule:
-    """Return the rule for matrices, or for the others; ProgramError, naming the parameter, when there is none."""
-    wanted = "matrices" if matrix else "others"
-    for rule in rules:
-        if rule.role in (wanted, "all"):
-            return rule
-    what = "one of the tensors" if name is None else f"parameter `{name}`"
-    raise fail("N0480", f"no rule moves {what}", help=f"give a rule `for {wanted}`")

@@ -17,8 +17,8 @@ TABLE: tuple[Code, ...] = (
         "N0402",
         "no-such-thing",
         "error",
-        "A request from Python named a backend or a library of rules that does not exist. The backends are `torch` and "
-        "`reference`; a library is `std.rules`, `std.optimizers` or a loaded program.",
+        "A request from Python named a backend, a library of rules or a precision that does not exist. The backends "
+        "are `torch` and `reference`; a library is `std.rules`, `std.optimizers` or a loaded program.",
     ),
     Code(
         "N0403",

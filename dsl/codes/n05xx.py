@@ -50,8 +50,9 @@ TABLE: tuple[Code, ...] = (
         "run-changed",
         "error",
         "A resumed run has the data, row size, seed and precision that it began with, so that its curve is the same as "
-        "that of a run that was never interrupted. Steps, arguments of rules and whatever else of the program leaves "
-        "its parameters as they are may change, which the run says; the batch too, unless a memory is never reset.",
+        "that of a run that was never interrupted. Steps (to no fewer than were taken), arguments of rules and "
+        "whatever else of the program leaves its parameters as they are may change, which the run says; the batch too, "
+        "unless a memory is never reset.",
     ),
     Code(
         "N0511",

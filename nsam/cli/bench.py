@@ -11,7 +11,7 @@ from click.exceptions import Exit
 
 from nsam.cli.command import command
 from nsam.cli.guard import DIAGNOSTICS
-from nsam.cli.options import PATH, Precision, with_device, with_threads
+from nsam.cli.options import PATH, NumberRange, Precision, with_device, with_threads
 
 MODULE = "benchmarks"
 
@@ -38,7 +38,7 @@ MODULE = "benchmarks"
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0),
+    type=NumberRange(0),
     metavar="SECONDS",
     default=30,
     show_default=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 import rich_click as click
 
 from nsam.cli.command import command
-from nsam.cli.options import MAX_SEED, PATH, with_device
+from nsam.cli.options import MAX_SEED, PATH, NumberRange, with_device
 
 
 @command("generate")
@@ -20,7 +20,7 @@ from nsam.cli.options import MAX_SEED, PATH, with_device
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, 100),
+    type=NumberRange(0, 100),
     metavar="NUMBER",
     default=0.8,
     show_default=True,

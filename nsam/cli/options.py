@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import rich_click as click
 
@@ -38,6 +38,18 @@ MAX_SEED = 2**64 - 1
 """The largest seed of torch's generators."""
 
 PATH = click.Path(path_type=Path)
+
+
+class NumberRange(click.FloatRange):
+    """Numbers within bounds. Every comparison with nan is false, so that click's own lets it through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; a usage error for what is none, or lies outside."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("nan is not a number.", param, ctx)
+        return number
+
 
 with_file = click.argument("file", type=PATH, help="The program, a .nsam file.")
 with_system = click.argument("system", required=False, help="A system or train declaration of the program.")

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from nsam.cli.options import Value
+from nsam.compiler.checks import require_levels
 from nsam.dsl.diagnostics import fail
 
 if TYPE_CHECKING:
@@ -18,15 +19,16 @@ def resolve(program: Program, name: str | None, params: Mapping[str, Value]) -> 
     """Return the unit called `name` (a system, or the model of a train declaration), with its train declaration.
 
     Without a name: the only train declaration, else the only system; N0515 where that is not clear. `params` of a
-    train declaration are its overrides.
+    train declaration are its overrides. Levels are checked with them: `ProgramError` where they do not fit.
     """
     name = name or _only(program)
-    if name in program.trains:
-        train = program.train(name, params)
-        return train.model, train
-    if name in program.systems:
-        return program.instantiate(name, params), None
-    raise unknown(program, name)
+    if name not in program.trains and name not in program.systems:
+        raise unknown(program, name)
+    train = program.train(name, params) if name in program.trains else None
+    unit = program.instantiate(name, params) if train is None else train.model
+    if params:  # without them it was checked as the file says it
+        require_levels(unit, train)
+    return unit, train
 
 
 def unknown(program: Program, name: str) -> Exception:

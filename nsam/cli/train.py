@@ -13,7 +13,17 @@ from click.exceptions import Exit
 
 from nsam.cli.command import command
 from nsam.cli.guard import INTERRUPTED
-from nsam.cli.options import MAX_SEED, PATH, Precision, parse_pairs, with_device, with_file, with_passes, with_threads
+from nsam.cli.options import (
+    MAX_SEED,
+    PATH,
+    NumberRange,
+    Precision,
+    parse_pairs,
+    with_device,
+    with_file,
+    with_passes,
+    with_threads,
+)
 from nsam.cli.request import train_name
 
 if TYPE_CHECKING:
@@ -64,7 +74,7 @@ RUNS = Path("runs")
 @click.option("--no-compile", is_flag=True, help="Leave torch.compile out: starts at once.")
 @click.option(
     "--checkpoint-every",
-    type=click.FloatRange(0),
+    type=NumberRange(0),
     metavar="SECONDS",
     default=60,
     show_default=True,

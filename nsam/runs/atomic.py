@@ -56,7 +56,7 @@ def _replace(path: Path, data: bytes, before: os.stat_result | None) -> None:
         write_durably(beside, data)
         beside.replace(path)
         sync_folder(path.parent)
-    except OSError:
+    except BaseException:  # a second Ctrl-C too
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise

@@ -47,9 +47,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `checkpoint` as `folder/step-NNNNNN` and drop all but the last two; N0514 when that is impossible.
 
     The new folder appears by one rename after everything in it is on disk, so a run killed at any moment leaves its
-    last checkpoint whole.
+    last checkpoint whole; what such a run had half written goes with the next one saved.
     """
     target = folder / f"step-{checkpoint.step:06d}"
+    for left in folder.glob(".step-*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     if target.exists():
         return target
     beside = folder / f".{target.name}.tmp"
@@ -66,7 +68,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     }
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in checkpoint.model.items()}
     try:
-        shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         write_durably(beside / "model.safetensors", save(weights, {"format": "pt"}))
         write_durably(beside / "state.safetensors", save(tensors))
@@ -74,9 +75,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         sync_folder(beside)
         beside.replace(target)
         sync_folder(folder)
-    except OSError as error:
+    except BaseException as error:  # a second Ctrl-C too
         shutil.rmtree(beside, ignore_errors=True)
-        raise cannot_write(target, error) from None
+        if isinstance(error, OSError):
+            raise cannot_write(target, error) from None
+        raise
     for _, old in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,10 @@ SHARED_PARAGRAPH = 32
 """Paragraphs of at least this many characters that held-out text repeats are taken out of the training text."""
 
 _BETWEEN = b"\n\n"
+"""What stands between two documents."""
+
+_BLANK_LINE = re.compile(rb"(\r?\n[ \t]*\r?\n)")
+"""What stands between two paragraphs of a document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,10 @@ def load_corpus(paths: Sequence[Path], context: int) -> Corpus:
     if total < 2 * row:
         raise _too_short(source, total, row)
     training, held_out = _split(documents, max(int(total * HELD_OUT_SHARE), row), row)
-    kept, dropped = _without_shared_paragraphs(training, held_out)
+    kept = _without_shared_paragraphs(training, held_out)
     training_text = _BETWEEN.join(document.content for document in kept)
     held_out_text = _BETWEEN.join(document.content for document in held_out)
+    dropped = total - sum(len(document.content) for document in (*kept, *held_out))
     if min(len(training_text), len(held_out_text)) < row:
         raise _too_short(source, total, row)
     return Corpus(
@@ -166,7 +172,8 @@ def _split(documents: list[Document], wanted: int, row: int) -> tuple[list[Docum
         return training, sorted(held_out, key=lambda d: d.name)
     largest = max(documents, key=lambda d: len(d.content))
     head, tail = _cut(largest, min(wanted, len(largest.content) // 2))
-    return [head if d is largest else d for d in documents], [tail]
+    words = b" ".join(tail.content.split())
+    return [head if d is largest else _without(d, words) for d in documents], [tail]
 
 
 def _cut(document: Document, wanted: int) -> tuple[Document, Document]:
@@ -178,23 +185,50 @@ def _cut(document: Document, wanted: int) -> tuple[Document, Document]:
     return Document(name, document.content[:at]), Document(f"{name} (end)", document.content[at:])
 
 
-def _without_shared_paragraphs(training: list[Document], held_out: list[Document]) -> tuple[list[Document], int]:
-    """Take paragraphs that held-out text repeats out of the training text; also return the bytes taken out.
+def _without(document: Document, words: bytes) -> Document:
+    """Take `words`, a text without its layout, out of another document: a copy, say, or one that has it as a part.
+
+    Held-out text that was cut off begins within a paragraph, so that no paragraph need be the same.
+    """
+    content = document.content
+    flat = b" ".join(content.split())
+    at = flat.find(words)
+    if at < 0 or not words:
+        return document
+    starts = [match.start() for match in re.finditer(rb"\S+", content)]
+    kept, done = [], 0
+    while at >= 0:
+        kept.append(content[done : _offset(flat, starts, at)])
+        done = _offset(flat, starts, at + len(words) - 1) + 1
+        at = flat.find(words, at + len(words))
+    return Document(document.name, b"".join([*kept, content[done:]]))
+
+
+def _offset(flat: bytes, starts: list[int], at: int) -> int:
+    """Return where the character at `at` of a text without its layout stands in the text, whose words have `starts`."""
+    return starts[flat.count(b" ", 0, at)] + at - (flat.rfind(b" ", 0, at) + 1)
+
+
+def _without_shared_paragraphs(training: list[Document], held_out: list[Document]) -> list[Document]:
+    """Take paragraphs that held-out text repeats out of the training text.
 
     Python's topics quote each other whole ("with" stands in "compound" too); a held-out loss on text that was
     trained on would be too good.
     """
-    known = {key for document in held_out for paragraph in document.content.split(_BETWEEN) if (key := _key(paragraph))}
+    paragraphs = (paragraph for document in held_out for paragraph in _BLANK_LINE.split(document.content)[::2])
+    known = {key for paragraph in paragraphs if (key := _key(paragraph))}
     kept: list[Document] = []
-    dropped = 0
     for document in training:
-        paragraphs = document.content.split(_BETWEEN)
-        fresh = [paragraph for paragraph in paragraphs if _key(paragraph) not in known]
-        content = _BETWEEN.join(fresh)
-        dropped += len(document.content) - len(content)
-        if content:
+        fresh: list[bytes] = []
+        between = b""
+        for i, part in enumerate(_BLANK_LINE.split(document.content)):
+            if i % 2:
+                between = part
+            elif _key(part) not in known:
+                fresh += [between, part] if fresh else [part]
+        if content := b"".join(fresh):
             kept.append(Document(document.name, content))
-    return kept, dropped
+    return kept
 
 
 def _key(paragraph: bytes) -> bytes | None:

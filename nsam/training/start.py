@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from nsam.backends.torch.runtime import instructions
+from nsam.compiler.checks import require_levels
 from nsam.dsl.checked import Train
-from nsam.dsl.diagnostics import fail
+from nsam.dsl.constants import show
+from nsam.dsl.diagnostics import ProgramError, fail
 from nsam.dsl.program import Program
 from nsam.runs.checkpoint import checkpoints, load_checkpoint
 from nsam.runs.folder import (
@@ -84,6 +86,7 @@ def resumed_run(
     folder, description = open_run(path)
     if description.train != name:
         raise fail("N0510", f"{path} is a run of `{description.train}`, not of `{name}`")
+    before = description
     memory = description.memory if settings.memory is None else settings.memory
     description = replace(description, overrides={**description.overrides, **overrides}, memory=memory)
     train = program.train(name, description.overrides)
@@ -94,8 +97,15 @@ def resumed_run(
     changes: list[str] = []
     latest = checkpoints(folder.checkpoints)[-1:]
     if latest:
+        if train.steps < latest[0][0]:
+            raise fail(
+                "N0510",
+                f"{path} is at step {latest[0][0]:,} already, and would end at step {train.steps:,}",
+                help="--set steps=… says how many there are in all; or start a new run: leave --resume out",
+            )
         _require_same_rows(path, description, corpus, context, batch if keeps_state(train.model) else None)
         changes = changed_sources(folder, description.main, sources, file.name)
+        changes += _changed_values(folder, before, train)
         changes += [f"batch {description.batch} -> {batch}"] if batch != description.batch else []
     checkpoint = load_checkpoint(latest[0][1], settings.device) if latest else None
     trainer = Trainer(train, corpus, settings, folder, checkpoint)
@@ -106,6 +116,21 @@ def resumed_run(
     description = replace(description, main=file.name, batch=batch, context=context, fingerprint=corpus.fingerprint)
     update_overrides(folder, description)
     return Run(folder, description, train, corpus, trainer)
+
+
+def _changed_values(folder: RunFolder, before: RunDescription, train: Train) -> list[str]:
+    """Return what the model's parameters and the level's period are now, and were: `model.p 1000 -> 8`.
+
+    Nothing where the text that the run keeps is not read any more, as by a later version of nsam.
+    """
+    try:
+        then = Program.load(folder.program / before.main).train(before.train, before.overrides)
+    except ProgramError:
+        return []
+    old, new = (
+        {"every": one.every} | {f"model.{name}": x for name, x in one.model.parameters.items()} for one in (then, train)
+    )
+    return [f"{name} {show(old[name])} -> {show(new[name])}" for name in new if name in old and old[name] != new[name]]
 
 
 def _require_same_rows(path: Path, before: RunDescription, corpus: Corpus, context: int, batch: int | None) -> None:
@@ -125,6 +150,7 @@ def _require_same_rows(path: Path, before: RunDescription, corpus: Corpus, conte
 
 
 def _prepare(train: Train, data: Sequence[Path], settings: Settings) -> tuple[Corpus, int, int]:
+    require_levels(train.model, train)
     require_byte_model(train)
     require_device(settings.device)
     why_no_graph(train, settings)

@@ -132,6 +132,13 @@ def test_a_run_that_is_cut_off_leaves_what_it_has(
     assert "## B6" in (tmp_path / "results.md").read_text()
 
 
+def test_a_name_that_no_case_has_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["B6", "--quick", "--no-compile", "--no-memory", "--only", "nonsense", "--out", str(tmp_path / "out")]
+    assert load("__main__").main(arguments) == 2
+    assert "no case of B6 has 'nonsense' in its name" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_benchmarks_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         load("__main__").main(["B9"])

@@ -58,7 +58,17 @@ def test_check_json_has_codes_and_places(run: Run, wrong: Path, tiny: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["check"], ["check", "a", "b"], ["nothing"], ["check", "x", "--format", "y"]]
+    "arguments",
+    [
+        [],
+        ["check"],
+        ["check", "a", "b"],
+        ["nothing"],
+        ["check", "x", "--format", "y"],
+        ["train", "x", "--checkpoint-every", "nan"],
+        ["bench", "--seconds", "nan"],
+        ["generate", "x", "--prompt", "a", "--temperature", "nan"],
+    ],
 )
 def test_wrong_usage_exits_2(run: Run, arguments: list[str]) -> None:
     found = run(*arguments)

@@ -76,6 +76,25 @@ def test_another_batch_is_taken_where_no_memory_goes_on(train: Run, resume: Run,
     assert "N0510" in refused.stderr
 
 
+def test_other_values_of_the_model_are_said_and_kept(train: Run, resume: Run, tmp_path: Path, tiny: Path) -> None:
+    assert train("--set", "steps=2").returncode == 0
+    found = resume("--set", "steps=4", "--set", "chunk=8", "--set", "every=2")
+    assert "changed since the last checkpoint: every 1 -> 2, model.chunk 4 -> 8\n" in found.stdout, found.stderr
+    lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    assert {"step": 2, "changed": ["every 1 -> 2", "model.chunk 4 -> 8"]} in lines
+    replace(tiny, "chunk: int = 4", "chunk: int = 2")  # what was set stays
+    assert "checkpoint: tiny.nsam\n" in resume("--set", "steps=6").stdout
+
+
+def test_a_run_does_not_end_before_where_it_is(train: Run, resume: Run, tmp_path: Path) -> None:
+    assert train("--set", "steps=4").returncode == 0
+    found = resume("--set", "steps=3")
+    assert found.returncode == 1
+    assert "N0510" in found.stderr
+    assert open_run(tmp_path / "r")[1].overrides["steps"] == 4
+    assert resume("--set", "steps=4").returncode == 0
+
+
 def test_a_run_that_diverged_goes_on_at_a_lower_rate(train: Run, resume: Run, tmp_path: Path, tiny: Path) -> None:
     replace(tiny, "(dgd, adamw)", "(dgd, gd)")
     replace(tiny, "adamw(lr = 1e-2)", "gd(lr = 1e30)")

@@ -155,6 +155,24 @@ def test_wrong_requests_are_diagnostics(train: Run, arguments: list[str], code: 
     assert "Traceback" not in found.stderr
 
 
+def test_periods_that_are_set_are_checked_like_those_in_the_file(
+    train: Run, run: Run, tmp_path: Path, tiny: Path
+) -> None:
+    slow = "memory slow : linear(dim -> dim) { minimize task; every p steps }\n  output"
+    text = tiny.read_text().replace("chunk: int = 4", "chunk: int = 4, p: int = 4")
+    tiny.write_text(text.replace("output", slow).replace("+ m(", "+ slow(x) + m("))
+    for setting in ("every=8", "every=3"):
+        refused = train("--set", setting)
+        assert refused.returncode == 1
+        assert f"`slow` moves every 4 steps, and the level that trains it every {setting[-1]}" in refused.stderr
+        assert not (tmp_path / "runs").exists()
+    for command in (["graph", "-o", "g.dot"], ["schedule"], ["explain"]):
+        assert "N0311" in run(*command, tiny, "tiny_bytes", "-p", "every=3").stderr
+    assert train("--set", "every=2", "--set", "steps=2", "--out", "r").returncode == 0
+    resumed = run("train", tiny, "--out", "r", "--resume", "--no-compile", "--set", "p=3")
+    assert "N0311" in resumed.stderr
+
+
 def test_a_memory_that_is_never_reset_goes_on_in_a_resumed_run(
     train: Run, run: Run, tmp_path: Path, tiny: Path
 ) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import nsam
 from nsam import api
@@ -73,6 +76,67 @@ def test_a_partial_period_is_saved(std: Any) -> None:
         assert torch.equal(getattr(second, level), getattr(whole, level))
 
 
+@pytest.mark.parametrize("stop", [1, 3, 4, 6, 8])
+@pytest.mark.parametrize("name", ["adamw", "m3"])
+def test_a_state_that_has_sums_only_within_periods_goes_on(name: str, stop: int, std: Any) -> None:
+    """As they were saved before: no sum at a boundary, no states of the rule before the first one."""
+    whole, first, second = Levels(), Levels(), Levels()
+    gradient = lambda t: torch.full((2, 3), float(t)) + torch.eye(2, 3) / t  # noqa: E731
+    feed(optimizer(std(name, lr=0.1), whole), whole, range(1, 13), gradient)
+    before = optimizer(std(name, lr=0.1), first)
+    feed(before, first, range(1, stop + 1), gradient)
+    saved = before.state_dict()
+    for state in saved["state"].values():
+        summed, any_came = state.pop("nsam.gradient", None), state.pop("nsam.summed", 0) > 0
+        if state.get("nsam.count") == 0:
+            state.clear()
+        if any_came:
+            state["nsam.gradient"] = summed
+    after = optimizer(std(name, lr=0.1), second)
+    after.load_state_dict(saved)
+    second.load_state_dict(first.state_dict())
+    feed(after, second, range(stop + 1, 13), gradient)
+    for level in PERIODS:
+        assert torch.equal(getattr(second, level), getattr(whole, level))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stop", [2, 4, 5])
+@pytest.mark.parametrize("name", ["adamw", "m3"])
+def test_a_distributed_checkpoint_has_all_states_in_every_phase(name: str, stop: int, std: Any, tmp_path: Path) -> None:
+    """It saves and loads by a pattern of the states, which is made by one step with gradients of zeros."""
+    gradient = lambda t: torch.full((2, 3), float(t)) + torch.eye(2, 3) / t  # noqa: E731
+    first, second = Levels(), Levels()
+    before, after = (optimizer(std(name, lr=0.1), module) for module in (first, second))
+    feed(before, first, range(1, stop + 1), gradient)
+    model, states = get_state_dict(first, before)
+    checkpoint.save({"model": model, "states": states}, checkpoint_id=tmp_path)
+    model, states = get_state_dict(second, after)
+    found = {"model": model, "states": states}
+    checkpoint.load(found, checkpoint_id=tmp_path)
+    set_state_dict(second, after, model_state_dict=found["model"], optim_state_dict=found["states"])
+    for level in PERIODS:
+        assert before.state[getattr(first, level)].keys() == after.state[getattr(second, level)].keys()
+    feed(before, first, range(stop + 1, 13), gradient)
+    feed(after, second, range(stop + 1, 13), gradient)
+    for level in PERIODS:
+        assert torch.equal(getattr(second, level), getattr(first, level))
+
+
+def test_a_period_without_gradients_moves_nothing(std: Any) -> None:
+    """A sum of zeros because none came is not a gradient of zeros, by which momentum would move."""
+    weight = torch.nn.Parameter(torch.zeros(1, 2))
+    module = torch.nn.Module()
+    module.weight, module.nsam_periods = weight, {"weight": 2}
+    made = optimizer(std("momentum", lr=1.0), module)
+    seen = []
+    for gradient in (1.0, 1.0, None, None, None, 0.0):
+        weight.grad = None if gradient is None else torch.full((1, 2), gradient)
+        made.step()
+        seen.append(weight.tolist()[0][0])
+    assert seen[1] == seen[3] == seen[4] != seen[5]
+
+
 def test_a_gradient_missing_in_part_of_a_period_adds_nothing(std: Any) -> None:
     weight = torch.nn.Parameter(torch.zeros(1, 2))
     module = torch.nn.Module()
@@ -111,6 +175,17 @@ train run {
   steps    8
 }
 """
+
+
+@pytest.mark.parametrize("every", [3, 8])
+def test_a_move_between_those_of_the_optimizer_is_refused(every: int) -> None:
+    train = nsam.loads(STEPS).train("run", {"every": every})
+    with pytest.raises(nsam.ProgramError) as caught:
+        api.train_optimizer(train, api.compile_unit(train.model, compiled=False))
+    assert caught.value.diagnostics[0].code == "N0311"
+    with pytest.raises(nsam.ProgramError) as caught:
+        nsam.graph(nsam.loads(STEPS), "run", every=every)
+    assert caught.value.diagnostics[0].code == "N0311"
 
 
 def test_memories_and_the_level_that_trains_them_count_the_same_steps() -> None:

@@ -53,6 +53,12 @@ def one_process(rank: int, processes: int, folder: str) -> None:
         steps(optimizer, parameters, STEPS // 2, STEPS)
         seen = {"weights": [p.detach() for p in parameters], "kept": numbers(optimizer.optim), "saved": saved}
         torch.save(seen, f"{folder}/{rule}{rank}.pt")
+    # A group of one parameter: one of the processes has nothing of it.
+    parameters = weights()
+    optimizer = nsam.optimizer("std.rules", "adamw", parameters[:-1], sharded=True, lr=0.02)
+    optimizer.add_param_group({"params": parameters[-1:], "lr": 0.3})
+    steps(optimizer, parameters, 0, STEPS)
+    torch.save([p.detach() for p in parameters], f"{folder}/added{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads now and then abort a process that takes them down in order
 
@@ -62,6 +68,13 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(one_process, (2, str(tmp_path)), nprocs=2)
     for rule in RULES:
         check([torch.load(tmp_path / f"{rule}{rank}.pt", weights_only=True) for rank in (0, 1)], rule)
+    alone = weights()
+    optimizer = nsam.optimizer("std.rules", "adamw", alone[:-1], lr=0.02)
+    optimizer.add_param_group({"params": alone[-1:], "lr": 0.3})
+    steps(optimizer, alone, 0, STEPS)
+    for rank in (0, 1):
+        for mine, wanted in zip(torch.load(tmp_path / f"added{rank}.pt", weights_only=True), alone, strict=True):
+            torch.testing.assert_close(mine, wanted.detach(), rtol=1e-12, atol=1e-12)
 
 
 def check(seen: list[dict[str, Any]], rule: str) -> None:

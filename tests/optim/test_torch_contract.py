@@ -219,6 +219,62 @@ def test_nothing_to_move_is_refused(given: Any, error: Any, std: Any) -> None:
         optimizer(std("gd", lr=0.1), given)
 
 
+def test_one_tensor_is_not_a_list_of_its_rows() -> None:
+    for shape in ((2,), (2, 2), ()):
+        with pytest.raises(TypeError, match=r"give it as \[tensor\]"):
+            nsam.optimizer("std.rules", "adamw", torch.nn.Parameter(torch.ones(shape)), lr=0.1)
+
+
+@pytest.mark.parametrize("products", ["bf16", torch.int8, torch.complex64, 16])
+def test_products_have_a_precision(products: Any) -> None:
+    with pytest.raises(ProgramError) as caught:
+        nsam.optimizer("std.rules", "muon", [torch.nn.Parameter(torch.ones(2, 2))], lr=0.1, products=products)
+    assert caught.value.diagnostics[0].code == "N0402"
+
+
+def test_arguments_are_numbers() -> None:
+    for value in (float("nan"), torch.tensor(float("nan"))):
+        with pytest.raises(ProgramError, match="`lr` is not a number"):
+            nsam.optimizer("std.rules", "adamw", [torch.nn.Parameter(torch.ones(2))], lr=value)
+
+
+def test_a_group_may_be_without_parameters(std: Any) -> None:
+    """As torch has it: a process of a sharded optimizer may have none of a group."""
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    made = optimizer([(std("muon", lr=0.1), "matrices"), (std("adamw", lr=0.1), "others")], [weight])
+    made.add_param_group({"params": [], "lr": 0.3})
+    assert made.param_groups[-1]["lr"] == 0.3
+    weight.grad = torch.ones(2, 2)
+    made.step()
+    again = optimizer([(std("muon", lr=0.1), "matrices"), (std("adamw", lr=0.1), "others")], [weight])
+    again.add_param_group({"params": []})
+    again.load_state_dict(made.state_dict())
+
+
+def test_hooks_may_give_a_saved_state_other_names_before_it_is_checked(std: Any) -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    made = optimizer(std("adamw", lr=0.1), [weight])
+    weight.grad = torch.ones(2, 2)
+    made.step()
+    saved = made.state_dict()
+    saved["state"][0]["exp_avg"] = saved["state"][0].pop("m")
+
+    def rename(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+        states = {
+            number: {{"exp_avg": "m"}.get(name, name): x for name, x in one.items()}
+            for number, one in state["state"].items()
+        }
+        return state | {"state": states}
+
+    fresh = optimizer(std("adamw", lr=0.1), [weight])
+    with pytest.raises(ValueError, match="no state `m`"):
+        fresh.load_state_dict(saved)
+    fresh.register_load_state_dict_pre_hook(rename)
+    fresh.load_state_dict(saved)
+    assert torch.equal(fresh.state[weight]["m"], made.state[weight]["m"])
+    assert len(fresh._optimizer_load_state_dict_pre_hooks) == 1
+
+
 def test_cleared_state_starts_again(problem_of: Any, std: Any) -> None:
     problem = problem_of([(3, 5), (3, 5)], torch.float64, 4)
     parameters = problem.parameters()

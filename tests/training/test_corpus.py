@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,44 @@ def test_a_folder_gives_whole_files_and_leaves_out_what_is_not_text(tmp_path: Pa
     for name in corpus.held_out_names:
         assert Path(name).read_bytes() in corpus.held_out
         assert Path(name).read_bytes() not in corpus.training
+
+
+def paragraphs(text: bytes) -> set[str]:
+    found = (" ".join(part.split()) for part in text.decode().replace("\r", "").replace("\n \n", "\n\n").split("\n\n"))
+    return {one for one in found if len(one) >= SHARED_PARAGRAPH}
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("blank", [b"", b" "])
+def test_paragraphs_are_told_apart_by_blank_lines_of_any_kind(tmp_path: Path, end: bytes, blank: bytes) -> None:
+    for i in range(12):
+        own = [f"paragraph {i} {j} of a document that has some of its own" for j in range(4)]
+        parts = [own[0], "a paragraph that stands in every one of these documents", *own[1:]]
+        content = (end + blank + end).join(part.replace(" that ", end.decode() + "that ").encode() for part in parts)
+        (tmp_path / f"{i}.txt").write_bytes(content)
+    corpus = load_corpus([tmp_path], 16)
+    assert corpus.held_out_names
+    assert not paragraphs(corpus.training) & paragraphs(corpus.held_out)
+    assert corpus.dropped > 0
+
+
+@pytest.mark.parametrize("change", [bytes, lambda text: text.replace(b"\n", b"\r\n"), lambda text: b"more\n" + text])
+def test_what_is_given_twice_is_not_trained_on_where_it_is_held_out(tmp_path: Path, change: Any) -> None:
+    """A text without blank lines is one paragraph: its end is held out, and its copy does not keep that."""
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    one.write_bytes("\n".join(f"line {i}: {i * 7919 % 1000} and a few words" for i in range(300)).encode())
+    other.write_bytes(change(one.read_bytes()))
+    for given in ([one, other], [other, one], [tmp_path], [one, one], [tmp_path, one]):
+        corpus = load_corpus(given, 16)
+        training = corpus.training.replace(b"\r", b"")
+        lines = [line for line in corpus.held_out.replace(b"\r", b"").split(b"\n") if line.startswith(b"line ")]
+        assert len(lines) > 10
+        assert not [line for line in lines if line in training]
+        sizes = sum(
+            len(path.read_bytes()) for path in ((*given,) if tmp_path not in given else (one, other, *given[1:]))
+        )
+        between = 2 * (corpus.documents - 1)
+        assert len(corpus.training) + len(corpus.held_out) + corpus.dropped == sizes + between
 
 
 def test_missing_path(tmp_path: Path) -> None:

@@ -92,6 +92,23 @@ def test_only_whole_checkpoints_count_and_two_are_kept(tmp_path: Path, monkeypat
     assert load_checkpoint(latest_checkpoint(tmp_path)).model["w"].tolist() == [3.0, 3.0]
 
 
+def test_what_a_stopped_run_had_half_written_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(path: Path, content: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "write_durably", stop)
+        with pytest.raises(KeyboardInterrupt):
+            saved(tmp_path, 1)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".step-000001.tmp").mkdir()  # that of a run that was killed
+    saved(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
+    (tmp_path / ".step-000003.tmp").mkdir()
+    saved(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json"])
 def test_damaged_checkpoint_is_reported(tmp_path: Path, name: str) -> None:
     path = saved(tmp_path, 1)
@@ -115,10 +132,17 @@ def test_atomic_write_keeps_the_old_content_on_failure(tmp_path: Path, monkeypat
         path.write_bytes(content[:1])
         raise OSError(28, "No space left on device")
 
+    def stop(path: Path, content: bytes) -> None:
+        path.write_bytes(content[:1])
+        raise KeyboardInterrupt
+
     monkeypatch.setattr("nsam.runs.atomic.write_durably", full)
     with pytest.raises(ProgramError) as caught:
         write_atomic(path, "new")
     assert code(caught) == "N0514"
+    monkeypatch.setattr("nsam.runs.atomic.write_durably", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
