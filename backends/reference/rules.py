@@ -68,6 +68,7 @@ class _RuleScope(Scope):
         self.ops = ops
         self.host = host
         self.before = record
+        self.arguments = dict(names)
         self.names = names
         names |= {"self": host.self_, "grad": host.grad}
         if host.key is not None:
@@ -133,7 +134,7 @@ class _RuleScope(Scope):
     def learn(self, memory: RuleMemory) -> None:
         """Show the nested memory this update's context and let it move."""
         ops = self.ops
-        learner = learning.Learner.of_rule_memory(memory)
+        learner = learning.Learner.of_rule_memory(memory, self.arguments)
         record = self.before["memories"].get(memory.name)
         if record is None:
             shapes = memory.structure.tensors() or {"weight": ops.shape(self.host.self_)}
