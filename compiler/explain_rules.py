@@ -290,7 +290,7 @@ def _applied(expr: c.Apply, args: list[Text], scalar: Scalar) -> Text:
     if name == "outer":
         return tx.outer(*args)
     if name == "trace":  # of the outer products of a step
-        return Text("E‖x‖²")
+        return Text("E‖x‖²", tx.POWER)
     if name == "dot":
         return tx.squared_length(args[0]) if args[0] == args[1] else Text(f"⟨{args[0]}, {args[1]}⟩")
     if name in ("identity", "zeros", "ones") and not args:

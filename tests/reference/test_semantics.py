@@ -354,13 +354,16 @@ def test_the_objective_of_a_rules_memory_may_name_the_rules_parameters(build: Bu
       self <- self - lr * slow
     }
     """
-    text = rule + """system s() {
+    text = (
+        rule
+        + """system s() {
       input x: [3]
       memory m : linear(3 -> 3) {
         learn x -> x; minimize l2; by pulled(lr = 0.1, pull = sigmoid(index(x, 0))); every 1 token; init zeros
       }
       output m(x)
     }"""
+    )
     x = random(1, 7, 3)
     given = x.clone().requires_grad_()
     state, slow, outputs = x.new_zeros(3, 3), x.new_zeros(3, 3), []
