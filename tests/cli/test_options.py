@@ -74,7 +74,7 @@ def test_a_diagnostic_code_is_explained_alone(more: list[str]) -> None:
 
 def test_the_cost_of_a_system_as_json() -> None:
     file = Path(__file__).parents[2] / "examples/zoo/zoo.nsam"
-    asked = ["explain", str(file), "titans", "-p", "dim=8", "--cost", "--tokens", "64", "--format", "json"]
+    asked = ["explain", str(file), "linear_attention", "-p", "dim=8", "--cost", "--tokens", "64", "--format", "json"]
     found = json.loads(CliRunner().invoke(application("explain"), asked).stdout)
     assert found["tokens"] == 64
     for total in ("flops", "parameters", "state_bytes", "activation_bytes"):
