@@ -36,10 +36,11 @@ def loads(text: str, name: str = "<text>") -> Program:
 def graph(program: Program, name: str, /, **parameters: object) -> networkx.MultiDiGraph:
     """The level graph of a system, or of a `train` declaration: a node per memory, an edge per transfer.
 
-    Raises `ProgramError` when parameters are missing or wrong.
+    Raises `ProgramError` when parameters are missing or wrong, TypeError when `program` is none.
     """
     from nsam.compiler.graph import build_graph
 
+    _require_program(program)
     if name in program.trains:
         train = program.train(name, parameters)
         return build_graph(train.model, train)
@@ -72,7 +73,7 @@ def compile(
     `keys=True` lets the backward pass bring the inputs of layers too, for an optimizer whose rule uses `key` (dgd);
     `keys="tokens"` keeps input and error of each token, for one that needs those (generalized_huber).
     Raises `ProgramError` (N0520 at the first call with gradients where the budget is too small); ValueError for other
-    `keys`.
+    `keys`; TypeError when `program` is none.
     """
     unit = _checked(program, system, parameters)
     how = {"compiled": compiled, "cpp_wrapper": cpp_wrapper, "truncated": truncated}
@@ -152,12 +153,20 @@ def _checked(program: Program, system: str, parameters: Mapping[str, object]) ->
     from nsam.compiler.checks import check_unit, require_tokens
     from nsam.dsl.diagnostics import Report as Findings
 
+    _require_program(program)
     unit = program.instantiate(system, parameters)
     findings = Findings()
     check_unit(unit, report=findings)
     findings.raise_if_failed()
     require_tokens(unit)
     return unit
+
+
+def _require_program(program: object) -> None:
+    """Raise TypeError for what is no program, the path of one for example."""
+    if not isinstance(program, Program):
+        shown = repr(program) if isinstance(program, str) else f"a {type(program).__name__}"
+        raise TypeError(f'a program is what nsam.load("file.nsam") or nsam.loads(text) returns, not {shown}')
 
 
 def new_sequence(state: Any) -> Any:
