@@ -238,10 +238,12 @@ def optimizer(
     """A torch optimizer from a learning rule: `optimizer("std.rules", "m3", module, lr=0.004)`.
 
     `library` is a module of the standard library, or a program that declares the rule. `target`: a module, or tensors
-    (then those with two axes or more are the matrices). `compiled` sends the rule's steps through torch.compile, which
-    takes its time at the first step; the steps are the same to rounding. `products=torch.bfloat16` orthogonalises
-    (muon, m3) in bfloat16, as torch.optim.Muon does, instead of in the precision of the weights. `sharded` spreads the
-    states over the processes of torch.distributed's default group (a ZeroRedundancyOptimizer, see there for saving);
+    (then those with two axes or more are the matrices: the last two axes are one, those before them heads, each moved
+    by itself, so that the kernel of a convolution is one matrix for each pair of channels). `compiled` sends the rule's
+    steps through torch.compile, which takes its time at the first step; the steps are the same to rounding.
+    `products=torch.bfloat16` orthogonalises (muon, m3) in bfloat16, as torch.optim.Muon does, instead of in the
+    precision of the weights. `sharded` spreads the states over the processes of torch.distributed's default group (a
+    ZeroRedundancyOptimizer, see there for saving);
     each process then moves its part of the parameters and sends it to the others. A rule that uses `key` needs a module
     compiled with `keys=True`, one that uses it (or `err`) token by token one with `keys="tokens"`. Raises
     `ProgramError` when there is no such rule, it cannot serve as an optimizer, or `sharded` is asked for without a
