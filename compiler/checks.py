@@ -214,7 +214,7 @@ def _report_unused(transfer: Transfer, graph: LevelGraph, targets: list[str], re
 
 # --- parameters without a gradient ---------------------------------------------------------------
 
-_CODES = {"direct": "N0306", "rule": "N0307", "function": "N0307", "frozen": "N0308"}
+_CODES = {"direct": "N0306", "rule": "N0307", "objective": "N0307", "function": "N0307", "frozen": "N0308"}
 
 
 def check_gradients(unit: Unit, graph: LevelGraph, report: Report) -> None:
@@ -270,6 +270,11 @@ def _explained(stop: Stop, way: str) -> tuple[str, str]:
         return (
             f"{way} to the output is through the rule `{stop.by}`, whose derivative is zero there",
             "train it by another way as well, or use a rule with a derivative",
+        )
+    if stop.cause == "objective":
+        return (
+            f"{way} to the output is the {stop.by}, and the gradient of its objective does not move with it",
+            "use an objective whose gradient moves with it, such as l2 or huber(d), or train it by another way as well",
         )
     if stop.cause == "function":
         return (

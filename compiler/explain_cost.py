@@ -1,6 +1,9 @@
-"""The cost of a unit as a table: operations a token, parameters, state, by memory."""
+"""The cost of a unit as a table, or as JSON: operations, parameters, state, activations, by memory."""
 
 from __future__ import annotations
+
+import json
+from dataclasses import asdict
 
 from nsam.compiler.cost import CHUNK, TRAINING, VALUES, Cost
 from nsam.compiler.describe import cut
@@ -48,6 +51,21 @@ def cost_text(cost: Cost) -> str:
         )
     lines += [f"not counted: {what}" for what in cost.uncounted]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def cost_json(cost: Cost) -> str:
+    """Return the counts as JSON: those of `Cost` and `MemoryCost`, of one sequence of `tokens` tokens, with totals.
+
+    A memory's are those of one of its `copies`; the totals are of all.
+    """
+    totals = {
+        "flops": cost.flops,
+        "parameters": cost.parameters,
+        "state_bytes": cost.state_bytes,
+        "activation_bytes": cost.activation_bytes,
+    }
+    found = asdict(cost)
+    return json.dumps({"tokens": found.pop("tokens"), **totals, **found}, indent=2, ensure_ascii=False)
 
 
 def amount(count: float) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nsam.compiler import explain_equations as eq
 from nsam.compiler import explain_text as tx
 from nsam.compiler.describe import structure_text
 from nsam.compiler.end_to_end import EndToEnd
-from nsam.compiler.explain_memory import start_lines, structure_lines
+from nsam.compiler.explain_memory import counted, free, start_lines, structure_lines
 from nsam.compiler.explain_model import Line, MemoryExplanation, Part
 from nsam.compiler.explain_problem import tensor_symbol
-from nsam.compiler.explain_rules import Symbols, update
+from nsam.compiler.explain_rules import Symbols, named_in, update
 from nsam.compiler.explain_text import Text
 
 CHUNKS = (
@@ -25,7 +27,18 @@ def explain_end_to_end(found: EndToEnd) -> MemoryExplanation:
     assert memory.frequency is not None
     tensors = [tensor_symbol(memory.structure, tensor) for tensor in memory.structure.tensors()]
     symbol = tensors[0] if len(tensors) == 1 else "W"
-    rule = update(memory.rule, Symbols(symbol, Text("x"), Text("∇"), "ₛ", f"ₛ₊{tx.subscript(n)}", timed=False))
+    named = named_in(memory.rule)
+    symbols = Symbols(
+        symbol,
+        Text("x"),
+        Text("∇"),
+        "ₛ",
+        f"ₛ₊{tx.subscript(n)}",
+        False,
+        count=free("n", named),
+        taken=named | {*tensors},
+    )
+    rule = update(memory.rule, replace(symbols, counted=counted(memory, symbols)))
     equation = eq.update_equation(memory.rule, rule, memory.objective, False)
     lines = [Line(text, equation if i == rule.main else "") for i, text in enumerate(rule.lines)]
     total = f"∂Lₛ/∂{symbol}" if n == 1 else f"Σᵢ ∂Lᵢ/∂{symbol}, i = s, …, s+{n - 1}"

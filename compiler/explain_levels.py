@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nsam.compiler.explain_model import LevelExplanation, Line, Part
-from nsam.compiler.explain_rules import Symbols, arguments_of, plan_lines
+from nsam.compiler.explain_rules import Symbols, arguments_of, plan_lines, start_texts
 from nsam.compiler.rule_lowering import Lowering
 from nsam.compiler.rule_passes import clean
 from nsam.dsl import checked as c
@@ -38,4 +38,5 @@ def step_lines(use: c.RuleUse) -> Iterator[Line]:
     plan = clean(Lowering(use.rule, steps=needs != "tokens").lower(fixed))
     yield Line(f"by {use.rule.name}")
     yield from (Line(line) for line in plan_lines(plan, STEPS, arguments_of(use)))
+    yield from (Line(f"where {text}") for text in start_texts(plan, STEPS, arguments_of(use)))
     yield from (Line(line) for line in {"": (), "sums": (LAYER,), "tokens": TOKENS}[needs])

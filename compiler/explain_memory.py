@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from nsam.compiler import explain_equations as eq
@@ -11,7 +12,7 @@ from nsam.compiler.exact import affine_in, depends_on
 from nsam.compiler.explain_algorithm import algorithm_lines
 from nsam.compiler.explain_model import Line, MemoryExplanation, Part
 from nsam.compiler.explain_problem import Problem, TensorGradient, read_problem, state_of, tensor_symbol, value_symbol
-from nsam.compiler.explain_rules import Symbols, Update, update
+from nsam.compiler.explain_rules import Symbols, Update, named_in, update
 from nsam.compiler.explain_text import Text
 from nsam.compiler.fast_memory import FastMemory
 from nsam.compiler.lower import Lowered
@@ -140,7 +141,7 @@ class _Memory:
         return found[0] if one else None
 
     def make_update(self) -> Update:
-        gradients = self.problem.gradients
+        gradients, named = self.problem.gradients, named_in(self.rule)
         plain = all(len(g.products) == 1 for g in gradients) and self.fast.window == 1
         if self.single is not None:
             left, right = self.single.products[0]
@@ -149,13 +150,23 @@ class _Memory:
             derivative = Text("∇") if self.fast.window > 1 else Text(f"∂L/∂{gradients[0].symbol}")
             symbols = Symbols(gradients[0].symbol, Text("k"), derivative, error=self.error_at_key)
         else:
-            symbols = Symbols("W", Text("x"), tx.outer(Text("g"), Text("x")) if plain else Text("∇"))
+            g, x = Text(free("g", named)), Text(free("x", named))
+            symbols = Symbols("W", x, tx.outer(g, x) if plain else Text("∇"), error=g)
         if self.fast.window > 1:
             symbols = replace(symbols, key=Text("X"), error=Text("G"), tokens=True)
         if self.summed:
             new = f"ₛ₊{tx.subscript(self.fast.period)}"
-            symbols = replace(symbols, gradient=Text("∇"), old="ₛ", new=new, timed=False)
-        return update(self.rule, symbols)
+            symbols = replace(
+                symbols, gradient=Text("∇"), old="ₛ", new=new, timed=False, count=free("n", self.program_names())
+            )
+        symbols = replace(symbols, taken=self.problem.symbols | self.program_names())
+        return update(self.rule, replace(symbols, counted=counted(self.memory, symbols)))
+
+    def program_names(self) -> set[str]:
+        """Values and memories of the program that stand in the context or in the rule's arguments."""
+        starts = [self.context.value, *(value for _, value in self.rule.arguments)]
+        found = (e for start in (*starts, self.context.key) if start is not None for e in c.walk(start))
+        return {e.name if isinstance(e, c.Ref) else e.memory for e in found if isinstance(e, c.Ref | c.Read | c.State)}
 
     @property
     def error_at_key(self) -> Text:
@@ -180,7 +191,9 @@ class _Memory:
             lines.append(self.sum_line())
         if many and (not uses_sum or (self.layerwise and not window)):
             triples = "  ".join(f"({g.symbol}, {g.products[0][1]}, {g.products[0][0]})" for g in self.problem.gradients)
-            lines.append(Line(f"for (W, x, g) = {triples}{', each with its ∇' if uses_sum else ''}"))
+            named = named_in(self.rule)
+            generic = f"(W, {free('x', named)}, {free('g', named)})"
+            lines.append(Line(f"for {generic} = {triples}{', each with its ∇' if uses_sum else ''}"))
         elif many:
             lines.append(Line(f"for W = {', '.join(g.symbol for g in self.problem.gradients)}, each with its ∇"))
         if window and self.layerwise:
@@ -236,6 +249,8 @@ class _Memory:
             )
         if reads == "running" and not self.summed:
             lines.append(Line(f"a read at t shows {symbol}ₜ, inside the chunk too"))
+        elif reads == "running":
+            lines.append(Line(f"a read at t shows {symbol}ₛ, at the chunk's last token {symbol}ₛ₊{tx.subscript(n)}"))
         else:
             lines.append(Line(f"a read at t shows {symbol}ₛ"))
         return lines
@@ -255,6 +270,21 @@ class _Memory:
             Line(f"keys, values, layer inputs, errors at {symbol}ₛ; the update folds over t = s+1, s+2, …"),
             Line(f"a read at t shows {symbol}ₜ, inside the chunk too" if after else f"a read at t shows {symbol}ₛ"),
         ]
+
+
+def free(symbol: str, taken: Collection[str]) -> str:
+    """`symbol`, with primes where it stands for something else."""
+    return next(text for text in (symbol + "′" * i for i in range(1000)) if text not in taken)
+
+
+def counted(memory: c.Memory, symbols: Symbols) -> str:
+    """Which update of a memory's rule `symbols.count` is, counted from the last reset; "" where it is the token t."""
+    assert memory.frequency is not None
+    since = {"per sequence": "", "never": ", over all sequences"}.get(reset_text(memory.reset), " since the last reset")
+    if symbols.timed:
+        return f"t counts the tokens{since}" if since else ""
+    number = f" = s/{memory.frequency.period} + 1" if not since and memory.frequency.period != 1 else ""
+    return f"{symbols.count}{number} is the number of the update{since}"
 
 
 def start_lines(memory: c.Memory) -> list[Line]:

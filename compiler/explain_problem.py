@@ -10,6 +10,7 @@ from __future__ import annotations
 from nsam.compiler import explain_text as tx
 from nsam.compiler.explain_model import Line
 from nsam.compiler.explain_nodes import Formula, inner_order, shared, tidy
+from nsam.compiler.explain_rules import named_in
 from nsam.compiler.explain_text import Text
 from nsam.compiler.expressions import Builder, Node, postorder
 from nsam.compiler.fast_memory import FastMemory, Fold
@@ -38,13 +39,17 @@ class TensorGradient:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An inner problem: `forward` and `backward` are lines of mathematics, `loss` the objective of one token."""
+    """An inner problem: `forward` and `backward` are lines of mathematics, `loss` the objective of one token.
+
+    `symbols` are those that stand for something in it.
+    """
 
     forward: tuple[Line, ...]
     loss: str
     backward: tuple[Line, ...]
     gradients: tuple[TensorGradient, ...]
     transposed: bool
+    symbols: frozenset[str]
 
 
 def tensor_symbol(structure: c.Structure, tensor: str) -> str:
@@ -91,6 +96,7 @@ class _Reader:
         self.structure = fast.memory.structure
         self.formula = Formula()
         self.basic = {"k", value_symbol(fast.memory), "ŷ"}
+        self.reserved = frozenset[str]() if fast.memory.rule is None else named_in(fast.memory.rule)
         self.symbols = {t: tensor_symbol(self.structure, t) for t in self.structure.tensors()}
         self.basic |= set(self.symbols.values())
         raw = [n for f in fast.folds for p in f.gradient.products for n in (p.left, p.right)]
@@ -114,7 +120,9 @@ class _Reader:
         named = [n for n in order if n.id in self.formula.symbols and self.stands_alone(n)]
         forward = [self.line(n) for n in named if n.id in ahead]
         backward = [self.line(n) for n in named if n.id not in ahead]
-        return Problem(tuple(forward), self.objective(loss), tuple(backward), self.gradients(), self.transposed())
+        return Problem(
+            tuple(forward), self.objective(loss), tuple(backward), self.gradients(), self.transposed(), self.used()
+        )
 
     def objective(self, loss: Node) -> str:
         """The objective in k, v, ŷ and the state alone, or in the named values where that would be long."""
@@ -165,10 +173,11 @@ class _Reader:
         for fold in self.fast.folds:
             for left, right in self.products[fold.tensor]:
                 self.name_pair(fold.tensor, left, right, len(self.products[fold.tensor]))
-        spare = iter(("u", "r", "p", *(f"u{tx.subscript(i)}" for i in range(2, 1000))))
+        letters = ("u", "r", "p", *(f"u{tx.subscript(i)}" for i in range(2, 1000)))
+        spare = (letter for letter in letters if letter not in self.reserved)
         for node in twice:
             if node.id not in self.formula.symbols:
-                error = self.misses(node) and "e" not in self.formula.symbols.values()
+                error = self.misses(node) and "e" not in self.used() | self.reserved
                 self.formula.name(node, "e" if error else next(spare))
 
     def misses(self, node: Node) -> bool:
@@ -193,7 +202,7 @@ class _Reader:
 
     def preactivation(self, node: Node) -> str:
         tensor = str(node.args[1].attr("tensor"))
-        taken = set(self.formula.symbols.values())
+        taken = self.used() | self.reserved
         wished = ("c" if tensor.startswith("g") else "z") + tx.subscript(tensor[1:])
         return next(s for s in (wished + "′" * i for i in range(1000)) if s not in taken)
 
@@ -208,8 +217,12 @@ class _Reader:
             letter = "h" if tensor.startswith("g") and deep else "g"
             self.free_name(left, "e" if output else letter + tx.subscript(layer))
 
+    def used(self) -> frozenset[str]:
+        """Symbols that stand for something here."""
+        return frozenset(self.basic) | set(self.formula.symbols.values())
+
     def free_name(self, node: Node, symbol: str) -> None:
-        taken = set(self.formula.symbols.values())
+        taken = self.used() | self.reserved
         self.formula.name(node, next(s for s in (symbol + "′" * i for i in range(1000)) if s not in taken))
 
     # --- results -----------------------------------------------------------------------------------

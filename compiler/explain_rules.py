@@ -59,7 +59,9 @@ class Update:
 class Symbols:
     """How state, gradient, the layer's input and error are written, and the time marks of old and new states.
 
-    `tokens` tells that input and error are those of several tokens, as rows (a window), not one column each.
+    `tokens` tells that input and error are those of several tokens, as rows (a window), not one column each. `count` is
+    the number of the update, and `counted` says which that is where it is not plain. `taken` are symbols that stand for
+    something else there: what a rule calls so gets a prime.
     """
 
     state: str = "M"
@@ -70,6 +72,9 @@ class Symbols:
     timed: bool = True
     error: Text = _G
     tokens: bool = False
+    count: str = "t"
+    counted: str = ""
+    taken: frozenset[str] = frozenset()
 
     @property
     def square(self) -> Text:
@@ -82,15 +87,32 @@ def arguments_of(use: c.RuleUse) -> dict[str, Text]:
     return {name: expression(value, {}) for name, value in use.arguments}
 
 
+def named_in(use: c.RuleUse) -> frozenset[str]:
+    """Values of the program that a rule's arguments name, as they are written; not those that a memory is read at."""
+    names: set[str] = set()
+    stack = [value for _, value in use.arguments]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, c.Apply):
+            stack.extend(node.arguments)
+        elif isinstance(node, c.Ref | c.State):
+            names.add(node.name if isinstance(node, c.Ref) else node.memory)
+    return frozenset(names)
+
+
 def update(use: c.RuleUse, symbols: Symbols, arguments: Mapping[str, Text] | None = None) -> Update:
     """Return a rule's update. `arguments` replaces the texts of its arguments (constants too)."""
     try:
         return _recurrence(use, symbols, arguments)
     except affine.NotAffine as problem:
         symbols = replace(symbols, gradient=Text("∇"))
-        lines = plan_lines(straight(use, arguments is None), symbols, arguments or arguments_of(use))
+        plan, shown = straight(use, arguments is None), arguments or arguments_of(use)
+        lines = plan_lines(plan, symbols, shown)
         own = (i for i, line in enumerate(lines) if line.startswith(f"{symbols.state}{symbols.new} = "))
-        return Update(tuple(lines), (), main=next(own, len(lines) - 1), reason=str(problem))
+        where = start_texts(plan, symbols, shown)
+        if symbols.counted and (plan.needs_count or plan.strides):
+            where.append(symbols.counted)
+        return Update(tuple(lines), tuple(where), main=next(own, len(lines) - 1), reason=str(problem))
 
 
 def straight(use: c.RuleUse, fix: bool) -> RulePlan:
@@ -229,31 +251,59 @@ def scaled(factor: Text, value: Text) -> Text:
 
 def plan_lines(plan: RulePlan, symbols: Symbols, arguments: Mapping[str, Text]) -> list[str]:
     """A rule's assignments, one a line, states with their time."""
-    before = {s.name: f"{_plain(s.name)}{symbols.old}" for s in plan.states} | {"self": f"{symbols.state}{symbols.old}"}
-    after = {value: name for name, value in plan.results if value not in before}
-    names: dict[str, Text] = {name: text for name, text in arguments.items() if name in plan.parameters}
-    names |= {name: Text(text) for name, text in before.items()}
-    names |= {"grad": symbols.gradient, "key": symbols.key, "err": symbols.error, COUNT: Text("t")}
-    names |= {GRAM: Text(f"E[{tx.outer(symbols.key, symbols.key)}]")}
+    shown = _shown(plan, symbols)
+    names = _inputs(plan, symbols, arguments)
+    names |= {s.name: Text(f"{shown[s.name]}{symbols.old}") for s in plan.states}
+    names["self"] = Text(f"{symbols.state}{symbols.old}")
+    after = {value: name for name, value in plan.results if value not in names}
     scalar = plan.algebra.scalar
     columns = Columns(scalar, set() if symbols.tokens else {"key", "err"})
     lines = []
     for a in plan.body:
-        shown = f"{_plain(after[a.target])}{symbols.new}" if a.target in after else _plain(a.target)
-        if after.get(a.target) == "self":
-            shown = f"{symbols.state}{symbols.new}"
+        target = f"{shown[after[a.target]]}{symbols.new}" if a.target in after else shown[a.target]
         text = expression(columns.assigned(a.target, a.value), names, scalar)
         when = ""
         if a.stride > 1:
-            other = "" if a.otherwise is None else f", else {names.get(a.otherwise, Text(_plain(a.otherwise)))}"
-            when = f"   when t ≡ 0 (mod {a.stride}){other}"
-        lines.append(f"{shown} = {text}{when}")
-        names[a.target] = Text(shown)
+            other = "" if a.otherwise is None else f", else {names[a.otherwise]}"
+            when = f"   when {symbols.count} ≡ 0 (mod {a.stride}){other}"
+        lines.append(f"{target} = {text}{when}")
+        names[a.target] = Text(target)
     return lines
 
 
+def start_texts(plan: RulePlan, symbols: Symbols, arguments: Mapping[str, Text]) -> list[str]:
+    """What a rule's states start from, `c₀ = 3`, but for zeros."""
+    shown = _shown(plan, symbols)
+    names = _inputs(plan, symbols, arguments) | {"self": Text(f"{symbols.state}₀")}
+    starts = ((s, expression(s.initial, names, plan.algebra.scalar)) for s in plan.states if not s.derived)
+    return [f"{shown[state.name]}₀ = {start}" for state, start in starts if start.text != "0"]
+
+
+def _inputs(plan: RulePlan, symbols: Symbols, arguments: Mapping[str, Text]) -> dict[str, Text]:
+    """How a rule's parameters and what it is given are written."""
+    names = {name: text for name, text in arguments.items() if name in plan.parameters}
+    names |= {"grad": symbols.gradient, "key": symbols.key, "err": symbols.error, COUNT: Text(symbols.count)}
+    names[GRAM] = Text(f"E[{tx.outer(symbols.key, symbols.key)}]")
+    return names
+
+
+def _shown(plan: RulePlan, symbols: Symbols) -> dict[str, str]:
+    """How a rule's states, in order, and then its other names are written, each in its own way; `self` too."""
+    found = {"self": symbols.state}
+    given = {str(text) for text in (symbols.key, symbols.error, symbols.gradient)}
+    taken = symbols.taken | given | {symbols.state, symbols.count, "I", "L", "s", "t"}
+    states = [s.name for s in plan.states]
+    versions = {value for _, value in plan.results}
+    for name in (*states, *(a.target for a in plan.body if a.target not in versions)):
+        wished = symbols.state if name.startswith("self'") else _plain(name)
+        if name not in found:
+            found[name] = next(text for text in (wished + "′" * i for i in range(1000)) if text not in taken)
+            taken |= {found[name]}
+    return found
+
+
 def _plain(name: str) -> str:
-    return name.removesuffix("'").replace(".sum", "_Σ").replace(".", "_")
+    return name.replace("'", "").replace(".sum", "_Σ").replace(".", "_")
 
 
 _FILLS = {"identity": "I", "zeros": "0", "ones": "1"}
@@ -295,11 +345,13 @@ def _applied(expr: c.Apply, args: list[Text], scalar: Scalar) -> Text:
     if name == "outer":
         return tx.outer(*args)
     if name == "trace":  # of the outer products of a step
-        return Text("E‖x‖²")
+        return Text("E‖x‖²", tx.POWER)
     if name == "dot":
         return tx.squared_length(args[0]) if args[0] == args[1] else Text(f"⟨{args[0]}, {args[1]}⟩")
     if name in _FILLS:
         return Text(_FILLS[name])
+    if name == "floor_div":
+        return Text(f"⌊{tx.div(*args)}⌋")
     if len(args) == 1 and name in tx.FUNCTIONS:
         return tx.FUNCTIONS[name](args[0])
     extra = [Text(f"{k} = {v}") for k, v in expr.options if not (k == "heads" and v == 1)]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 
 from nsam.dsl.records import dataclass
 
-SUM, PRODUCT, TIGHT, ATOM = range(4)
-"""How tightly a piece binds: a + b, a b and a / b, W x and Wᵀ x, a name or anything in brackets."""
+SUM, PRODUCT, TIGHT, POWER, ATOM = range(5)
+"""How tightly a piece binds: a + b, a b and a / b, W x and Wᵀ x, what ends in an exponent or begins with a root, a name
+or anything in brackets."""
 
 _SUBSCRIPT = str.maketrans("0123456789+-t", "₀₁₂₃₄₅₆₇₈₉₊₋ₜ")
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -19,7 +20,7 @@ _FRACTIONS = {0.5: "½", 0.25: "¼", 0.75: "¾"}
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A piece of a formula. `binding` is one of SUM, PRODUCT, TIGHT, ATOM; `negated` is what a minus stands before."""
+    """A piece of a formula. `binding` is one of the five above; `negated` is what a minus stands before."""
 
     text: str
     binding: int = ATOM
@@ -40,20 +41,25 @@ def subscript(index: int | str) -> str:
 
 
 def number(value: float) -> Text:
-    """A number: ½ for 0.5, ∞, and no more digits than it has."""
+    """A number: ½ for 0.5, ∞, and no more digits than it has; 1 − 10⁻⁸ for what is almost 1, which a factor is not."""
     if value != value or value in (float("inf"), float("-inf")):
         return Text("∞") if value > 0 else neg(Text("∞"))
+    binding = ATOM
     if abs(value) in _FRACTIONS:
         shown = _FRACTIONS[abs(value)]
     elif float(value).is_integer() and abs(value) < 1e6:
         shown = str(int(abs(value)))
     else:
         shown = f"{abs(value):.6g}"
+        if shown == "1":
+            almost = sub(Text("1"), number(1 - abs(value)))
+            return neg(almost) if value < 0 else almost
         if "e" in shown:
             digits, exponent = shown.split("e")
             power = "10" + str(int(exponent)).translate(_SUPERSCRIPT)
             shown = power if digits == "1" else f"{digits}·{power}"
-    return neg(Text(shown)) if value < 0 else Text(shown)
+            binding = POWER if digits == "1" else PRODUCT
+    return neg(Text(shown, binding)) if value < 0 else Text(shown, binding)
 
 
 def add(left: Text, right: Text) -> Text:
@@ -83,8 +89,8 @@ def mul(left: Text, right: Text, sign: str = " ") -> Text:
     if right.negated is not None:
         return neg(mul(left, right.negated, sign))
     wide = sign == " ⊙ "
-    first = left.within(ATOM if wide or (" / " in left.text and left.binding != ATOM) else PRODUCT)
-    return Text(f"{first}{sign}{right.within(ATOM if wide else TIGHT)}", PRODUCT)
+    first = left.within(POWER if wide or (" / " in left.text and left.binding < POWER) else PRODUCT)
+    return Text(f"{first}{sign}{right.within(POWER if wide else TIGHT)}", PRODUCT)
 
 
 def div(left: Text, right: Text) -> Text:
@@ -98,8 +104,8 @@ def power(base: Text, exponent: Text) -> Text:
     """a², a^b."""
     shown = base.within(ATOM)
     if exponent.text.lstrip("−").isdigit():
-        return Text(shown + exponent.text.replace("−", "-").translate(_SUPERSCRIPT))
-    return Text(f"{shown}^{exponent.within(ATOM)}")
+        return Text(shown + exponent.text.replace("−", "-").translate(_SUPERSCRIPT), POWER)
+    return Text(f"{shown}^{exponent.within(ATOM)}", POWER)
 
 
 def call(name: str, arguments: Iterable[Text]) -> Text:
@@ -109,17 +115,17 @@ def call(name: str, arguments: Iterable[Text]) -> Text:
 
 def sqrt(inner: Text) -> Text:
     """√a."""
-    return Text(f"√{inner.text}" if inner.binding == ATOM and len(inner.text) <= 2 else f"√({inner.text})")
+    return Text(f"√{inner.text}" if inner.binding == ATOM and len(inner.text) <= 2 else f"√({inner.text})", POWER)
 
 
 def squared_length(inner: Text) -> Text:
     """‖a‖²."""
-    return Text(f"‖{inner.text}‖²")
+    return Text(f"‖{inner.text}‖²", POWER)
 
 
 def transpose(inner: Text) -> Text:
     """aᵀ."""
-    return Text(f"{inner.within(ATOM)}ᵀ")
+    return Text(f"{inner.within(ATOM)}ᵀ", POWER)
 
 
 def apply(matrix: Text, vector: Text) -> Text:

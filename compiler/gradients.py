@@ -1,8 +1,8 @@
 """Which parameters the outer gradient can reach: a walk backwards from the system's output.
 
-The walk follows reads, contexts and gates as backpropagation does. It stops at `direct` transfers, at functions and
-rules whose derivative is zero, and at memories that never move; each stop is remembered, so that a parameter left
-without a gradient can be explained by the stop that took it.
+The walk follows reads, contexts and gates as backpropagation does. It stops at `direct` transfers, at functions,
+rules and objectives whose derivative is zero, and at memories that never move; each stop is remembered, so that a
+parameter left without a gradient can be explained by the stop that took it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import field
 from typing import Literal, TypeAlias
 
 from nsam.compiler.collect import in_sequence, members, uses
+from nsam.compiler.curvature import Moves, is_flat, moves
 from nsam.compiler.scopes import Scope, behind, leaves, scopes
 from nsam.dsl.checked import (
     Apply,
@@ -28,18 +29,20 @@ from nsam.dsl.checked import (
     Unit,
     ValueType,
 )
+from nsam.dsl.functions import FUNCTIONS
 from nsam.dsl.records import dataclass
 from nsam.dsl.spans import Span
+from nsam.dsl.types import SCALAR
 
-FLAT = frozenset({"sign"})
-"""Functions whose derivative is zero wherever it exists."""
-
-Cause: TypeAlias = Literal["direct", "frozen", "rule", "function"]
+Cause: TypeAlias = Literal["direct", "frozen", "rule", "objective", "function"]
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A place where the gradient ends: why, where, and at which memory's or function's hands (`by`)."""
+    """A place where the gradient ends: why, where, and at which memory's, rule's or function's hands (`by`).
+
+    Of an objective, `by` says what its gradient does not move with: "value of `m`".
+    """
 
     cause: Cause
     span: Span
@@ -101,6 +104,8 @@ class _Walk:
             if isinstance(leaf, Ref | Output):
                 self.name(scope, leaf, into, ends)
             elif isinstance(leaf, Read) and leaf.memory == "self":
+                if ends is None and into is not None and (into, into) in self.direct:
+                    ends = Stop("direct", self.direct[into, into], into)
                 self.push([(scope, leaf.argument, into, ends)])
             else:
                 self.memory(scope, leaf.memory, argument, into, ends)
@@ -142,24 +147,46 @@ class _Walk:
             yield scope, State(ValueType(()), memory.span, memory.initial.memory), path, stop
         if not in_sequence(memory):
             return
-        smooth = None if memory.rule is None else derivative_names(memory.rule.rule)
         moving = memory.fast or memory.structure.kind == "attention"
+        inner = None if memory.rule is None else _Inner(path, memory)
         for use, expr in uses(memory):
             ends = stop
             if ends is None and not moving:
                 ends = Stop("frozen", memory.frequency.span if memory.frequency else memory.span, path)
-            if ends is None and smooth is not None and memory.rule is not None and not _smooth(use, smooth):
-                ends = Stop("rule", memory.rule.span, memory.rule.rule.name)
+            if ends is None and inner is not None:
+                ends = inner.stop(use)
             yield scope, expr, path, ends
 
 
-def _smooth(use: str, names: frozenset[str]) -> bool:
-    """Return whether a clause's value reaches the new state with a gradient, given the names that the rule keeps."""
-    if use == "value":
-        return bool(names & {"grad", "err"})
-    if use == "key":
-        return bool(names & {"grad", "key"})
-    return use in names
+class _Inner:
+    """The inner problem of a memory that has a rule: which clauses its new state moves with."""
+
+    def __init__(self, path: str, memory: Memory) -> None:
+        assert memory.rule is not None
+        self.path, self.rule, self.objective = path, memory.rule, memory.objective
+        self.names = derivative_names(memory.rule.rule)
+        self.moves = None if memory.objective is None else moves(memory.objective, memory.structure)
+
+    def stop(self, use: str) -> Stop | None:
+        """Return what keeps a clause's value from the new state: the rule, the objective, or None for nothing."""
+        rule = Stop("rule", self.rule.span, self.rule.rule.name)
+        if use not in ("key", "value") or self.objective is None or self.moves is None:
+            return None if use in self.names else rule
+        if _smooth(use, self.names, self.moves):
+            return None
+        steep = Moves(frozenset({use}), frozenset({use}), self.moves.read)
+        if not _smooth(use, self.names, steep):
+            return rule
+        return Stop("objective", self.objective.span, f"{use} of `{self.path}`")
+
+
+def _smooth(use: str, names: frozenset[str], inner: Moves) -> bool:
+    """Return whether a key or value reaches the new state with a gradient, given the names that the rule keeps.
+
+    To the rule, `key` is what the layer reads: the memory's key, and what else the objective reads it at.
+    """
+    by_key = "key" in names and (use == "key" or use in inner.read)
+    return by_key or ("grad" in names and use in inner.grad) or ("err" in names and use in inner.err)
 
 
 def derivative_names(rule: Rule) -> frozenset[str]:
@@ -179,9 +206,13 @@ def derivative_names(rule: Rule) -> frozenset[str]:
     names: set[str] = set()
     queue = list(values.get("self", ()))
     while queue:
-        for leaf, _, flat in _leaves(queue.pop()):
+        for leaf, argument, flat in _leaves(queue.pop()):
             name = leaf.name if isinstance(leaf, Ref) else getattr(leaf, "memory", "")
-            if flat or name in names:
+            if flat:
+                continue
+            if argument is not None:
+                queue.append(argument)
+            if name in names:
                 continue
             names.add(name)
             queue.extend(values.get(name, ()))
@@ -191,13 +222,17 @@ def derivative_names(rule: Rule) -> frozenset[str]:
 
 
 def _inner_values(memory: RuleMemory) -> Iterator[Expr]:
-    smooth = derivative_names(memory.rule.rule)
-    if memory.context.key is not None and _smooth("key", smooth):
+    names = derivative_names(memory.rule.rule)
+    inner = moves(memory.objective, memory.structure)
+    if memory.context.key is not None and _smooth("key", names, inner):
         yield memory.context.key
-    if _smooth("value", smooth):
+    if _smooth("value", names, inner):
         yield memory.context.value
+    for name in (inner.grad | inner.err | inner.read) - {"key", "value"}:
+        if _smooth(name, names, inner):
+            yield Ref(SCALAR, memory.objective.span, name)
     for name, argument in memory.rule.arguments:
-        if _smooth(name, smooth):
+        if name in names:
             yield argument
 
 
@@ -207,7 +242,11 @@ def _leaves(expr: Expr) -> Iterator[tuple[Ref | Output | Read | State, Expr | No
     while stack:
         node, flat = stack.pop()
         if isinstance(node, Apply):
-            below = node.function if node.function in FLAT else flat
+            below = _written(node.function) if is_flat(node) else flat
             stack.extend((argument, below) for argument in node.arguments)
         else:
             yield from ((leaf, argument, flat) for leaf, argument in leaves(node))
+
+
+def _written(function: str) -> str:
+    return FUNCTIONS[function].operator or function

@@ -107,7 +107,8 @@ def passes_without(names: str | Iterable[str]) -> Passes:
 
     Raises `ProgramError` N0403 for a name that no pass has.
     """
-    listed = (part.strip() for text in ([names] if isinstance(names, str) else names) for part in text.split(","))
+    given = names if isinstance(names, Iterable) and not isinstance(names, str) else [names]
+    listed = (part.strip() for text in given for part in str(text).split(","))
     off: set[str] = set()
     for name in filter(None, listed):
         if name != "all" and name not in NAMES:

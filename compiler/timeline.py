@@ -36,13 +36,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """How old the state of `source` is, in `unit`s, where `target` sees it. None: it never moves there.
+    """How old the state of `source` is, in `unit`s, where `target` sees it. None: it never moves there, or is not seen.
 
     `mean` is None too where it depends on the data: of an adaptive memory only the largest age is known.
 
     Over all tokens: `boundary` reads of period n show a state 1 to n tokens old; `running` reads show the current one
     (a summed memory's changes only at the closing token, so 0 to n - 1). A reset starts anew. At a reset: as of that
-    token.
+    token. The memories of a rule are seen where the rule is applied: of a host that is summed, once a period.
     """
 
     source: str
@@ -118,7 +118,7 @@ def hyperperiod(graph: LevelGraph) -> int:
 
 def _reset(problem: Problem, graph: LevelGraph) -> int:
     """Return the tokens between two resets (0 when there are none); a rule's memories are reset with their host."""
-    while problem.rate.clock == "token" and problem.role in ("rule-memory", "rule-state"):
+    while problem.rate.clock == "token" and _of_rule(problem):
         problem = graph.problems[problem.hosts[0]]
     memory = problem.memory
     return int(memory.reset.period) if memory is not None and memory.reset.period is not None else 0
@@ -171,9 +171,27 @@ def _staleness(edge: Edge, source: Problem, graph: LevelGraph) -> tuple[int | No
         return 0, Fraction(0)
     if edge.shows == "at reset" and clock == "token":
         return _at_resets(period, _reset(target, graph))
-    if edge.shows == "same-time":
-        return _ages(period, _reset(source, graph), 0) if source.summed else (0, Fraction(0))
-    return _ages(period, _reset(source, graph), 0 if clock == "step" else 1)
+    same = edge.shows == "same-time"
+    if same and not source.summed:
+        return 0, Fraction(0)
+    apart = _applied(graph.problems[source.hosts[0]], graph) if _of_rule(source) else 1
+    reset = _reset(source, graph)
+    if 0 < reset < apart:
+        return None, None
+    most, mean = _ages(period // apart, reset // apart, 0 if same else 1)
+    early = 1 if clock == "step" and not same else 0  # the state after the last step is 0 steps old
+    return most * apart - early, mean * apart - early
+
+
+def _of_rule(problem: Problem) -> bool:
+    return problem.role in ("rule-memory", "rule-state")
+
+
+def _applied(host: Problem, graph: LevelGraph) -> int:
+    """Return after how many tokens or steps the rule of `host` is applied: what is in the rule is seen only there."""
+    if _of_rule(host) and not host.summed:
+        return _applied(graph.problems[host.hosts[0]], graph)
+    return int(host.rate.period) if host.summed or host.rate.clock != "token" else 1
 
 
 def _ages(period: int, reset: int, youngest: int) -> tuple[int, Fraction]:

@@ -21,7 +21,7 @@ def power(stop: Stop) -> bool:
 
 
 def foreign_comment(stop: Stop) -> bool:
-    """`// …` and `/* … */`: the second sign is found first where an operator can stand."""
+    """`// …` and `/* … */`, or a quotient `a//2`: the second sign is found first where an operator can stand."""
     start = stop.start - (stop.previous == "/" and stop.previous_end == stop.start)
     sign = stop.source.text[start : start + 2]
     if sign not in ("//", "/*") or not stop.found:
@@ -29,6 +29,9 @@ def foreign_comment(stop: Stop) -> bool:
     span = Span(stop.source, start, start + 2)
     fix = Fix(span, "#") if sign == "//" and start == stop.start else None
     help_text = "comments begin with `#` and end with their line"
+    if sign == "//" and re.match(r"[\w)\]]//[\w(]|. *// *[0-9]", stop.source.text[max(start - 1, 0) :], re.ASCII):
+        help_text = "a quotient is `/`, of whole numbers whole where it divides exactly; a comment begins with `#`"
+        fix = None
     stop.report.add("N0106", f"`{sign}` is no part of the language", span, "unknown", help=help_text, fix=fix)
     return True
 

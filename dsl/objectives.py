@@ -54,8 +54,16 @@ class ObjectiveExpressions(Expressions):
         constant = self.constant(node)
         if constant is not None:
             return constant
+        if node.id == "self":
+            raise self.findings.error(
+                "N0228",
+                "the state has no name in this objective: a memory that learns keys is read, `self(key)`",
+                node.span,
+                "`self` without a key",
+                help="write `self(key)`; a decay of the state belongs to the rule: `by gd(lr = 0.1, retain = 0.99)`",
+            )
         hint = in_expression(node.id) or did_you_mean(node.id, ["key", "value", "self"])
-        raise self._foreign(node.id, node.span, "write `self(key)`" if node.id == "self" else hint)
+        raise self._foreign(node.id, node.span, hint)
 
     def _foreign(self, name: str, span: Span, hint: str | None) -> Skip:
         return self.findings.error(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from functools import cache
 from pathlib import Path
@@ -92,7 +92,7 @@ class Program:
                     f"system `{system}` needs a value for {quoted}",
                     declared.node.name.span,
                     "declared here",
-                    help="give it: " + " ".join(f"-p {name}={_example(declared, name)}" for name in missing),
+                    help=_example(declared, missing),
                 )
             return checker.unit(declared, checker.with_defaults(declared, given))
 
@@ -259,17 +259,19 @@ def _check_rule(checker: Checker, declared: Declared[syntax.RuleDeclaration], de
 
 
 def _find(findings: Findings, table: Mapping[str, Declared[Any]], name: str, what: str) -> Declared[Any]:
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
     known = ", ".join(table) or "none"
-    help_text = did_you_mean(name, table) or f"there is: {known}"
+    help_text = did_you_mean(str(name), table) or f"there is: {known}"
     raise findings.error("N0251", f"there is no {what} `{name}`", None, help=help_text)
 
 
-def _example(declared: System, name: str) -> str:
-    parameter = next(parameter for parameter in declared.node.parameters if parameter.name == name)
-    kind = "int" if parameter.type is None else parameter.type.id
-    return _sample(kind)
+def _example(declared: System, names: Sequence[str]) -> str:
+    """Return how to give parameters, from Python and on the command line."""
+    types = {parameter.name: parameter.type for parameter in declared.node.parameters}
+    kinds = {name: "int" if (type_ := types[name]) is None else type_.id for name in names}
+    given = [f"{name}={_sample(kind)}" for name, kind in kinds.items()]
+    return f"give it: `{', '.join(given)}`, on the command line `{' '.join(f'-p {text}' for text in given)}`"
 
 
 def _given(findings: Findings, declared: System, parameters: Mapping[str, object]) -> dict[str, Value]:
@@ -304,7 +306,7 @@ def _value(findings: Findings, parameter: syntax.Parameter, raw: object) -> Valu
             f"parameter `{parameter.name}` is {wanted}, not {found}",
             parameter.span,
             "declared here",
-            help=f"for instance `-p {parameter.name}={_sample(kind, value)}`",
+            help=f"for instance `{parameter.name}={_sample(kind, value)}`",
         )
     if isinstance(value, int) and abs(value) >= 1 << 63:
         raise findings.error("N0250", f"parameter `{parameter.name}` is too large", parameter.span, "declared here")
@@ -378,7 +380,7 @@ def _option(findings: Findings, name: str, kind: str, raw: object) -> Value:
     if value is None or not conforms(value, kind):
         found = type(raw).__name__ if value is None else kind_of(value)
         raise findings.error(
-            "N0250", f"`{name}` is {kind}, not {found}", None, help=f"--set {name}={_sample(kind, value)}"
+            "N0250", f"`{name}` is {kind}, not {found}", None, help=f"for instance `{name}={_sample(kind, value)}`"
         )
     if isinstance(value, float) and value != value:
         raise findings.error("N0250", f"`{name}` is not a number", None)

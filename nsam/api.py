@@ -36,11 +36,12 @@ def loads(text: str, name: str = "<text>") -> Program:
 def graph(program: Program, name: str, /, **parameters: object) -> networkx.MultiDiGraph:
     """The level graph of a system, or of a `train` declaration: a node per memory, an edge per transfer.
 
-    Raises `ProgramError` when parameters are missing or wrong.
+    Raises `ProgramError` when parameters are missing or wrong, TypeError when `program` is none.
     """
     from nsam.compiler.checks import require_levels
     from nsam.compiler.graph import build_graph
 
+    _require_program(program)
     train = program.train(name, parameters) if name in program.trains else None
     unit = program.instantiate(name, parameters) if train is None else train.model
     require_levels(unit, train)
@@ -73,7 +74,7 @@ def compile(
     `keys=True` lets the backward pass bring the inputs of layers too, for an optimizer whose rule uses `key` (dgd);
     `keys="tokens"` keeps input and error of each token, for one that needs those (generalized_huber).
     Raises `ProgramError` (N0520 at the first call with gradients where the budget is too small); ValueError for other
-    `keys`.
+    `keys`; TypeError when `program` is none.
     """
     unit = _checked(program, system, parameters)
     how = {"compiled": compiled, "cpp_wrapper": cpp_wrapper, "truncated": truncated}
@@ -152,10 +153,18 @@ def _checked(program: Program, system: str, parameters: Mapping[str, object]) ->
     """Instantiate a system, and check its levels and that it has tokens to go through."""
     from nsam.compiler.checks import require_levels, require_tokens
 
+    _require_program(program)
     unit = program.instantiate(system, parameters)
     require_levels(unit)
     require_tokens(unit)
     return unit
+
+
+def _require_program(program: object) -> None:
+    """Raise TypeError for what is no program, the path of one for example."""
+    if not isinstance(program, Program):
+        shown = repr(program) if isinstance(program, str) else f"a {type(program).__name__}"
+        raise TypeError(f'a program is what nsam.load("file.nsam") or nsam.loads(text) returns, not {shown}')
 
 
 def new_sequence(state: Any) -> Any:
@@ -227,10 +236,12 @@ def optimizer(
     """A torch optimizer from a learning rule: `optimizer("std.rules", "m3", module, lr=0.004)`.
 
     `library` is a module of the standard library, or a program that declares the rule. `target`: a module, or tensors
-    (then those with two axes or more are the matrices). `compiled` sends the rule's steps through torch.compile, which
-    takes its time at the first step; the steps are the same to rounding. `products=torch.bfloat16` orthogonalises
-    (muon, m3) in bfloat16, as torch.optim.Muon does, instead of in the precision of the weights. `sharded` spreads the
-    states over the processes of torch.distributed's default group (a ZeroRedundancyOptimizer, see there for saving);
+    (then those with two axes or more are the matrices: the last two axes are one, those before them heads, each moved
+    by itself, so that the kernel of a convolution is one matrix for each pair of channels). `compiled` sends the rule's
+    steps through torch.compile, which takes its time at the first step; the steps are the same to rounding.
+    `products=torch.bfloat16` orthogonalises (muon, m3) in bfloat16, as torch.optim.Muon does, instead of in the
+    precision of the weights. `sharded` spreads the states over the processes of torch.distributed's default group (a
+    ZeroRedundancyOptimizer, see there for saving);
     each process then moves its part of the parameters and sends it to the others. A rule that uses `key` needs a module
     compiled with `keys=True`, one that uses it (or `err`) token by token one with `keys="tokens"`. Raises
     `ProgramError` when there is no such rule, it cannot serve as an optimizer, or `sharded` is asked for without a

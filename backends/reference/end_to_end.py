@@ -50,11 +50,10 @@ def run_end_to_end(
     rows, after = [], []
     with deep_recursion():
         for i in range(batch):
+            tokens = list(tokens_of(ops, unit, inputs, i))
             answers = _answers(unit, inputs, targets, before[i].get("chunk"), i)
             one = _Sequence(ops, unit, parameters, before[i])
-            rows.append(
-                ops.stack([one.token(x, answers.pop(0) if one.owed else None) for x in tokens_of(ops, unit, inputs, i)])
-            )
+            rows.append(ops.stack([one.token(x, answers.pop(0) if one.owed else None) for x in tokens]))
             # A target of the very last token may be known already; its loss waits for the next token all the same.
             after.append({**one.record, "chunk": {**one.chunk, "targets": [*one.chunk["targets"], *answers]}})
     return ops.stack(rows), {"sequences": after}

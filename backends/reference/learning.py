@@ -5,7 +5,8 @@ The same code serves memories of tokens (in a unit) and memories of gradients (i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from nsam.backends.reference import rules
@@ -37,6 +38,8 @@ class Learner:
     slowest: float | None = None
     threshold: float = 0.0
     first_order: bool = False
+    parameters: Mapping[str, Array] = field(default_factory=dict)
+    """What a rule's parameters are, which the objective of a memory of gradients may name."""
 
     @staticmethod
     def of_memory(memory: Memory, first_order: bool = False) -> Learner:
@@ -54,8 +57,8 @@ class Learner:
         )  # fmt: skip
 
     @staticmethod
-    def of_rule_memory(memory: RuleMemory) -> Learner:
-        """Return the learner in a memory of gradients."""
+    def of_rule_memory(memory: RuleMemory, parameters: Mapping[str, Array]) -> Learner:
+        """Return the learner in a memory of gradients, of a rule with these arguments."""
         context = memory.context
         window = None if context.window is None else int(context.window)
         return Learner(
@@ -67,6 +70,7 @@ class Learner:
             memory.summed,
             window,
             memory.span,
+            parameters=parameters,
         )
 
     @property
@@ -256,7 +260,7 @@ class _ObjectiveScope(Scope):
         self.ops = ops
         self.learner = learner
         self.head = head
-        self.names = {"value": value} if key is None else {"key": key, "value": value}
+        self.names = dict(learner.parameters) | ({} if key is None else {"key": key}) | {"value": value}
         self.trace = Trace()
         self.answer: Array | None = None
 

@@ -69,6 +69,7 @@ class _RuleScope(Scope):
         self.host = host
         self.axes = ops.shape(host.self_)
         self.before = record
+        self.arguments = dict(names)
         self.names = names
         names |= {"self": host.self_, "grad": host.grad}
         if host.key is not None:
@@ -128,7 +129,7 @@ class _RuleScope(Scope):
     def learn(self, memory: RuleMemory) -> None:
         """Show the nested memory this update's context and let it move."""
         ops = self.ops
-        learner = learning.Learner.of_rule_memory(memory)
+        learner = learning.Learner.of_rule_memory(memory, self.arguments)
         record = self.before["memories"].get(memory.name)
         if record is None:
             shapes = memory.structure.tensors() or {"weight": ops.shape(self.host.self_)}

@@ -199,7 +199,8 @@ TABLE: tuple[Code, ...] = (
         "N0307",
         "zero-derivative",
         "warning",
-        "Some rules and functions (`sign` among them) have a derivative that is zero wherever it exists. The outer "
+        "Some rules and functions (`sign` among them) have a derivative that is zero wherever it exists. So has the "
+        "inner gradient of some objectives: that of `lp(1)` is a sign, and `value` only enters that sign. The outer "
         "gradient ends there, and a parameter with no other way to the output never learns.",
         _SIGN % "sign(grad)",
         _SIGN % "grad",

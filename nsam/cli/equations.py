@@ -26,8 +26,9 @@ features of the program (its objective, the shape of its rule, its schedule).
 
 How to read them: k, v are key and value (v̂ where a memory makes its own target), ŷ = M(k), z and x a layer's
 preactivation and input, g the error at a layer's output, ⊙ the product element by element, NS₅ five Newton-Schulz
-iterations. s is the last boundary before t. Systems are shown with the defaults of their parameters, and 64 where there
-is none. `nsam explain FILE SYSTEM` shows the same with the algorithm chosen for each weight, and why.
+iterations. s is the last boundary before t. A rule's states start from zeros unless c₀ says otherwise; v′ is the rule's
+own v where v stands for something else already. Systems are shown with the defaults of their parameters, and 64 where
+there is none. `nsam explain FILE SYSTEM` shows the same with the algorithm chosen for each weight, and why.
 """
 
 

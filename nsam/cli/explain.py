@@ -26,9 +26,7 @@ _CODE = re.compile(r"[Nn][0-9]{4}\Z")
     "--tokens",
     type=click.IntRange(1),
     metavar="COUNT",
-    default=512,
-    show_default=True,
-    help="Length of the sequences for --cost.",
+    help="Length of the sequences for --cost: 512 where nothing is said.",
 )
 def main(
     subject: str,
@@ -37,7 +35,7 @@ def main(
     without: tuple[str, ...],
     format: Format,
     cost: bool,
-    tokens: int,
+    tokens: int | None,
 ) -> None:
     """Explain a system: its update equations, the algorithms chosen, the passes that acted. Or a diagnostic code.
 
@@ -46,6 +44,8 @@ def main(
     nsam explain hope.nsam titans -p dim=64 --cost
     nsam explain N0214[/]
     """
+    if tokens and not cost:
+        raise click.UsageError("--tokens is the length of the sequences for --cost")
     if _CODE.match(subject):
         given = [name for name, value in (("SYSTEM", system), ("-p", param), ("--without", without)) if value]
         given += ["--cost"] * cost + ["--format json"] * (format is not Format.text)
@@ -63,9 +63,9 @@ def main(
     unit, train = resolve(program, system, params)
     if cost:
         from nsam.compiler.cost import cost as cost_of
-        from nsam.compiler.explain_cost import cost_text
+        from nsam.compiler.explain_cost import cost_json, cost_text
 
-        click.echo(cost_text(cost_of(unit, tokens, passes)))
+        click.echo((cost_text if format is Format.text else cost_json)(cost_of(unit, tokens or 512, passes)))
         return
     from nsam.compiler.explain import explain as explain_unit
     from nsam.compiler.explain import explain_json

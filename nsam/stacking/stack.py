@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,7 +89,7 @@ def stack(
     (eq. 74). `rate` is the inner learning rate's default.
 
     The stacked model starts as the pretrained one. Raises `ProgramError` N0518 when the model has parts that the
-    language cannot say, or the periods do not fit.
+    language cannot say, or the periods or the rate do not fit.
     """
     shape = shape_of(model)
     if clock not in ("tokens", "steps") or levels not in ("by_depth", "in_layer"):
@@ -95,8 +97,12 @@ def stack(
             "N0518",
             f"levels are arranged `by_depth` or `in_layer` and count tokens or steps; found `{levels}` and `{clock}`",
         )
-    if not periods or any(not isinstance(p, int) or p < 1 for p in periods):
-        raise fail("N0518", f"periods are whole numbers from 1 on, found {list(periods)}")
+    if not _are_periods(periods):
+        raise fail(
+            "N0518", f"periods are a list of whole numbers from 1 on, found {periods!r}", help="periods=[16, 64]"
+        )
+    if not isinstance(rate, Real) or isinstance(rate, bool) or not math.isfinite(rate):
+        raise fail("N0518", f"the inner learning rate is a finite number, found {rate!r}", help="rate=0.1")
     if levels == "by_depth" and len(periods) > shape.layers:
         raise fail(
             "N0518",
@@ -105,3 +111,10 @@ def stack(
         )
     text = program_text(shape, periods, clock, levels, float(rate))
     return Stacked(text, stacked_weights(model, shape, periods, clock, levels))
+
+
+def _are_periods(given: object) -> bool:
+    """Whether `given` is a list or tuple of whole numbers from 1 on, at least one."""
+    if not isinstance(given, Sequence) or not given:
+        return False
+    return all(isinstance(p, int) and not isinstance(p, bool) and p >= 1 for p in given)

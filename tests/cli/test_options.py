@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import click
 import pytest
@@ -68,3 +70,18 @@ def test_a_diagnostic_code_is_explained_alone(more: list[str]) -> None:
     found = CliRunner().invoke(application("explain"), ["explain", "N0214", *more])
     assert found.exit_code == 2
     assert "explained alone" in found.stderr
+
+
+def test_the_cost_of_a_system_as_json() -> None:
+    file = Path(__file__).parents[2] / "examples/zoo/zoo.nsam"
+    asked = ["explain", str(file), "linear_attention", "-p", "dim=8", "--cost", "--tokens", "64", "--format", "json"]
+    found = json.loads(CliRunner().invoke(application("explain"), asked).stdout)
+    assert found["tokens"] == 64
+    for total in ("flops", "parameters", "state_bytes", "activation_bytes"):
+        assert found[total] == sum(memory[total] * memory["copies"] for memory in found["memories"]) > 0
+
+
+def test_a_length_without_cost_is_a_usage_error() -> None:
+    found = CliRunner().invoke(application("explain"), ["explain", "hope.nsam", "hope", "--tokens", "64"])
+    assert found.exit_code == 2
+    assert "--cost" in found.stderr

@@ -234,3 +234,26 @@ def test_a_reset_of_the_host_cuts_the_periods_of_its_rule() -> None:
     assert delay(schedule, "m.sums.deep", "m.sums").most == 8
     assert "↺ resets" in schedule.text()
     assert "↺ moves, then resets" in served("every 3 tokens; reset every 12 tokens").text()
+
+
+@pytest.mark.parametrize(("host", "reset"), [(4, 0), (4, 96), (1, 8), (1, 2)])
+def test_what_a_rule_keeps_is_seen_where_the_rule_is_applied(host: int, reset: int) -> None:
+    every = f"every {host} tokens summed" if host > 1 else "every 1 token"
+    schedule = served(every + (f"; reset every {reset} tokens" if reset else ""))
+    for name, seen, updates in (("slow", "m", 3), ("late", "m", 3), ("fold", "m", 4), ("sums.deep", "m.sums", 12)):
+        found = delay(schedule, f"m.{name}", seen)
+        period, apart = updates * host, 4 * host if seen == "m.sums" else host
+        looks = range(apart, (reset or 48 * host) + 1, apart)
+        ages = [token % period if name == "late" else (token - 1) % period + 1 for token in looks]
+        mean = Fraction(sum(ages), len(ages)) if ages else None
+        assert (found.most, found.mean) == (max(ages, default=None), mean), name
+
+
+def test_what_a_rule_keeps_is_seen_once_a_period_of_steps() -> None:
+    text = RULES.replace(
+        "learn x -> x; minimize l2; by mine(lr = 0.1); EVERY", "minimize task; by mine(lr = 0.1); every 4 steps"
+    )
+    schedule = timeline(Program.loads(text).instantiate("s", {"dim": 4}))
+    ages = {name: delay(schedule, f"m.{name}", "m", "direct") for name in ("slow", "late")}
+    assert (ages["slow"].most, ages["slow"].mean) == (11, 7)
+    assert (ages["late"].most, ages["late"].mean) == (8, 4)

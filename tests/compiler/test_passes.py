@@ -61,6 +61,8 @@ def test_a_pass_that_does_not_exist_is_refused_with_the_list() -> None:
     assert found.help is not None
     assert "did you mean `share`?" in found.help
     assert all(name in found.help for name in NAMES)
+    with pytest.raises(ProgramError, match="there is no pass `3`"):
+        passes_without(3)  # type: ignore[arg-type]
 
 
 def test_without_share_each_weight_has_a_triangle_and_decays_of_its_own() -> None:

@@ -55,6 +55,9 @@ GENERATED = {
     "other blanks": _system("let\u00a0y = x", "let z =\u2003\u2003y  # \u00a0", "output z + w"),
     "line ends": _system("let y = z", "output y").replace("\n", "\r\n"),
     "foreign comments": _system("// one", "let y = x // two", "/* three */", "output x"),
+    "whole quotients": _system(
+        "memory a : linear(dim//2 -> dim)", "memory b : linear((dim) // 2 -> dim)", "let y = x //2", "output x// note"
+    ),
     "small number": _system("output x * 1e-400 + 0e-400 * 0.0"),
     "operators out of range": _system(
         "memory a : linear(sqrt(0 - 1) -> dim)",

@@ -181,9 +181,9 @@ def test_a_memory_that_nothing_reads_changes_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("parameters", "code", "said"),
     [
-        ({}, "N0250", "-p dim=64"),
+        ({}, "N0250", "give it: `dim=64`, on the command line `-p dim=64`"),
         ({"dim": 8, "haeds": 2}, "N0250", "did you mean `heads`"),
-        ({"dim": "x"}, "N0250", "for instance `-p dim=64`"),
+        ({"dim": "x"}, "N0250", "for instance `dim=64`"),
         ({"dim": True}, "N0250", "for instance"),
         ({"dim": 8.5}, "N0250", "for instance"),
         ({"dim": 0}, "N0211", ""),

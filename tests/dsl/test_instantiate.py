@@ -288,11 +288,11 @@ def test_train_overrides(hope: Program) -> None:
     [
         ({"lr": 0.1}, "write one of `m3.lr`, `adamw.lr`"),
         ({"stps": 1}, "did you mean `steps`?"),
-        ({"batch": 2.6}, "--set data.batch=3"),
+        ({"batch": 2.6}, "for instance `data.batch=3`"),
         ({"foo": 3}, "there is: steps, every, vocab, dim, layers, context, batch, m3.lr, adamw.lr"),
         ({"steps": 0}, ""),
-        ({"dim": 0.5}, "-p dim=64"),
-        ({"batch": "many"}, "--set data.batch=64"),
+        ({"dim": 0.5}, "for instance `dim=64`"),
+        ({"batch": "many"}, "for instance `data.batch=64`"),
     ],
 )
 def test_wrong_overrides(hope: Program, overrides: dict[str, object], said: str) -> None:

@@ -144,3 +144,18 @@ def test_a_memory_that_diverges_does_so_in_both(build: Build, random: Random) ->
     finite = torch.isfinite(module(x)[0])
     assert not finite.all()
     assert np.array_equal(np.isfinite(found), finite.numpy())
+
+
+def test_a_token_out_of_range_is_not_called_a_target(build: Build) -> None:
+    text = """system s() {
+      input t: token(5)
+      memory e : table(5, 4)
+      memory m : linear(4 -> 4) { minimize task; by gd(lr = 0.5); every 2 tokens }
+      output e.T(m(e(t)))
+    }"""
+    module = _module(build(text))
+    for token in (-1, 9):
+        with pytest.raises(ValueError, match=f"t has the token {token}, outside of 0 … 4"):
+            module(torch.full((2, 5), token))
+    with pytest.raises(ValueError, match="a target lies outside of 0 … 4"):
+        module(torch.ones(2, 5, dtype=torch.int64), targets=torch.full((2, 5), 7))

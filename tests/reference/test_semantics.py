@@ -344,3 +344,41 @@ def test_rope_counts_positions_across_calls(build: Build, random: Random) -> Non
     assert torch.equal(whole[:, 0], x[:, 0])
     again, _ = module(x[:, :1], state=new_sequence(state))
     assert torch.equal(again, whole[:, :1])
+
+
+def test_the_objective_of_a_rules_memory_may_name_the_rules_parameters(build: Build, random: Random) -> None:
+    rule = """rule pulled(lr, pull) {
+      memory slow : like(self) {
+        learn grad; minimize pull * sum(self^2) / 2 - dot(self, value); by gd(lr = 0.5); every 1 update; reads running
+      }
+      self <- self - lr * slow
+    }
+    """
+    text = (
+        rule
+        + """system s() {
+      input x: [3]
+      memory m : linear(3 -> 3) {
+        learn x -> x; minimize l2; by pulled(lr = 0.1, pull = sigmoid(index(x, 0))); every 1 token; init zeros
+      }
+      output m(x)
+    }"""
+    )
+    x = random(1, 7, 3)
+    given = x.clone().requires_grad_()
+    state, slow, outputs = x.new_zeros(3, 3), x.new_zeros(3, 3), []
+    for token in given[0]:
+        outputs.append(state @ token)
+        grad = torch.outer(state @ token - token, token)
+        slow = slow - 0.5 * (torch.sigmoid(token[0]) * slow - grad)
+        state = state - 0.1 * slow
+    expected = torch.stack(outputs)[None]
+    own = x.clone().requires_grad_()
+    y = _both(_module(build(text)), own.detach())
+    _close(y, expected.detach())
+    y, _ = _module(build(text))(own)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    assert own.grad is not None
+    assert given.grad is not None
+    _close(own.grad, given.grad)

@@ -190,8 +190,16 @@ def test_layers_are_shared_out_over_the_periods() -> None:
         ),
         (lambda: stack(pretrained("gpt2", scale_attn_by_inverse_layer_idx=True)), "scaled by the layer's number"),
         (lambda: stack(pretrained("gpt2"), [1, 2, 3]), "3 periods for 2 layers"),
-        (lambda: stack(pretrained("gpt2"), []), "periods are whole numbers"),
-        (lambda: stack(pretrained("gpt2"), [0]), "periods are whole numbers"),
+        (lambda: stack(pretrained("gpt2"), []), "periods are a list of whole numbers"),
+        (lambda: stack(pretrained("gpt2"), [0]), "periods are a list of whole numbers"),
+        (lambda: stack(pretrained("gpt2"), [True]), "periods are a list of whole numbers"),
+        (lambda: stack(pretrained("gpt2"), 4), "periods are a list of whole numbers"),  # type: ignore[arg-type]
+        (lambda: stack(pretrained("gpt2"), None), "periods are a list of whole numbers"),  # type: ignore[arg-type]
+        (lambda: stack(pretrained("gpt2"), torch.tensor([1, 2])), "periods are a list of whole numbers"),  # type: ignore[arg-type]
+        (lambda: stack(pretrained("gpt2"), rate=None), "rate is a finite number"),  # type: ignore[arg-type]
+        (lambda: stack(pretrained("gpt2"), rate="0.1"), "rate is a finite number"),  # type: ignore[arg-type]
+        (lambda: stack(pretrained("gpt2"), rate=float("nan")), "rate is a finite number"),
+        (lambda: stack(pretrained("gpt2"), rate=float("inf")), "rate is a finite number"),
         (lambda: stack(pretrained("gpt2"), clock="days"), "count tokens or steps"),  # type: ignore[arg-type]
     ],
 )

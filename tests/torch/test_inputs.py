@@ -74,3 +74,16 @@ def test_numbers_that_are_noted_to_be_negated_are_so() -> None:
     found, wanted = module(*noted)[0], module(*(-one.imag for one in x))[0]
     assert not any(seen)
     assert torch.equal(found, wanted)
+
+
+def test_what_is_no_system_and_what_is_no_program() -> None:
+    program = nsam.loads(TWO)
+    for name in (3, None, ["two"]):
+        with pytest.raises(nsam.ProgramError, match="N0251 there is no system"):
+            nsam.compile(program, name, compiled=False)  # type: ignore[arg-type]
+    for function in (nsam.compile, nsam.graph, nsam.source, nsam.verify):
+        with pytest.raises(TypeError, match=r"a program is what nsam.load\(.* returns, not 'two.nsam'"):
+            function("two.nsam", "two")
+    with pytest.raises(nsam.ProgramError) as refused:
+        nsam.compile(program, "two", compiled=False, dim="4")
+    assert refused.value.diagnostics[0].help == "for instance `dim=64`"
