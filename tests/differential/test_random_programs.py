@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from dataclasses import replace
 from functools import cache
+from random import Random
 
 import pytest
 from comparison import Case, Outcome, check, compare, only_rounding
@@ -18,6 +20,7 @@ from kept import keep, told
 from shrink import FailsAlike, shrink
 from sizes import LARGE, Size
 
+from nsam.compiler.passes import NAMES
 from nsam.dsl.diagnostics import ProgramError
 
 FIRST, LAST = (int(n) for n in os.environ.get("NSAM_DIFFERENTIAL", "0:240").split(":"))
@@ -44,13 +47,18 @@ def report(case: Case, outcome: Outcome) -> str:
     small = shrink(case, FailsAlike(outcome))
     why = f"{', '.join(sorted(outcome.kinds()))}, gap {outcome.worst():.1e}"
     where = "" if os.environ.get("CI") else f" (kept as {keep(small, f'seed_{case.seed}', why)})"
-    begun = f"from seed {case.seed}, {case.time} tokens:\n{case.text}"
+    off = f" without {', '.join(case.without)}" if case.without else ""
+    begun = f"from seed {case.seed}, {case.time} tokens{off}:\n{case.text}"
     return f"{outcome.failures()}\nshrunk{where}:\n{told(small, why)}\n{begun}"
 
 
 @pytest.mark.parametrize("seed", range(FIRST, LAST))
 def test_compiled_equals_reference(seed: int) -> None:
-    case = found(seed)
+    agrees(found(seed))
+
+
+def agrees(case: Case) -> None:
+    """Assert that a case gives what the reference does; one that does not is shrunk, told and kept."""
     outcome = compare(case)
     if REFERENCE_LACKS in outcome.skipped:
         pytest.skip(outcome.skipped)
@@ -74,6 +82,13 @@ def test_chunks_may_be_cut_anywhere(seed: int, monkeypatch: pytest.MonkeyPatch) 
     assert outcome.error is None, f"{outcome.error}\n{case.text}"
     assert not outcome.skipped, f"{outcome.skipped}\n{case.text}"
     assert not outcome.failures(), f"{outcome.failures()}\n{case.text}"
+
+
+@pytest.mark.parametrize("seed", range(FIRST + 2, LAST, 8))
+def test_any_passes_may_be_left_out(seed: int) -> None:
+    random = Random(f"without {seed}")
+    off = tuple(name for name in NAMES if random.random() < random.choice((0.3, 0.6)))
+    agrees(replace(found(seed), without=off))
 
 
 def test_what_only_rounding_moves_is_told_from_what_is_wrong() -> None:
