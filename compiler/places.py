@@ -30,6 +30,7 @@ def first_uses(
     """Where work stands that is not hoisted: in the loop of its first use. Returns the nodes that move, by id.
 
     `order` has arguments before users. Work whose first use is after a loop, or outside of all, stays where it is.
+    So does what reads a fold: a fold is of all tokens of a block, and no value that a piece of them could be taken of.
     """
     varying = _varying(order)
     found: dict[int, Place] = {}
@@ -37,7 +38,8 @@ def first_uses(
     for node in reversed(order):
         here = places[node.id]
         uses = users.get(node.id, [])
-        if uses and not here.after and node.op not in STAYS and node.layout not in ("fold", "state"):
+        held = node.op in STAYS or node.layout in ("fold", "state") or any(a.layout == "fold" for a in node.args)
+        if uses and not here.after and not held:
             first = min(uses, key=lambda p: p.rank(depth))
             inside = all(use.level >= first.level for use in uses)
             if first.level > here.level and not first.after and (inside or node.id in varying):

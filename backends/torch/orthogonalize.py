@@ -12,6 +12,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from nsam.backends.torch.runtime.functions import roomy
+
 Scalar: TypeAlias = "float | Tensor"
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -40,7 +42,7 @@ def orthogonalize(x: Tensor, iterations: int = 5, *, products: torch.dtype | Non
 
 def _divided(x: Tensor) -> Tensor:
     """Each matrix divided by max(its Frobenius norm, 1e-7), without gradient where it is the floor that divides."""
-    size = norm(x)
+    size = _size(x)
     y = x / size.clamp_min(ORTHOGONALIZE_FLOOR)
     if not (torch.is_grad_enabled() and x.requires_grad):
         return y
@@ -95,22 +97,28 @@ def inverse_or_zero(x: Tensor) -> Tensor:
 
 def norm(x: Tensor) -> Tensor:
     """Frobenius norm of each matrix: [..., rows, columns] -> [..., 1, 1]; its gradient at 0 is 0."""
-    return _tensor(sqrt(x.square().sum(MATRIX, keepdim=True)))
+    return _size(x).to(x.dtype)
+
+
+def _size(x: Tensor) -> Tensor:
+    """`norm`, in float32 where x is float16, whose squares have no room in it."""
+    return _tensor(sqrt(roomy(x).square().sum(MATRIX, keepdim=True)))
 
 
 def normalize(x: Tensor) -> Tensor:
     """Each matrix divided by max(its Frobenius norm, 1e-6)."""
-    return x / norm(x).clamp_min(NORMALIZE_FLOOR)
+    return (x / _size(x).clamp_min(NORMALIZE_FLOOR)).to(x.dtype)
 
 
 def root_mean_square(x: Tensor) -> Tensor:
     """Root of the mean square of each matrix's entries, at least 1e-12: [..., rows, columns] -> [..., 1, 1]."""
-    return _tensor(sqrt(x.square().mean(MATRIX, keepdim=True))).clamp_min(ROOT_MEAN_SQUARE_FLOOR)
+    size = _tensor(sqrt(roomy(x).square().mean(MATRIX, keepdim=True)))
+    return size.clamp_min(ROOT_MEAN_SQUARE_FLOOR).to(x.dtype)
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Sum of the products of the entries of each pair of matrices: -> [..., 1, 1]."""
-    return (x * y).sum(MATRIX, keepdim=True)
+    return (roomy(x) * roomy(y)).sum(MATRIX, keepdim=True).to(torch.promote_types(x.dtype, y.dtype))
 
 
 def as_tensor(x: Scalar, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from nsam.backends.reference.module import ReferenceModule, values
 from nsam.backends.torch import build as torch_backend
 from nsam.compiler.checks import check_unit
 from nsam.compiler.end_to_end import learns_end_to_end
+from nsam.compiler.passes import passes_without
 from nsam.dsl.checked import Unit
 from nsam.dsl.diagnostics import ProgramError, Report
 from nsam.dsl.program import Program
@@ -27,13 +28,17 @@ NOT_INTERPRETED = "N0490"
 
 @dataclass(frozen=True)
 class Case:
-    """A program, and what it is run on: `batch` sequences of `time` tokens, everything drawn from `seed`."""
+    """A program, and what it is run on: `batch` sequences of `time` tokens, everything drawn from `seed`.
+
+    The passes `without` are switched off.
+    """
 
     text: str
     seed: int
     time: int
     batch: int = 2
     compiled: bool = False
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ def compiled_module(case: Case, unit: Unit) -> nn.Module | None:
     """The compiled module; None where the compiler says that it has no form for the program."""
     torch.manual_seed(case.seed)
     try:
-        module = torch_backend.build(unit, compiled=case.compiled).double()
+        module = torch_backend.build(unit, compiled=case.compiled, passes=passes_without(case.without)).double()
     except ProgramError as error:
         if {d.code for d in error.diagnostics} != {NOT_COMPILED}:
             raise

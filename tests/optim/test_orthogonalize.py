@@ -87,3 +87,15 @@ def test_precision_is_the_parameters() -> None:
     assert orthogonalize(torch.ones(2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert orthogonalize(draw(2, 2)).dtype == torch.float64
     assert orthogonalize(draw(2, 2), products=torch.bfloat16).dtype == torch.float64
+
+
+@pytest.mark.parametrize("entry", [300.0, 1e-4])
+@pytest.mark.parametrize("function", [orthogonalize, norm, normalize, root_mean_square])
+def test_squares_have_room_in_float16(function: Any, entry: float) -> None:
+    """They end at 65504 there, and at 6e-8."""
+    x = (entry * draw(2, 3, 4)).half()
+    found = function(x)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(
+        found.double(), function(x.double()), rtol=5e-3, atol=2e-2 * float(function is orthogonalize)
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,6 +68,60 @@ def test_the_slope_of_gelu_tanh_is_0_or_1_far_out(dtype: torch.dtype) -> None:
     found = rt.gelu_tanh_slope(x)
     torch.testing.assert_close(found.detach(), torch.tensor([0, 0, 0, 1, 1, 1], dtype=dtype))
     assert torch.autograd.grad(found.sum(), x)[0].isfinite().all()
+
+
+SQUARES: dict[str, Callable[[Tensor], Tensor]] = {
+    "dot": lambda x: rt.dot(x, x),
+    "norm": rt.norm,
+    "normalize": rt.normalize,
+    "normalize_pullback": lambda x: rt.normalize_pullback(x, x.flip(-1)),
+    "root_mean_square": rt.root_mean_square,
+    "power": lambda x: rt.power(x, 2).sum(-1, keepdim=True),
+    "lp": lambda x: rt.lp(x, 2),
+    "huber": lambda x: rt.huber(x, 1e9),
+    "pseudo_huber": lambda x: rt.pseudo_huber(x, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", SQUARES)
+@pytest.mark.parametrize(("size", "entry"), [(256, 20.0), (4, 300.0), (4, 1e-4)])
+def test_squares_have_room_in_float16(name: str, size: int, entry: float) -> None:
+    """They end at 65504 there, and at 6e-8."""
+    narrow = torch.linspace(0.5 * entry, entry, size).to(torch.float16).requires_grad_()
+    exact = narrow.detach().double().requires_grad_()
+    found, wanted = SQUARES[name](narrow), SQUARES[name](exact)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-7)
+    if name != "normalize_pullback":
+        slopes = (torch.autograd.grad(y.sum(), x)[0].double() for y, x in ((found, narrow), (wanted, exact)))
+        torch.testing.assert_close(*slopes, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_other_precisions_are_squared_as_they_are(dtype: torch.dtype) -> None:
+    x = torch.ones(3, dtype=dtype)
+    assert rt.dot(x, x).dtype == rt.power(x, 2).dtype == rt.huber(x, 1.0).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("key", "objective", "rule"),
+    [
+        ("normalize(k)", "l2", "gd(lr = 0.5)"),
+        ("k", "l2", "safe_dgd(lr = 0.1)"),
+        ("normalize(k)", "pseudo_huber(1)", "momentum(lr = 0.5)"),
+    ],
+)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_long_keys_and_values_are_learnt_in_float16(key: str, objective: str, rule: str, autocast: bool) -> None:
+    text = ZERO.replace("(gd)", "(gd, safe_dgd, momentum)").replace("learn k", f"learn {key}")
+    text = text.replace("OBJECTIVE", objective).replace("RULE", rule).replace("m(k)", "m(normalize(k))")
+    module = nsam.compile(nsam.loads(text.replace("every 1 token", "every 4 tokens")), "s", compiled=False)
+    draw = torch.Generator().manual_seed(0)
+    k, v = 300 * torch.randn(2, 1, 12, 4, dtype=torch.float64, generator=draw).half()
+    wanted, _ = module.double()(k.double(), v.double())
+    given = (x.float() if autocast else x for x in (k, v))
+    with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
+        found, _ = module.to(torch.float32 if autocast else torch.float16)(*given)
+    assert (found.double() - wanted).norm() < 0.01 * wanted.norm()
 
 
 @pytest.mark.parametrize("rule", ["muon(lr = 0.1)", "m3(lr = 0.1)", "m3_algorithm1(lr = 0.1)", "deep_muon(lr = 0.1)"])

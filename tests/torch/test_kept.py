@@ -214,6 +214,21 @@ def test_others_may_read_what_is_kept_as_the_umask_says(tmp_path: Path) -> None:
 @pytest.mark.slow
 @stores
 @pytest.mark.filterwarnings("default")  # torch's compiler imports what is deprecated
+def test_a_kernel_that_cannot_be_written_is_there_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(registry, "KNOWN", {})
+    monkeypatch.setattr(registry, "_path", lambda name: tmp_path / "file" / f"{name}.json")
+    monkeypatch.setattr(registry, "_POOL", types.SimpleNamespace(submit=lambda *given: None))
+    monkeypatch.setattr(registry, "_LIBRARIES", {})
+    name = registry.register(Kernel("// no room", (), ()))
+    assert registry.find(name).source == "// no room"
+    assert f"cannot be kept in {tmp_path / 'file'}" in caplog.text
+    registry.KNOWN.clear()
+    assert registry.lost(f"torch.ops.nsam.kernel.default('{name}', [])".encode())
+
+
 def test_code_that_lost_a_kernel_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From our file, then from torch's own cache, whose answer would lack the kernel as well."""
     monkeypatch.setattr(kept, "_folder", lambda: tmp_path)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ from nsam.dsl.checked import Unit
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TOLERANCE = 1e-9
 CHOICES = [(), *((name,) for name in NAMES), ("all",)]
+PLANNED = ("chunk", "split", "exact", "share", "reuse", "stack", "rows", "hoist", "sink")
+"""Passes that move or reshape work; the others choose how it is done where it stands."""
+PAIRS = [*combinations(PLANNED, 2), ("chunk", "exact", "hoist", "sink"), ("all",)]
 
 OMEGA = """nsam 1
 use std.rules (gd)
@@ -90,10 +94,38 @@ system together(dim: int) {
   output a(q(x)) + b(x) + d(c(q(x))) * e(x) + f(q(x)) - g(u(x))
 }
 """
+NESTED = """nsam 1
+use std.rules (gd, dgd, momentum)
+system nested(dim: int) {
+  input x: [dim]
+  memory k, v : linear(dim -> dim)
+  memory a : linear(dim -> dim) { learn k(x) -> v(x); minimize l2; by dgd(lr = 0.1); every 1 token; reads running }
+  memory b : linear(dim -> dim) {
+    learn k(x) -> v(x); minimize l2; by momentum(lr = 0.1); every 2 tokens; reads running
+  }
+  memory c : vector(dim) { learn v(x); minimize l2; by gd(lr = 0.1); every 4 tokens; reads running }
+  output a(x) * c + b(x) * a(k(x))
+}
+"""
+CROSSED = """nsam 1
+use std.rules (dgd, momentum)
+system crossed(dim: int) {
+  input x: [dim]
+  memory k, v : linear(dim -> dim)
+  memory a : mlp(dim -> dim -> dim) { learn k(x) -> v(x); minimize l2; by dgd(lr = 0.1); every 4 tokens; reads running }
+  memory b : linear(dim -> dim) {
+    learn k(x) -> a(x); minimize l2; by momentum(lr = 0.1); every 2 tokens; reads running
+  }
+  memory c : linear(dim -> dim) { learn b(x) -> v(x); minimize l2; by dgd(lr = 0.1); every 3 tokens }
+  output a(x) + b(x) * c(k(x)) + c(a(x))
+}
+"""
 PROGRAMS: dict[str, tuple[Path | str, str, int, dict[str, object]]] = {
     "omega": (OMEGA, "omega", 11, {"dim": 4}),
     "apart": (APART, "apart", 13, {"dim": 4}),
     "together": (TOGETHER, "together", 11, {"dim": 4}),
+    "nested": (NESTED, "nested", 11, {"dim": 2}),
+    "crossed": (CROSSED, "crossed", 11, {"dim": 2}),
     "long": (LONG, "long", 150, {"dim": 4}),
     "deltanet": (EXAMPLES / "linear_memories" / "linear_memories.nsam", "deltanet", 37, {"dim": 4}),
     "cms": (EXAMPLES / "continuum" / "continuum.nsam", "sequential_tokens", 11, {"dim": 4}),
@@ -161,9 +193,20 @@ def inputs(unit: Unit, time: int, draw: torch.Generator) -> Iterator[Tensor]:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in PROGRAMS])
 def test_values_and_gradients_do_not_depend_on_passes(name: str) -> None:
+    agree_without(name, CHOICES)
+
+
+@pytest.mark.parametrize("name", ["nested", "crossed"])
+def test_values_and_gradients_do_not_depend_on_two_passes(name: str) -> None:
+    """Memories of several periods, running reads of slow ones used in the loops of fast ones among them."""
+    agree_without(name, PAIRS)
+
+
+def agree_without(name: str, choices: Sequence[tuple[str, ...]]) -> None:
+    """Assert that a program is the reference's with each choice of passes switched off."""
     given = case(name)
     largest = max(float(t.abs().max()) for key, t in given.wanted.items() if key != "output")
-    for off in CHOICES:
+    for off in choices:
         module = compile_unit(given.unit, compiled=False, without=off).double()
         module.load_state_dict(given.reference.state_dict())
         found = given.run(module)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import nsam
 from nsam.backends.torch.budget import kept
 from nsam.backends.torch.build import build
 from nsam.backends.torch.runtime.replay import Plan, Schedule
@@ -131,6 +132,41 @@ def test_states_are_carried_over_and_precision_is_kept(shipped: Any) -> None:
 
     expected, found = run(Schedule()), run(Schedule(passes=1, group=1))
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+REPEATED = """nsam 1
+use std.rules (dgd)
+system repeated(dim: int = 4) {
+  input x: [dim]
+  let h = x
+  repeat 2 {
+    memory k, v : linear(dim -> dim)
+    memory m : linear(dim -> dim) { learn k(h) -> v(h); minimize l2; by dgd(lr = 0.1); every 4 tokens; init zeros }
+    h = h + m(k(h))
+  }
+  output h
+}
+"""
+
+
+@pytest.mark.parametrize("schedule", [Schedule(), Schedule(passes=2), Schedule(group=1), Schedule(passes=1, group=2)])
+@pytest.mark.parametrize("written", ["input", "weights", "state"])
+def test_what_is_written_in_place_before_the_backward_pass_is_an_error(
+    schedule: Schedule, written: str, random: Any
+) -> None:
+    """As it is where everything is kept; else the block would be computed again from other numbers."""
+    module = nsam.compile(nsam.loads(REPEATED), "repeated", compiled=False).double()
+    x = random(2, 16, 4)
+    with torch.no_grad():
+        _, state = module(x)
+    with Plan(schedule).in_force():
+        y, _ = module(x, state)
+    within = state["children"]["repeat"][0]["sequence"]["m.weight"]
+    with torch.no_grad():
+        for tensor in {"input": [x], "weights": module.parameters(), "state": [within]}[written]:
+            tensor.mul_(1.5)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.* is at version .; expected version"):
+        y.sum().backward()
 
 
 def test_nothing_is_computed_again_without_gradients(shipped: Any, random: Any) -> None:

@@ -173,6 +173,8 @@ class Printer:
             return f"-{self.of(args[0], 7)}", 6
         if op == "pow" and args[1].op == "number" and 0 < args[1].value < 1:
             return f"rt.root({self.of(args[0])}, {self.of(args[1])})", ATOM
+        if op == "pow" and args[0].op != "number":
+            return f"rt.power({self.of(args[0])}, {self.of(args[1])})", ATOM
         if op == "pow":
             return f"{self.of(args[0], 8)} ** {self.of(args[1], 8)}", 7
         if op in ("normalize", "normalize_pullback") and node.attr("heads") is not None:

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,16 +27,28 @@ from nsam.backends.torch.runtime.files import put
 _empty: Callable[[tuple[int, ...], tuple[int, ...], torch.dtype], Tensor] = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]
 
 KNOWN: dict[str, Kernel] = {}
+_LOG = logging.getLogger("nsam")
 
 
 def register(kernel: Kernel) -> str:
-    """Keep a kernel, and begin with its C++. Returns the name under which the operator finds it."""
+    """Keep a kernel, and begin with its C++. Returns the name under which the operator finds it.
+
+    Where it cannot be written, this process has it, and the next one finds it lost and makes it anew.
+    """
     name = _name(kernel)
     if name not in KNOWN:
         KNOWN[name] = kernel
         _LIBRARIES[name] = _POOL.submit(library, kernel.source)  # while torch goes on with the rest of the graph
-        put(_path(name), json.dumps(kernel).encode())
+        try:
+            put(_path(name), json.dumps(kernel).encode())
+        except OSError as error:  # no room, or not ours to write
+            _not_kept(_path(name).parent, error.strerror or str(error))
     return name
+
+
+@functools.cache  # once, however many kernels there are
+def _not_kept(folder: Path, why: str) -> None:
+    _LOG.warning("native kernels cannot be kept in %s for the next start, which will take longer: %s", folder, why)
 
 
 def find(name: str) -> Kernel:

@@ -24,6 +24,7 @@ from nsam.backends.torch.runtime.triangular import (
     decay,
     decays,
     one_decay,
+    overlaps,
     shifted,
     stacked,
     triangle,
@@ -87,7 +88,7 @@ def triangle_rows(
             before = shifted(decay[..., 1 : 1 + length], 0.0)
         else:
             before = one_decay(decay, length, key, decay > 0).before
-        return unit_lower_inverse(erase * (key @ key.mT * before), substitute=substitute)
+        return unit_lower_inverse(erase * (overlaps(key) * before), substitute=substitute)
 
     width = piece or chunk
     return _by_run(rows, _runs(at, chunk, never, width), at.length, width, key, erase, decay)

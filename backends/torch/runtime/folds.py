@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nsam.backends.torch.runtime.triangular import Decay, full_precision, shifted, unit_lower_inverse
+from nsam.backends.torch.runtime.triangular import Decay, full_precision, overlaps, shifted, unit_lower_inverse
 
 Gate = Tensor | float
 State = Mapping[str, Tensor]
@@ -178,7 +178,7 @@ class Momentum(Fold):
         for u, p in self.written:
             right = right - (key @ u.mT * kernel) @ p
         columns = kernel * across(erase) + shifted(self.between, 0.0) * across(fade)
-        inverse = unit_lower_inverse(key @ key.mT * columns, substitute=self.substitute)
+        inverse = unit_lower_inverse(overlaps(key) * columns, substitute=self.substitute)
         return inverse.to(right.dtype) @ right
 
     def ones(self) -> Tensor:

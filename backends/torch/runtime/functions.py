@@ -23,6 +23,14 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def roomy(x: Tensor) -> Tensor:
+    """x in a precision that has room for squares and their sums: float16 ends at 65504, and at 6e-8.
+
+    bfloat16 has the range of float32.
+    """
+    return x.float() if x.dtype == torch.float16 else x
+
+
 def split(x: Tensor, heads: int) -> Tensor:
     """[B, T, H n] → [B, H, T, n]."""
     batch, time, width = x.shape
@@ -60,8 +68,8 @@ def concat(*parts: Tensor | float) -> Tensor:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product over the last axis, kept."""
-    return (a * b).sum(-1, keepdim=True)
+    """Inner product over the last axis, kept; in float32 where a or b is float16."""
+    return (roomy(a) * roomy(b)).sum(-1, keepdim=True)
 
 
 def outer(a: Tensor, b: Tensor) -> Tensor:
@@ -81,6 +89,11 @@ def sqrt_slope(x: Tensor) -> Tensor:
     return torch.where(positive, 0.5 * torch.rsqrt(torch.where(positive, x, 1.0)), 0.0)
 
 
+def power(x: Tensor, exponent: Tensor | float) -> Tensor:
+    """x to a power; in float32 where x is float16."""
+    return roomy(x) ** exponent
+
+
 def root(x: Tensor, exponent: float) -> Tensor:
     """x to a power between 0 and 1, whose gradient at 0 is 0."""
     zero = x == 0
@@ -94,7 +107,7 @@ def root_slope(x: Tensor, exponent: float) -> Tensor:
 
 
 def norm(x: Tensor) -> Tensor:
-    """Euclidean length over the last axis, kept; gradient 0 at 0."""
+    """Euclidean length over the last axis, kept, as wide as `dot`; gradient 0 at 0."""
     return sqrt(dot(x, x))
 
 
@@ -132,7 +145,8 @@ def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def root_mean_square(x: Tensor) -> Tensor:
-    """Root mean square over the last axis, kept, at least 1e-12."""
+    """Root mean square over the last axis, kept, at least 1e-12; in float32 where x is float16."""
+    x = roomy(x)
     return sqrt((x * x).mean(-1, keepdim=True)).clamp_min(ROOT_FLOOR)
 
 
@@ -190,11 +204,12 @@ def inside(x: Tensor, low: float, high: float) -> Tensor:
 
 def lp(e: Tensor, p: float) -> Tensor:
     """(1/p) Σ |e|^p."""
-    return e.abs().pow(p).sum(-1, keepdim=True) / p
+    return roomy(e).abs().pow(p).sum(-1, keepdim=True) / p
 
 
 def huber(e: Tensor, delta: float) -> Tensor:
     """Σ e²/2 within delta, delta (|e| − delta/2) beyond."""
+    e = roomy(e)
     size = e.abs()
     return torch.where(size <= delta, 0.5 * e * e, delta * (size - 0.5 * delta)).sum(-1, keepdim=True)
 

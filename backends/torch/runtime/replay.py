@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _pytree as pytree
 
@@ -58,6 +58,27 @@ class _Keep(torch.autograd.Function):
         raise AssertionError("nothing is computed from what is kept")
 
 
+class Versions:
+    """Tensors that are read again in the backward pass, and how often each had been written in place before.
+
+    Autograd asks that only of what it saves itself.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.before = [(x, x._version) for x in tensors if not x.is_inference()]  # those of inference mode do not count
+
+    def require(self) -> None:
+        """Raise autograd's error if one of the tensors has been written since."""
+        for x, before in self.before:
+            if x._version != before:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                    f"[{x.type()} {list(x.shape)}] is at version {x._version}; expected version {before} instead. "
+                    "Hint: under a budget of memory the backward pass computes again from inputs, states and weights; "
+                    "write into them after it"
+                )
+
+
 class Kept:
     """Tensors that a frame needs to compute again."""
 
@@ -68,10 +89,12 @@ class Kept:
             found: Tensor = _Keep.apply(torch.empty(0, requires_grad=True), *tensors)  # type: ignore[no-untyped-call]
             if found.grad_fn is not None:
                 self.saver, self.plain = found, ()
+        self.versions = Versions(self.plain)
 
     def tensors(self) -> Sequence[Tensor]:
         """The tensors, perhaps computed again themselves."""
         if self.saver is None:
+            self.versions.require()
             return self.plain
         assert self.saver.grad_fn is not None
         found: Sequence[Tensor] = self.saver.grad_fn.saved_tensors  # type: ignore[attr-defined]
@@ -88,9 +111,13 @@ class Handle:
 
 
 class Frame:
-    """Calls of functions (state, values) → (what is new in the state, results), each from the state before it."""
+    """Calls of functions (state, values) → (what is new in the state, results), each from the state before it.
 
-    def __init__(self, s: Mapping[str, Tensor], like: Tensor) -> None:
+    `weights` are what the functions read beside these.
+    """
+
+    def __init__(self, s: Mapping[str, Tensor], like: Tensor, weights: Iterable[Tensor]) -> None:
+        self.weights = Versions(weights)
         self.names, self.start = tuple(s), Kept(tuple(s.values()))
         self.calls: list[tuple[Callable[..., Any], Kept]] = []
         self.found: dict[tuple[int, int], Tensor] = {}
@@ -109,7 +136,11 @@ class Frame:
             return function(s, *values)
 
     def replay(self) -> None:
-        """Compute all calls again and find the tensors that they would have kept."""
+        """Compute all calls again and find the tensors that they would have kept.
+
+        Raises `RuntimeError` where something that they read has been written since.
+        """
+        self.weights.require()
         s = dict(zip(self.names, self.start.tensors(), strict=True))
         with torch.enable_grad(), self.precision():
             for number, (function, values) in enumerate(self.calls):
@@ -178,12 +209,12 @@ class Recorder:
         if left <= self.schedule.kept or not self.schedule.group:
             return call(s, *values)
         with uncounted() if self.meter is not None else nullcontext():
-            return self.framed(call, s, values)
+            return self.framed(call, w, s, values)
 
-    def framed(self, call: Callable[..., Any], s: Tensors, values: Sequence[Tensor]) -> Any:
+    def framed(self, call: Callable[..., Any], w: Tensors, s: Tensors, values: Sequence[Tensor]) -> Any:
         """Run one block in the open frame if it goes on from where that one ended, else in a new one."""
         if self.frame is None or len(self.frame.calls) >= self.schedule.group or not self.continues(s):
-            self.frame = Frame(s, values[0])
+            self.frame = Frame(s, values[0], w.values())
         part, results = self.frame.call(call, s, values)
         # Weak, because results lead to the frame through autograd's graph.
         self.expected = {name: weakref.ref(x) for name, x in following(s, part).items()}
@@ -228,7 +259,7 @@ def recorder(tokens: int) -> Recorder | None:
 
 
 def run_pass(
-    module: Callable[..., Any],
+    module: nn.Module,
     number: int,
     passes: int,
     carried: Sequence[Tensor],
@@ -246,21 +277,25 @@ def run_pass(
     plan = _plan.get()
     if plan is None or not torch.is_grad_enabled():
         return run(carried, captured, old)
+    weights = tuple(module.parameters())
     if plan.meter is not None:
         if number == 0:
             with plan.meter.first_pass(passes, carried):
                 return run(carried, captured, old)
         with uncounted():
-            return replayed(run, (carried, captured, old), Plan(Schedule(group=plan.meter.leanest)))
+            return replayed(run, (carried, captured, old), Plan(Schedule(group=plan.meter.leanest)), weights)
     inside = Plan(Schedule(group=plan.schedule.group, kept=plan.schedule.kept))
     if number < plan.schedule.passes:
-        return replayed(run, (carried, captured, old), inside)
+        return replayed(run, (carried, captured, old), inside, weights)
     with inside.in_force():
         return run(carried, captured, old)
 
 
-def replayed(module: Callable[..., Any], arguments: Any, inside: Plan) -> Any:
-    """Run `module(*arguments)`, keeping only the tensors among the arguments, which may be nested states."""
+def replayed(module: Callable[..., Any], arguments: Any, inside: Plan, weights: Iterable[Tensor]) -> Any:
+    """Run `module(*arguments)`, keeping only the tensors among the arguments, which may be nested states.
+
+    `weights` are the module's own.
+    """
     leaves, shape = pytree.tree_flatten(arguments)
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     tensors = [leaves[i] for i in places]
@@ -274,7 +309,7 @@ def replayed(module: Callable[..., Any], arguments: Any, inside: Plan) -> Any:
         with inside.in_force():
             return {}, module(*pytree.tree_unflatten(filled, shape))
 
-    _, result = Frame({}, like=tensors[0]).call(function, {}, tensors)
+    _, result = Frame({}, tensors[0], weights).call(function, {}, tensors)
     return result
 
 

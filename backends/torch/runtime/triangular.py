@@ -147,14 +147,23 @@ def triangle(
     if not isinstance(decay, Decay | Decays):
         decay = number_decay(decay, key, piece)
     if isinstance(decay, Decay):
-        return unit_lower_inverse(erase * (key @ key.mT * decay.before), substitute=substitute)
+        return unit_lower_inverse(erase * (overlaps(key) * decay.before), substitute=substitute)
     found: list[Tensor] = []
     rates = stacked(erase, decay.time, decay.piece)
     for rows, rate, stack in zip(stacked(key, decay.time, decay.piece), rates, decay.stacks, strict=True):
         assert isinstance(rows, Tensor)
-        lower = rate * (rows @ rows.mT * stack.before)
+        lower = rate * (overlaps(rows) * stack.before)
         found += unit_lower_inverse(lower, substitute=substitute).unbind(-3)
     return tuple(found)
+
+
+def overlaps(key: Tensor) -> Tensor:
+    """X Xᵀ [.., T, T] of keys [.., T, n]. What would be float16 is float32: squares of long keys are above 65504."""
+    narrow = torch.get_autocast_dtype(key.device.type) if under_autocast(key) else key.dtype
+    if narrow != torch.float16 or key.dtype == torch.float64:
+        return key @ key.mT
+    with full_precision(key):
+        return key.float() @ key.float().mT
 
 
 class _UnitLowerInverse(torch.autograd.Function):
