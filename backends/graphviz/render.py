@@ -33,7 +33,8 @@ def render(graph: nx.MultiDiGraph, path: str | Path) -> Path:
     """Write `graph` to `path` and return the path; the ending chooses the format (see `FORMATS`).
 
     `.svg`, `.png` and `.pdf` are drawn by Graphviz's `dot`. Raises `ProgramError`: N0391 for an ending that is not
-    known, N0392 when `dot` is not installed, N0393 when it fails, N0394 when the file cannot be written.
+    known, N0392 when `dot` or its layout `neato` is not installed, N0393 when it fails, N0394 when the file cannot be
+    written.
     """
     target = Path(path)
     suffix = target.suffix.lower()
@@ -59,12 +60,13 @@ def drawn(source: str, kind: str) -> bytes:
     import graphviz.backend
 
     try:
-        drawing = graphviz.Source(source, format=kind, engine="neato")
-        return bytes(drawing.pipe(neato_no_op=2, quiet=True))
+        return bytes(graphviz.pipe("neato", kind, source.encode(), neato_no_op=2, quiet=True))
     except graphviz.backend.ExecutableNotFound as error:
         raise _missing(kind) from error
     except graphviz.backend.CalledProcessError as error:
         said = (error.stderr or b"").decode("utf-8", "replace").strip().splitlines()
+        if any("no layout engine support" in line for line in said):
+            raise _without_layout(kind) from error
         raise fail(
             "N0393",
             f"Graphviz could not draw the {kind}: {said[0] if said else 'no reason given'}",
@@ -81,5 +83,15 @@ def _missing(kind: str) -> ProgramError:
             "macOS: brew install graphviz",
             "conda: conda install -c conda-forge graphviz",
         ],
+        help="or choose .html, .mmd, .dot or .json, which need nothing",
+    )
+
+
+def _without_layout(kind: str) -> ProgramError:
+    """The positions are ours, and of Graphviz's layouts `neato` alone takes them; newer Debians package it apart."""
+    return fail(
+        "N0392",
+        f"drawing a .{kind} needs Graphviz's layout `neato`, which this Graphviz was installed without",
+        notes=["Debian, Ubuntu: sudo apt install '^libgvplugin-neato-layout[0-9]+$'"],
         help="or choose .html, .mmd, .dot or .json, which need nothing",
     )

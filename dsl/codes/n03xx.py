@@ -251,8 +251,9 @@ TABLE: tuple[Code, ...] = (
         "N0392",
         "graphviz-missing",
         "error",
-        "Images (.svg, .png, .pdf) are drawn by Graphviz's program `dot`, which is installed apart from Python "
-        "packages. The formats .html, .mmd, .dot and .json do not need it.",
+        "Images (.svg, .png, .pdf) are drawn by Graphviz's program `dot` with its layout `neato`, which are installed "
+        "apart from Python packages, and some systems have the layout in a package of its own. The formats .html, "
+        ".mmd, .dot and .json do not need it.",
     ),
     Code(
         "N0393",

@@ -241,7 +241,7 @@ def _finish(console: Console, run: Run, outcome: Outcome, again: str) -> None:
     if outcome.interrupted:
         _say_how_to_go_on(console, f"Stopped at step {outcome.step:,}; the checkpoint is saved.", again)
         raise Exit(INTERRUPTED)
-    pictures = write_pictures(folder, run.train)
+    pictures, undrawn = write_pictures(folder, run.train)
     folder.write("summary.md", summary(run.description, run.corpus, outcome, run.trainer.parameters, pictures))
     text = sample(run.train, run.trainer.module, run.corpus, run.description.seed)
     folder.write("sample.txt", text)
@@ -253,5 +253,8 @@ def _finish(console: Console, run: Run, outcome: Outcome, again: str) -> None:
     console.print("[dim]its levels, the fastest first (weights moved: distance from their start, relative):[/]")
     console.print(level_table(run.train, *run.trainer.learnt()))
     console.print(f"{folder.path}: {', '.join(written)}", markup=False, soft_wrap=True)
+    if undrawn is not None:
+        ways = "; ".join((*undrawn.notes[:1], "then `nsam graph` draws it"))
+        console.print(f"no image of the level graph: {undrawn.message} ({ways})", markup=False, soft_wrap=True)
     more = shlex.join(["nsam", "generate", str(folder.path), "--prompt", "The "])
     console.print(f"more text: {more}", markup=False, soft_wrap=True)

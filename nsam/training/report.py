@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from nsam.dsl.checked import Train
+from nsam.dsl.diagnostics import Diagnostic, ProgramError
 from nsam.runs.folder import RunDescription, RunFolder
 from nsam.runs.metrics import read_metrics
 from nsam.runs.plots import levels_plot, loss_plot
@@ -22,8 +22,11 @@ SAMPLE_PROMPT = 64
 SAMPLE_BYTES = 400
 
 
-def write_pictures(folder: RunFolder, train: Train) -> list[Path]:
-    """Write the loss and level plots and the level graph (svg and png where Graphviz is installed, html always)."""
+def write_pictures(folder: RunFolder, train: Train) -> tuple[list[Path], Diagnostic | None]:
+    """Write the loss and level plots and the level graph (svg and png where Graphviz is installed, html always).
+
+    Returns what was written, and why images of the graph were not.
+    """
     from nsam.backends.graphviz.render import render
     from nsam.compiler.graph import build_graph
 
@@ -31,12 +34,17 @@ def write_pictures(folder: RunFolder, train: Train) -> list[Path]:
     written = [folder.write("loss.png", loss_plot(metrics, f"{train.name}: loss"))]
     written.append(folder.write("levels.png", levels_plot(metrics, f"{train.name}: levels (1 is the fastest)")))
     graph = build_graph(train.model, train)
-    formats = ["html", *(["svg", "png"] if shutil.which("dot") else [])]
-    for ending in formats:
+    for ending in ("html", "svg", "png"):
         path = folder.path / f"graph.{ending}"
-        render(graph, path)
+        try:
+            render(graph, path)
+        except ProgramError as error:
+            (reason,) = error.diagnostics
+            if reason.code not in ("N0392", "N0393"):
+                raise
+            return written, reason  # a run of hours does not end in an error for the want of a picture
         written.append(path)
-    return written
+    return written, None
 
 
 def sample(train: Train, module: nn.Module, corpus: Corpus, seed: int) -> str:

@@ -76,6 +76,19 @@ def test_a_run_leaves_everything_and_generates(train: Run, run: Run, tmp_path: P
     assert again.stdout == first.stdout
 
 
+def test_without_graphviz_a_run_ends_well_and_says_what_is_missing(
+    train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = train("--set", "steps=1")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "no image of the level graph: " in found.stdout
+    assert "apt install graphviz" in found.stdout
+    folder = tmp_path / "runs" / "tiny_bytes-1"
+    assert (folder / "graph.html").exists()
+    assert not (folder / "graph.svg").exists()
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_is_the_same_curve(train: Run, run: Run, tmp_path: Path, tiny: Path, text: Path) -> None:
     assert train("--out", "whole", "--set", "steps=40").returncode == 0

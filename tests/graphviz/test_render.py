@@ -259,6 +259,22 @@ def test_without_graphviz_the_message_says_how_to_get_it(tmp_path: Path, monkeyp
     assert not (tmp_path / "picture.png").exists()
 
 
+def test_a_graphviz_without_our_layout_is_told_from_one_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newer Debians have `neato` in a package of its own."""
+    dot = tmp_path / "dot"
+    dot.write_text("#!/bin/sh\necho 'There is no layout engine support for \"neato\"' >&2\nexit 1\n")
+    dot.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ProgramError) as caught:
+        render(graph("titans"), tmp_path / "picture.svg")
+    (found,) = caught.value.diagnostics
+    assert found.code == "N0392"
+    assert "neato" in found.message
+    assert "libgvplugin-neato-layout" in found.notes[0]
+
+
 @pytest.mark.parametrize("name", ["picture.gif", "picture", "picture.dot.txt"])
 def test_an_unknown_ending_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ProgramError) as caught:
