@@ -178,6 +178,8 @@ class ClauseChecks:
         """The memories inside a rule count updates of a summed host: their periods, in tokens, are cut too."""
         if reset.kind != "every" or not frequency.summed or frequency.unit != "token":
             return
+        if frequency.period == float("inf"):  # what never moves has no period to cut
+            return
         for count, span in periods(rule.rule):
             whole = frequency.period * count
             if divides(whole, reset.period) is False:
