@@ -45,6 +45,7 @@ class Values:
         self.heads = {m.name: memory_heads(m) for m in planned.unit.memories}
         self.home: dict[str, str] = {}
         self.operands: set[str] = set()
+        self.found_heads: dict[int, int] = {}
         self.function = ""
 
     def functions(self) -> Iterator[list[Value]]:
@@ -124,6 +125,12 @@ class Values:
 
     def heads_of(self, node: Node) -> int:
         """Heads of a value in the layout `heads`."""
+        if node.id not in self.found_heads:  # asked once a node: many paths may lead to one
+            self.found_heads[node.id] = self.look_for_heads(node)
+        return self.found_heads[node.id]
+
+    def look_for_heads(self, node: Node) -> int:
+        """What a node says itself, else what its arguments have."""
         if node.attr("heads") is not None:
             return int(str(node.attr("heads")))
         if node.attr("memory") is not None:

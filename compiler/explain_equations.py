@@ -101,23 +101,38 @@ def _lets(rule: c.Rule) -> dict[str, c.Expr]:
 
 def _mentions(expr: c.Expr, name: str, lets: dict[str, c.Expr]) -> bool:
     """Whether `expr` is made of `name`, through lets too."""
-    return any(
-        isinstance(node, c.Ref)
-        and (node.name == name or (node.name in lets and _mentions(lets[node.name], name, lets)))
-        for node in c.walk(expr)
-    )
+    todo, seen = [expr], set[str]()
+    while todo:
+        for node in c.walk(todo.pop()):
+            if not isinstance(node, c.Ref):
+                continue
+            if node.name == name:
+                return True
+            if node.name in lets and node.name not in seen:
+                seen.add(node.name)
+                todo.append(lets[node.name])
+    return False
 
 
 def _linear(expr: c.Expr, name: str, lets: dict[str, c.Expr]) -> bool:
     """Whether `expr` is affine in `name` and mentions it."""
-    if isinstance(expr, c.Ref):
-        return expr.name == name or (expr.name in lets and _linear(lets[expr.name], name, lets))
-    if not isinstance(expr, c.Apply) or expr.function not in _LINEAR:
-        return False
-    made = [a for a in expr.arguments if _mentions(a, name, lets)]
-    if expr.function not in ("add", "sub") and len(made) != 1:
-        return False
-    return bool(made) and all(_linear(a, name, lets) for a in made)
+    todo, seen = [expr], set[str]()
+    while todo:
+        part = todo.pop()
+        if isinstance(part, c.Ref):
+            if part.name != name and part.name not in lets:
+                return False
+            if part.name != name and part.name not in seen:
+                seen.add(part.name)
+                todo.append(lets[part.name])
+            continue
+        if not isinstance(part, c.Apply) or part.function not in _LINEAR:
+            return False
+        made = [a for a in part.arguments if _mentions(a, name, lets)]
+        if not made or (part.function not in ("add", "sub") and len(made) != 1):
+            return False
+        todo += made
+    return True
 
 
 def _uses(statement: c.RuleStatement, function: str) -> bool:

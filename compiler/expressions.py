@@ -306,12 +306,23 @@ def join(*layouts: Layout) -> Layout:
 
 def steady(node: Node) -> bool:
     """Whether a value is made of states alone: the same for all tokens of a block, its time axis of length 1."""
-    if node.op == "row":
-        return node.args[0].layout == "state"
-    if node.layout not in ("heads", "flat") or node.op in ("expand_tokens", "carry", "conv", "attention"):
-        return False
-    moving = [a for a in node.args if a.op not in ("number", "weight") and a.layout not in ("constant", "number")]
-    return bool(moving) and all(steady(a) for a in moving)
+    todo, seen = [node], set[int]()  # each node once: many paths may lead to one
+    while todo:
+        part = todo.pop()
+        if part.id in seen:
+            continue
+        seen.add(part.id)
+        if part.op == "row":
+            if part.args[0].layout != "state":
+                return False
+            continue
+        if part.layout not in ("heads", "flat") or part.op in ("expand_tokens", "carry", "conv", "attention"):
+            return False
+        moving = [a for a in part.args if a.op not in ("number", "weight") and a.layout not in ("constant", "number")]
+        if not moving:
+            return False
+        todo += moving
+    return True
 
 
 def valued(nodes: Iterable[Node]) -> list[Node]:

@@ -78,7 +78,8 @@ class UnitPlan:
         roots = [*(n for _, n in lowered.outputs), *(f.node for m in lowered.fast for f in m.folds), *lowered.events]
         order = list(postorder(roots))
         moved = first_uses(order, self.places, [n for _, n in lowered.outputs], len(self.levels))
-        return tuple(n for n in order if n.id in moved or n.id in self.ahead)
+        ahead = self.ahead
+        return tuple(n for n in order if n.id in moved or n.id in ahead)
 
     @property
     def ahead(self) -> frozenset[int]:

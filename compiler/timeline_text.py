@@ -25,7 +25,8 @@ def timeline_text(schedule: Timeline, width: int) -> str:
 
 
 def scale(tokens: int, cells: int) -> int:
-    """Return how many tokens one cell stands for, so that all fit into `cells`."""
+    """Return how many tokens one cell stands for, so that all fit into `cells` (one at least)."""
+    cells = max(cells, 1)
     return next((s for s in _SCALES if -(-tokens // s) <= cells), -(-tokens // cells))
 
 

@@ -133,6 +133,7 @@ class Body:
         first: dict[str, Span] = {}
         for node in self.statements:
             names = list(node.names) if isinstance(node, syntax.MemoryDeclaration) else []
+            self._refuse_self(names)
             if isinstance(node, syntax.Let | syntax.InputDeclaration):
                 names = [node.name]
             for name in names:
@@ -145,6 +146,13 @@ class Body:
                     )
             elif isinstance(node, syntax.InputDeclaration):
                 self._take_input(node)
+
+    def _refuse_self(self, memories: Sequence[syntax.Identifier]) -> None:
+        """No memory is called `self`: in the clauses of every memory this is the one being declared."""
+        for name in memories:
+            if name.id == "self":
+                label = "means the memory whose clauses these are"
+                self.error("N0202", "no memory can be called `self`", name.span, label, help_text="choose another name")
 
     def _declare_once(self, name: syntax.Identifier, first: dict[str, Span]) -> None:
         taken = first.get(name.id)

@@ -17,6 +17,8 @@ from nsam.dsl.records import dataclass
 from nsam.dsl.spans import Span
 from nsam.dsl.words import (
     EDITION,
+    FIELDS,
+    FOREIGN,
     MODES,
     RESERVED,
     SETTINGS,
@@ -283,8 +285,10 @@ class Builder(ExpressionBuilder):
         return s.StateDeclaration(self.over(children), children[1], children[3])
 
     def setting(self, children: Children) -> s.Field:
-        name = self.word(children[0], SETTINGS, "field of `train`")
-        return s.Field(self.over(children), name, children[1])
+        token = children[0]
+        if token not in SETTINGS:
+            self.unknown_word(self.at(token), str(token), FIELDS, "field of `train`", FOREIGN.get(token))
+        return s.Field(self.over(children), str(token) if token in SETTINGS else SETTINGS[0], children[1])
 
     # --- declarations ---
 
@@ -365,7 +369,7 @@ class Builder(ExpressionBuilder):
         return s.Use(self.over(children), str(source), None, names)
 
     def docstring(self, children: Children) -> _Docstring:
-        return _Docstring(self.at(children[0]), str(children[0])[3:-3])
+        return _Docstring(self.at(children[0]), str(children[0])[3:-3].replace("\r\n", "\n"))
 
     def edition(self, children: Children) -> s.Node:
         return s.Node(self.over(children))

@@ -104,9 +104,11 @@ class ExpressionBuilder(Transformer_NonRecursive[Token, Any]):
         self.unknown_word(self.at(token), str(token), choices, what)
         return choices[0]
 
-    def unknown_word(self, span: Span, word: str, choices: tuple[str, ...], what: str) -> None:
-        """Report a word that is none of `choices`."""
-        guess = nearest(word, choices)
+    def unknown_word(
+        self, span: Span, word: str, choices: tuple[str, ...], what: str, foreign: str | None = None
+    ) -> None:
+        """Report a word that is none of `choices`; `foreign` is what it stands for in other languages."""
+        guess = foreign if foreign in choices else nearest(word, choices)
         fix = None if guess is None else Fix(span, guess)
         message = f"`{word}` is no {what}"
         hint = None if guess is None else f"did you mean `{guess}`?"

@@ -25,6 +25,7 @@ from nsam.dsl.rule_uses import periods
 from nsam.dsl.sizes import Size, divides
 from nsam.dsl.spans import Span
 from nsam.dsl.types import same_size, shape_text
+from nsam.dsl.words import counted
 
 if TYPE_CHECKING:
     from nsam.dsl.bodies import Body
@@ -167,16 +168,18 @@ class ClauseChecks:
     def _not_multiple(self, node: syntax.Reset, distance: object, period: object, span: Span) -> Skip:
         return self.findings.error(
             "N0224",
-            f"a reset every {distance} tokens cuts a period of {period} tokens",
+            f"a reset every {counted(distance, 'token')} cuts a period of {counted(period, 'token')}",
             node.span,
             f"{distance} is no multiple of {period}",
-            secondary=[Label(span, f"{period} tokens")],
+            secondary=[Label(span, counted(period, "token"))],
             help="reset at a multiple of the period, or what was gathered since the last boundary is lost",
         )
 
     def _check_rule_periods(self, node: syntax.Reset, reset: Reset, frequency: Frequency, rule: RuleUse) -> None:
         """The memories inside a rule count updates of a summed host: their periods, in tokens, are cut too."""
         if reset.kind != "every" or not frequency.summed or frequency.unit != "token":
+            return
+        if frequency.period == float("inf"):  # what never moves has no period to cut
             return
         for count, span in periods(rule.rule):
             whole = frequency.period * count

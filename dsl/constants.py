@@ -10,6 +10,7 @@ from nsam.dsl import syntax
 from nsam.dsl.findings import Findings, attempt_all, did_you_mean
 from nsam.dsl.records import dataclass
 from nsam.dsl.sizes import Poly, quotient
+from nsam.dsl.words import counted
 
 _MOST_BITS = 256
 
@@ -307,5 +308,5 @@ def _concrete_call(function: str, values: list[Any]) -> Any:
 def arity_text(least: int, most: int) -> str:
     """Return "2 arguments", "1 to 3 arguments"."""
     if least == most:
-        return f"{least} argument" + ("" if least == 1 else "s")
+        return counted(least, "argument")
     return f"{least} to {most} arguments"

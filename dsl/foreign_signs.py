@@ -11,7 +11,8 @@ from nsam.dsl.stop import Stop, short
 
 def power(stop: Stop) -> bool:
     """`a ** b`: the second star is where an expression must start."""
-    if stop.found == "**" or (stop.found == "*" and stop.previous == "*"):
+    second = stop.found == "*" and stop.previous == "*" and stop.previous_end == stop.start
+    if stop.found == "**" or second:
         length = 2 if stop.found == "**" else 1
         start = stop.start - (2 - length)
         span = Span(stop.source, start, start + 2)

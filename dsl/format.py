@@ -131,7 +131,8 @@ def _own_tokens(node: Tree[Token]) -> list[Token]:
 def _piece(source: Source, kind: str, start: int, end: int) -> _Piece:
     line_start = source.text.rfind("\n", 0, start) + 1
     column = len(source.text[line_start:start].expandtabs(_TAB))
-    return _Piece(kind, source.text[start:end].rstrip(), start, end, column)
+    text = source.text[start:end].rstrip().replace("\r\n", "\n")  # a docstring has line ends of its own
+    return _Piece(kind, text, start, end, column)
 
 
 def _mark(tree: Tree[Token], at: dict[int, _Piece]) -> None:

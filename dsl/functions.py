@@ -102,7 +102,8 @@ def _rotated(types: Sequence[ValueType], options: Options) -> tuple[Size, ...]:
     if len(types[0].shape) > 1:
         raise ShapeProblem(f"`rope` takes a vector, found {shape_text(types[0])}", (0,))
     if divides(2, size // heads) is False:
-        raise ShapeProblem(f"`rope` turns pairs: {size} over {heads} heads is odd", (0,), "N0215")
+        over = "" if heads == 1 else f" over {heads} heads"
+        raise ShapeProblem(f"`rope` turns pairs: {size}{over} is odd", (0,), "N0215")
     return shape
 
 

@@ -226,7 +226,10 @@ class _Loader:
         except ProgramError as error:
             for found in error.diagnostics:
                 code = "N0009" if found.code == "N0001" else found.code
-                self.report.add(code, found.message, span, "used here", help=found.help)
+                hint, fix = found.help, None
+                if path in standard_modules():
+                    hint, fix = "a module of the library stands without quotes", Fix(span, path)
+                self.report.add(code, found.message, span, "used here", help=hint, fix=fix)
             return "", None, None
 
     def is_cycle(self, use: syntax.Use, key: str) -> bool:

@@ -15,6 +15,7 @@ from nsam.dsl.reads import SystemExpressions
 from nsam.dsl.sizes import equal, product
 from nsam.dsl.structures import state_size
 from nsam.dsl.types import shape_text
+from nsam.dsl.words import counted
 
 if TYPE_CHECKING:
     from nsam.dsl.bodies import Body
@@ -131,10 +132,10 @@ def _generated(body: Body, info: Info, node: syntax.Init, expression: syntax.Exp
     if value.type.vocab is not None or equal(wanted, found) is False:
         raise body.findings.error(
             "N0230",
-            f"`{info.path}` has {wanted} numbers, its generator writes {found}",
+            f"`{info.path}` has {counted(wanted, 'number')}, its generator writes {found}",
             value.span,
             f"this is {shape_text(value.type)}",
-            secondary=[Label(info.node.structure.span, f"{wanted} numbers")],
+            secondary=[Label(info.node.structure.span, counted(wanted, "number"))],
             help="the generator writes every number of the state, row by row, layer by layer",
         )
     return value

@@ -92,12 +92,11 @@ class Checker:
         self._active.append((node, name.id, name.span))
 
     def _count(self, node: syntax.SystemDeclaration, unit: Unit) -> None:
-        """Bound how many memories a system has, those of the systems in it included."""
+        """Bound how many memories and systems a system is made of, those inside others included."""
         total = self.count(unit)
         if total > MOST_MEMORIES:
-            raise self.findings.error(
-                "N0240", f"`{node.name.id}` has more than {MOST_MEMORIES} memories", node.name.span, f"{total} in all"
-            )
+            message = f"`{node.name.id}` has more than {MOST_MEMORIES} memories and systems in it"
+            raise self.findings.error("N0240", message, node.name.span, f"{total} in all")
 
     def count(self, unit: Unit) -> int:
         """Return how many memories and systems a unit has, repeats counted with their passes."""

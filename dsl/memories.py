@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from nsam.dsl import syntax
 from nsam.dsl.checked import Structure, ValueType
-from nsam.dsl.constants import Evaluator, UnknownList, Value
+from nsam.dsl.constants import FUNCTIONS, Evaluator, UnknownList, Value
 from nsam.dsl.findings import Skip, did_you_mean
 from nsam.dsl.order import ordered
 from nsam.dsl.spans import Span
 from nsam.dsl.structures import Structures
 from nsam.dsl.types import Per
+from nsam.dsl.words import counted
 
 if TYPE_CHECKING:
     from nsam.dsl.bodies import Body
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 MOST_MEMORIES = 100_000
 MOST_MEMBERS = 128
 """Members of a list of memories; a chain of them is one expression inside another."""
+_LIST = "a list is written `[1, 2, 4]`, or is a parameter such as `periods: list[int]`"
 
 
 @dataclass(eq=False)
@@ -79,7 +81,7 @@ def _declare(body: Body, found: dict[str, Named], position: int, node: syntax.Me
     count = len(evaluators) * len(node.names)
     if total + count > MOST_MEMORIES:
         raise body.findings.error(
-            "N0240", f"more than {MOST_MEMORIES} memories", node.span, f"{count} memories in this declaration"
+            "N0240", f"more than {MOST_MEMORIES} memories", node.span, f"{counted(count, 'memory')} in this declaration"
         )
     structures = [Structures(evaluator).build(node.structure) for evaluator in evaluators]
     for name in node.names:
@@ -96,6 +98,8 @@ def _members(body: Body, node: syntax.MemoryDeclaration) -> tuple[list[Evaluator
     if node.index is None:
         return [body.evaluator], 1
     variable, values = node.index
+    if isinstance(values, syntax.Call) and values.function not in FUNCTIONS:
+        raise body.findings.error("N0210", "expected a list", values.span, "not a list", help=_LIST)
     items = body.evaluator.value(values)
     length: Value
     if isinstance(items, UnknownList):
@@ -103,7 +107,7 @@ def _members(body: Body, node: syntax.MemoryDeclaration) -> tuple[list[Evaluator
     elif isinstance(items, tuple):
         members, length = list(items), len(items)
     else:
-        raise body.findings.error("N0210", "expected a list", values.span, "not a list")
+        raise body.findings.error("N0210", "expected a list", values.span, "not a list", help=_LIST)
     if not members:
         raise body.findings.error("N0211", "this list is empty", values.span, "no memory at all")
     if len(members) > MOST_MEMBERS:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nsam.dsl.diagnostics import Fix, Report
+from nsam.dsl.foreign_forms import bare_transpose, input_shape, several_outputs, subscript
 from nsam.dsl.foreign_signs import character, foreign_comment, late_docstring, power
 from nsam.dsl.spans import Source, Span
 from nsam.dsl.stop import EXPRESSION, OPERATORS, WORD, Stop, find_stop, short
@@ -199,31 +200,23 @@ def _missing_word(stop: Stop) -> bool:
     """A period without its unit, `reads` without its mode."""
     if "WORD" not in stop.expected or stop.is_word:
         return False
-    if stop.first == "every" or stop.expected >= OPERATORS:
+    if stop.first == "every" or stop.expected & OPERATORS:
         if stop.previous.removesuffix("s") in UNITS:
-            message = f"how many {stop.previous.removesuffix('s')}s? The number is missing"
-            return stop.add("N0101", message, f"expected `{stop.first} n {stop.previous}`")
-        units = alternatives(unit + "s" for unit in UNITS)
-        fix = Fix(stop.behind, " steps" if stop.place == "field" else " tokens")
-        stop.report.add("N0111", "a period needs its unit", stop.behind, f"expected {units}", fix=fix)
+            unit = stop.previous.removesuffix("s")
+            message = f"how many {unit}s? The number is missing"
+            word = re.findall(r"\w+", stop.before)[-2:][0]  # `every`, or `last`
+            return stop.add("N0101", message, f"expected `{word} 1 {unit}` or `{word} n {unit}s`")
+        units = alternatives(unit + "s" for unit in (UNITS if stop.first == "every" else UNITS[:1]))
+        unit = "steps" if stop.place == "field" else "updates" if stop.declaration == "rule" else "tokens"
+        fix = Fix(stop.behind, f" {unit}")
+        what = "a window" if stop.first == "learn" else "a period"
+        stop.report.add("N0111", f"{what} needs its unit", stop.behind, f"expected {units}", fix=fix)
         return True
     hints = {"reads": "`boundary` or `running`", "reset": "`every n tokens`, `per sequence` or `never`"}
     hints |= {"transfer": "`backprop`, `direct`, `init` or `generate`", "by": "`matrices` or `others`"}
     hints |= {"input": "`sequence`"}
     expected = hints.get(stop.first, "a word")
     stop.report.add("N0101", f"something is missing after `{stop.previous}`", stop.behind, f"expected {expected}")
-    return True
-
-
-def _input_shape(stop: Stop) -> bool:
-    if stop.first != "input" or stop.expected != {"LPAR"}:
-        return False
-    word = stop.previous
-    span = Span(stop.source, stop.previous_end - len(word), stop.previous_end)
-    help_text = f"a vector per token is `[{word}]`, an integer token `token(vocab)`"
-    stop.report.add(
-        "N0101", f"`{word}` is no shape", span, "expected `[…]`", help=help_text, fix=Fix(span, f"[{word}]")
-    )
     return True
 
 
@@ -344,7 +337,7 @@ def _wanted(expected: frozenset[str]) -> str:
     if rest >= EXPRESSION:
         words.append("an expression")
         rest -= EXPRESSION
-    if rest >= OPERATORS - {"TRANSPOSE", "CARET"}:
+    if rest & (OPERATORS - {"TRANSPOSE"}):  # behind a product the grammar may have room for sums alone
         words.append("an operator")
         rest -= OPERATORS | {"LPAR", "EQUAL"}
     words += sorted({_TERMINALS.get(name, f"`{name.lower()}`") for name in rest})
@@ -369,7 +362,10 @@ _RULES: tuple[Callable[[Stop], bool], ...] = (
     _missing_colon,
     _misplaced_arrow,
     _missing_word,
-    _input_shape,
+    input_shape,
+    several_outputs,
+    subscript,
+    bare_transpose,
     _reset_word,
     _two_statements,
     _parentheses,

@@ -10,9 +10,12 @@ from nsam.dsl.constants import Evaluator, Unknown
 from nsam.dsl.findings import Findings
 from nsam.dsl.sizes import divides
 
+LARGEST_PERIOD = 2**63 - 1
+"""As large as whole numbers are elsewhere: a literal, or a parameter given from outside."""
+
 
 def period_of(evaluator: Any, node: syntax.Expression) -> Any:
-    """Return a period: a whole number from 1, or inf; N0223 below 1."""
+    """Return a period: a whole number from 1 to 2^63 - 1, or inf; N0223 below 1, N0211 beyond."""
     value = evaluator.value(node)
     if value == float("inf"):
         return value
@@ -26,7 +29,16 @@ def period_of(evaluator: Any, node: syntax.Expression) -> Any:
         )
     if value == Unknown("float"):
         return 1
-    return evaluator.integer(node, "a period")
+    period = evaluator.integer(node, "a period")
+    if isinstance(period, int) and period > LARGEST_PERIOD:
+        raise evaluator.findings.error(
+            "N0211",
+            "this period is longer than 2^63",
+            node.span,
+            "longer than any sequence",
+            help="write `inf` for never",
+        )
+    return period
 
 
 def adaptive(evaluator: Evaluator, node: syntax.Every, fastest: Any, *, task: bool) -> Frequency:

@@ -17,6 +17,7 @@ from nsam.dsl.sizes import divides
 from nsam.dsl.spans import Span
 from nsam.dsl.structures import has_transpose, input_size, value_of
 from nsam.dsl.types import SCALAR, join, same_shape, same_size, shape_text
+from nsam.dsl.words import counted
 
 if TYPE_CHECKING:
     from nsam.dsl.bodies import Body
@@ -74,7 +75,7 @@ def _check_argument(builder: Expressions, info: Info, argument: Expr, transposed
         if not same_size(type_.vocab, structure.sizes[0]):
             raise builder.findings.error(
                 "N0214",
-                f"table `{info.path}` has {structure.sizes[0]} rows, the tokens are {type_.vocab}",
+                f"table `{info.path}` has {counted(structure.sizes[0], 'row')}, the tokens are {type_.vocab}",
                 argument.span,
                 f"this is {shape_text(type_)}",
                 secondary=[declared],
@@ -133,7 +134,7 @@ def _attend(builder: Expressions, info: Info, name: str, argument: Expr, node: s
     if not same_size(query.shape[0] // heads, key.shape[0] // kv_heads):
         raise findings.error(
             "N0214",
-            f"queries of {query.shape[0] // heads} numbers a head meet keys of {key.shape[0] // kv_heads}",
+            f"queries of {counted(query.shape[0] // heads, 'number')} a head meet keys of {key.shape[0] // kv_heads}",
             argument.span,
             f"this is {shape_text(query)}",
             secondary=declared,
@@ -301,10 +302,10 @@ class SystemExpressions(Expressions):
         if not same_shape(weight.type.shape, (count,)) or weight.type.vocab is not None:
             raise self.findings.error(
                 "N0214",
-                f"`mix` needs a weight for each of {count} memories",
+                f"`mix` needs {counted(count, 'weight')}, one for each memory",
                 weights.span,
                 f"this is {shape_text(weight.type)}",
-                secondary=[Label(memories.span, f"{count} memories")],
+                secondary=[Label(memories.span, counted(count, "memory"))],
             )
         weight, argument = self._once(weight, "weights"), self._once(argument, "mixed")
         call = syntax.Call(node.span, "mix", memories.span, ())

@@ -61,6 +61,12 @@ class Stop:
         return bool(self.expected & {"$END", "_NEWLINE", "SEMICOLON"})
 
     @property
+    def declaration(self) -> str:
+        """The word of the declaration that this stands in: `rule`, `system` or `train`; empty before the first."""
+        found = re.findall(r"^[ \t]*(rule|system|train)\b", self.source.text[: self.start], re.MULTILINE)
+        return found[-1] if found else ""
+
+    @property
     def wants_expression(self) -> bool:
         """Whether an expression must come here."""
         return self.expected >= EXPRESSION

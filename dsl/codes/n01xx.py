@@ -5,9 +5,9 @@ from __future__ import annotations
 from nsam.dsl.codes.entry import Code
 
 
-def _system(line: str) -> str:
-    """Return a small program with `line` in the body of its system."""
-    return f"nsam 1\n\nsystem sample(dim: int) {{\n  input x: [dim]\n  {line}\n  output x\n}}\n"
+def _system(line: str, output: str = "x") -> str:
+    """Return a small program with `line` in the body of its system, which returns `output`."""
+    return f"nsam 1\n\nsystem sample(dim: int) {{\n  input x: [dim]\n  {line}\n  output {output}\n}}\n"
 
 
 def _memory(clause: str) -> str:
@@ -90,16 +90,16 @@ TABLE: tuple[Code, ...] = (
         "unknown-statement",
         "error",
         "A line starts with one of the words that the block around it knows, or assigns a name.",
-        _system("memmory m : linear(dim -> dim)"),
-        _system("memory m : linear(dim -> dim)"),
+        _system("memmory m : linear(dim -> dim)", "m(x)"),
+        _system("memory m : linear(dim -> dim)", "m(x)"),
     ),
     Code(
         "N0109",
         "missing-colon",
         "error",
         "A `:` stands between the name of an input, memory, parameter or transfer and what it is.",
-        _system("memory m linear(dim -> dim)"),
-        _system("memory m : linear(dim -> dim)"),
+        _system("memory m linear(dim -> dim)", "m(x)"),
+        _system("memory m : linear(dim -> dim)", "m(x)"),
     ),
     Code(
         "N0110",
@@ -123,8 +123,8 @@ TABLE: tuple[Code, ...] = (
         "error",
         "Each statement and clause has its place: `state` in rules, `input` and `output` in systems, `learn` in "
         "memories, `use` before the first declaration.",
-        _system("state s = zeros"),
-        _system("memory s : vector(dim)"),
+        _system("state s = zeros", "x + s"),
+        _system("memory s : vector(dim)", "x + s"),
     ),
     Code(
         "N0113",
@@ -180,8 +180,8 @@ TABLE: tuple[Code, ...] = (
         "size-order",
         "error",
         "A structure lists its sizes first, then `name = value`, then flags.",
-        _system("memory m : mlp(act = silu, dim -> dim -> dim)"),
-        _system("memory m : mlp(dim -> dim -> dim, act = silu)"),
+        _system("memory m : mlp(act = silu, dim -> dim -> dim)", "m(x)"),
+        _system("memory m : mlp(dim -> dim -> dim, act = silu)", "m(x)"),
     ),
     Code(
         "N0120",

@@ -131,7 +131,7 @@ TABLE: tuple[Code, ...] = (
         "N0211",
         "impossible-value",
         "error",
-        "Sizes, counts and widths are whole numbers from 1, sizes up to 2^31 and memories up to 2^36 numbers.",
+        "Sizes, counts and widths are whole numbers from 1 up to 2^31 (periods 2^63); a memory has up to 2^36 numbers.",
         _system("memory m : conv(dim, width = 0)\noutput m(x)"),
         _system("memory m : conv(dim, width = 4)\noutput m(x)"),
     ),

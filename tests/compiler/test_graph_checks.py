@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nsam.compiler.checks import check_unit
+from nsam.dsl import codes
 from nsam.dsl.codes import n03xx
 from nsam.dsl.codes.entry import Code
 from nsam.dsl.diagnostics import Diagnostic, Report
@@ -14,6 +15,7 @@ from nsam.dsl.program import Program
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CODES = [code for code in n03xx.TABLE if code.failing is not None]
+REPAIRED = [code for code in codes.CODES.values() if code.repaired is not None]
 
 
 def findings(text: str, symbolic: bool = False) -> list[Diagnostic]:
@@ -188,3 +190,13 @@ system s(dim: int) {
 def test_checks_load_no_graph_library() -> None:
     code = "import sys, nsam.compiler.checks; sys.exit('networkx' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("code", REPAIRED, ids=lambda code: f"{code.code}-{code.name}")
+def test_what_repairs_any_mistake_gets_no_warning(code: Code) -> None:
+    assert code.repaired is not None
+    program = Program.loads(code.repaired)
+    report = Report()
+    for system in program.systems:
+        check_unit(program.symbolic(system), None, report=report)
+    assert [found.message for found in (*program.warnings, *report.diagnostics)] == []

@@ -117,6 +117,8 @@ def test_scale_is_the_smallest_that_fits() -> None:
     assert scale(128, 64) == 2
     assert scale(128, 60) == 4
     assert scale(10_000_000, 60) == 166_667
+    assert scale(128, 0) == 128
+    assert scale(2000, -7) == 2000
 
 
 ADAPTIVE = """nsam 1

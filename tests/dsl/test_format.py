@@ -9,6 +9,7 @@ import pytest
 from nsam.dsl.diagnostics import ProgramError
 from nsam.dsl.format import format_check, format_source
 from nsam.dsl.parser import parse
+from nsam.dsl.program import Program
 from nsam.dsl.spans import Source
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +107,12 @@ def test_blank_lines() -> None:
         'nsam 1\n\n"""Doc."""\n\nuse std.rules (gd)\n\nuse std.rules (m3)\n\n# about r\nrule r(lr) {\n'
         "  self <- 1\n\n  self <- 2\n}\n\nrule q(lr) {\n}\n"
     )
+
+
+def test_line_ends_are_line_feeds_in_docstrings_too() -> None:
+    text = 'nsam 1\n\n"""Two\nlines."""\n\n# one\nrule q(lr) { self <- self - lr * grad }  # two\n'
+    assert format_source(text.replace("\n", "\r\n")) == text
+    assert Program.loads(text.replace("\n", "\r\n")).docstring == "Two\nlines."
 
 
 def test_a_broken_program_is_not_formatted() -> None:

@@ -353,6 +353,17 @@ def test_polynomials_calculate(p: int, q: int, r: int, s: int, a: int, b: int) -
     assert at_least(left, 1) in (None, at(left) >= 1)
 
 
+def test_a_reset_of_what_never_moves_cuts_no_period_of_its_rule() -> None:
+    program = Program.loads(
+        "nsam 1\nuse std.rules (m3)\nsystem s(dim: int) {\n  input x: [dim]\n  memory m : linear(dim -> dim) {\n"
+        "    learn x -> x; minimize l2; by m3(lr = 0.1); every inf tokens summed; reset every 6 tokens\n  }\n"
+        "  output m(x)\n}\n"
+    )
+    frequency = program.instantiate("s", {"dim": 4}).memory("m").frequency
+    assert frequency is not None
+    assert frequency.period == float("inf")
+
+
 def test_undecided_questions() -> None:
     assert equal(A, B) is None
     assert equal(2 * A, A) is False
