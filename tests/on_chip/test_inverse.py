@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,32 @@ def test_kernels_in_the_interpreter() -> None:
         [sys.executable, str(SCRIPT)], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
     )
     assert told.returncode == 0, told.stderr
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from nsam.backends.torch.on_chip import inverse as kernels
+
+    entered, launched = list[Tensor](), list[tuple[Tensor, Tensor]]()
+
+    @contextmanager
+    def device_of(x: Tensor) -> Iterator[None]:
+        entered.append(x)
+        yield
+        entered.pop()
+
+    class Kernel:
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            return lambda x, *given, **sizes: launched.append((x, entered[-1]))
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for name in ("_invert", "_differentiate"):
+        monkeypatch.setattr(kernels, name, Kernel())
+    x = torch.zeros(2, 8, 8)
+    kernels.inverse(x)
+    kernels.inverse_backward(x, x)
+    assert len(launched) == 2
+    assert all(given is current for given, current in launched)
 
 
 def test_explain_knows_how_large_a_kernel_s_triangle_can_be() -> None:
@@ -199,3 +227,17 @@ def test_gradients_of_gradients_on_a_gpu(time: int) -> None:
     wanted = second(lower.double(), weight.double())
     error = (second(lower.cuda(), weight.cuda()).cpu().double() - wanted).norm() / wanted.norm()
     assert error < 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU at most")
+def test_on_a_gpu_that_is_not_the_current_one() -> None:
+    torch.manual_seed(0)
+    lower = (0.2 * torch.randn(4, 48, 48)).tril(-1)
+    given = lower.to("cuda:1").requires_grad_()
+    assert torch.cuda.current_device() == 0
+    found = triangular.unit_lower_inverse(given)
+    torch.testing.assert_close(found.cpu(), triangular.unit_lower_inverse(lower), rtol=1e-4, atol=1e-4)
+    found.sum().backward()
+    assert given.grad is not None
+    assert bool(given.grad.isfinite().all())

@@ -450,6 +450,15 @@ def test_a_device_that_does_not_compute_here_is_refused(name: str) -> None:
     assert code(caught) == "N0512"
 
 
+def test_one_of_several_gpus_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(*shape))  # there is none to compute on
+    for name in ("cpu", "cuda", "cuda:1"):
+        assert require_device(name) == torch.device(name)
+    assert current == [torch.device("cuda:1")]
+
+
 def test_a_folder_for_compiled_code_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     require_cache({})
