@@ -57,7 +57,7 @@ def require_device(name: str) -> torch.device:
         device = torch.device(name)
         (torch.ones(1, device=device) + 1).item()  # `meta` has tensors, and no values
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]  # torch may go on at length
         known = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
         raise fail(
             "N0512",
