@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; returns 1 when nsam's values were wrong somewhere, 2 when no case has the name asked for, else 0."""
+    """Run; returns 1 when nsam was wrong or failed somewhere, 2 when no case has the name asked for, else 0."""
     options = parser().parse_args(arguments)
     names = [name if name == "profile" else name.upper() for name in options.names] or list(registry.MODULES)
     for name in names:
@@ -67,11 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         memory=not options.no_memory,
         only=options.only,
     )
-    if settings.device.startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_available():
-            parser().error("there is no CUDA device here")
+    _require_device(settings.device)
     if names == ["profile"]:
         from benchmarks import profile
 
@@ -119,10 +115,29 @@ def run(names: Sequence[str], settings: Settings, out: Path | None) -> int:
     if not outcomes:
         return 2
     console.print(f"written to {out}")
-    wrong = [case for one in outcomes for case in one.cases if case.candidates[0].failed.startswith("wrong")]
-    for case in wrong:
-        console.print(f"[red]wrong values: {case.label}[/]")
-    return 1 if wrong else 0
+    cases = [case for one in outcomes for case in one.cases]
+    for case in cases:
+        if case.unchecked:
+            text = f"{case.label}: compared with nothing, no baseline ran"
+            console.print(text, style="yellow", markup=False, highlight=False)
+    faults = [f"{case.label}: {one.name}: {one.failed}" for case in cases for one in case.faults]
+    for fault in faults:
+        console.print(fault, style="red", markup=False, highlight=False)
+    return 1 if faults else 0
+
+
+def _require_device(name: str) -> None:
+    """Leave with a usage error where this machine has no such device, or time is not measured on its kind."""
+    from nsam.dsl.diagnostics import ProgramError
+    from nsam.training.settings import require_device
+
+    try:
+        kind = require_device(name).type
+    except ProgramError as error:
+        found = error.diagnostics[0]
+        parser().error("; ".join((found.message, *found.notes, *([found.help] if found.help else []))))
+    if kind not in ("cpu", "cuda"):
+        parser().error(f"benchmarks run on cpu and cuda, not on {kind}")
 
 
 def _apart(benchmark: str, case: str, names: Sequence[str], settings: Settings, candidate: str) -> Mapping[str, Any]:

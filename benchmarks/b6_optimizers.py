@@ -22,6 +22,9 @@ Shapes = Sequence[tuple[int, tuple[int, int]]]
 
 # torch.optim.Muon multiplies in bfloat16, whatever the parameters are.
 COARSE = dict.fromkeys(TOLERANCE, 6e-2)
+# M3 divides by the root of the second moment, so a move is mostly that of the few entries whose gradient is next to 0,
+# where what is rounded is largest. A wrong rule is off by 1 or more.
+COARSEST = dict.fromkeys(TOLERANCE, 0.5)
 PATIENCE = 1e11
 """Operations of a step beyond which products in bfloat16 are left out where the processor has none: at 1 GFLOP/s they
 would take minutes."""
@@ -77,7 +80,13 @@ def candidate(name: str, shapes: Shapes, make: Callable[[list[Tensor]], Any]) ->
     return Candidate(name, made)
 
 
-def in_bfloat16(name: str, shapes: Shapes, make: Callable[[list[Tensor]], Any], note: str) -> Candidate:
+def in_bfloat16(
+    name: str,
+    shapes: Shapes,
+    make: Callable[[list[Tensor]], Any],
+    note: str,
+    tolerance: Mapping[torch.dtype, float] = COARSE,
+) -> Candidate:
     """A candidate whose products are in bfloat16."""
 
     def made(build: Build) -> Moves:
@@ -87,7 +96,7 @@ def in_bfloat16(name: str, shapes: Shapes, make: Callable[[list[Tensor]], Any], 
         ours = parameters(shapes, build)
         return Moves(ours, make(ours))
 
-    return Candidate(name, made, note, COARSE)
+    return Candidate(name, made, note, tolerance)
 
 
 def ours(rule: str, shapes: Shapes) -> tuple[Candidate, ...]:
@@ -105,6 +114,7 @@ def ours(rule: str, shapes: Shapes) -> tuple[Candidate, ...]:
             shapes,
             lambda p: nsam.optimizer("std.rules", rule, p, lr=RATE, products=torch.bfloat16),
             "products in bfloat16, not compiled",
+            COARSEST if rule == "m3" else COARSE,
         ),
     )
 

@@ -95,6 +95,8 @@ import nsam
 path, layers, context, device, threads = json.loads(sys.argv[1])
 if threads:
     torch.set_num_threads(threads)
+if device != "cpu":
+    torch.cuda.set_device(torch.device(device).index or 0)
 module = nsam.compile(nsam.load(path), "hope", layers=layers).to(device)
 tokens = torch.randint(0, 256, (1, context), device=device)
 def step():

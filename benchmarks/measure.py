@@ -19,6 +19,8 @@ from benchmarks.machine import matrix_product, synchronize
 from benchmarks.settings import Build, Settings
 
 LEAST_ROUNDS = 3
+OURS = "nsam"
+"""How the names of nsam's candidates begin."""
 Spread = tuple[float, float, float]
 """First quartile, median, third quartile."""
 
@@ -44,6 +46,11 @@ class CandidateResult:
     failed: str = ""
     note: str = ""
 
+    @property
+    def fault(self) -> bool:
+        """Whether nsam itself is wrong here, or does not run; what was skipped says nothing."""
+        return self.name.startswith(OURS) and bool(self.failed) and not self.failed.startswith(Skipped.__name__)
+
 
 @dataclass
 class TargetResult:
@@ -67,6 +74,18 @@ class CaseResult:
     rate: Spread | None = None
     candidates: list[CandidateResult] = field(default_factory=list)
     targets: list[TargetResult] = field(default_factory=list)
+    checked_against: str = ""
+
+    @property
+    def faults(self) -> list[CandidateResult]:
+        """What of nsam is wrong or does not run."""
+        return [one for one in self.candidates if one.fault]
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether values of nsam are those of nothing but nsam: no baseline ran that does the same."""
+        ran = any(one.name.startswith(OURS) and not one.failed for one in self.candidates)
+        return ran and (not self.checked_against or self.checked_against.startswith(OURS))
 
 
 def quartiles(values: Sequence[float]) -> Spread:
@@ -100,7 +119,7 @@ def run_case(case: Case, settings: Settings, apart: Callable[[str], Mapping[str,
 
 
 def _checked(case: Case, result: CaseResult, build: Build) -> dict[str, Workload]:
-    """Build the candidates and compare each with the last one; return those that are right."""
+    """Build the candidates and compare each with the last one that runs; return those that are right."""
     ready: dict[str, Workload] = {}
     expected: Mapping[str, torch.Tensor] | None = None
     for candidate, one in reversed(list(zip(case.candidates, result.candidates, strict=True))):
@@ -112,19 +131,24 @@ def _checked(case: Case, result: CaseResult, build: Build) -> dict[str, Workload
             found = workload.evaluate()
             synchronize(build.device)
         except (Skipped, MemoryError, RuntimeError, torch.OutOfMemoryError) as error:
-            one.failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+            one.failed = reason(error)
             continue
         one.first = time.perf_counter() - begun
-        if expected is None:
-            expected = {name: x.clone() for name, x in found.items()}
         tolerance = candidate.tolerance[build.dtype]
         if tolerance < math.inf:  # infinite: other mathematics, on purpose
-            one.error, where = largest_error(found, expected)
-            if one.error > tolerance:
+            one.error, where = largest_error(found, found if expected is None else expected)
+            if not one.error <= tolerance:
                 one.failed = f"wrong: relative error {one.error:.1e} in {where}, not timed"
                 continue
+            if expected is None:
+                expected, result.checked_against = {name: x.clone() for name, x in found.items()}, one.name
         ready[one.name] = workload
     return {one.name: ready[one.name] for one in result.candidates if one.name in ready}
+
+
+def reason(error: BaseException) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
 def _time(ready: Mapping[str, Workload], result: CaseResult, settings: Settings, build: Build) -> None:

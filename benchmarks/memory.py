@@ -22,7 +22,9 @@ from typing import Any
 import torch
 
 from benchmarks import registry
+from benchmarks.case import Skipped
 from benchmarks.machine import synchronize
+from benchmarks.measure import reason
 from benchmarks.settings import Settings
 
 
@@ -88,7 +90,11 @@ def main(benchmark: str, case: str, candidate: str, text: str) -> None:
     torch.manual_seed(0)
     chosen = registry.find_case(benchmark, case, settings)
     build = settings.build()
-    workload = next(c for c in chosen.candidates if c.name == candidate).make(build)
+    try:
+        workload = next(c for c in chosen.candidates if c.name == candidate).make(build)
+    except Skipped as error:
+        print(json.dumps({"failed": reason(error)}))
+        return
     begun = time.perf_counter()
     workload.step()
     synchronize(build.device)

@@ -84,10 +84,12 @@ def row(one: CandidateResult, case: CaseResult) -> tuple[str, ...]:
 
 
 def targets(case: CaseResult) -> Iterable[str]:
-    """Each target with what was measured."""
+    """Each target with what was measured; and whether there was nothing to compare nsam's values with."""
     for target in case.targets:
         found = "" if target.found is None else f", measured {target.found:.2f}"
         yield f"target {target.wanted:.2f} {target.what}{found}: {MARKS[target.met]}"
+    if case.unchecked:
+        yield "compared with nothing: no baseline ran"
 
 
 def show_case(console: Console, name: str, case: CaseResult) -> None:
@@ -100,7 +102,7 @@ def show_case(console: Console, name: str, case: CaseResult) -> None:
         table.add_row(*row(one, case))
     console.print(table)
     for line in targets(case):
-        console.print(f"  {line}", style="red" if line.endswith("missed") else "", highlight=False)
+        console.print(f"  {line}", style="red" if line.endswith(("missed", "ran")) else "", highlight=False)
 
 
 def show_reading(console: Console, reading: Reading) -> None:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from nsam.training.settings import make_current
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -35,9 +37,10 @@ class Settings:
         return json.dumps(asdict(self))
 
     def apply(self) -> None:
-        """Set the number of threads."""
+        """Set the number of threads, and of several GPUs the current one."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        make_current(torch.device(self.device))
 
     def build(self) -> Build:
         """How candidates are built for timing."""

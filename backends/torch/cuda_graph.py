@@ -9,6 +9,7 @@ other and as a wavefront (`runtime/wavefront.py`), and what takes less time is k
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -66,10 +67,29 @@ class CudaRecorder:
             here.wait_stream(stream)
 
     def record(self, run: Run) -> Replay:
-        """Record once; the graph's memory lives as long as what is returned."""
+        """Record once; the graph's memory lives as long as what is returned.
+
+        Raises what `run` raises. torch then fails to end the recording as well, with an error of its own that says
+        nothing of the cause, and leaves the stream of the recording the current one.
+        """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph):
-            kept = run()
+        first: BaseException | None = None
+        with torch.cuda.device(self.device), torch.cuda.stream(torch.cuda.current_stream()):
+            try:
+                try:
+                    with torch.cuda.graph(graph, stream=_recording_stream(self.device)):
+                        try:
+                            kept = run()
+                        except BaseException as error:
+                            first = error
+                            raise
+                except Exception:
+                    if first is None:
+                        raise
+                if first is not None:  # raised here, it does not take torch's error along
+                    raise first
+            finally:
+                del first  # an error and a frame that names it would keep each other, and all tensors of the step
         return _Graph(graph, kept)
 
     def time(self, replay: Replay) -> float:
@@ -89,6 +109,12 @@ class CudaRecorder:
     def streams(self) -> Streams:
         """CUDA streams of this recorder."""
         return self._streams
+
+
+@functools.cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One stream a device, as libraries keep memory for each; torch's own belongs to the device that was first."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -202,13 +228,16 @@ class GraphedStep:
         plain, tried = self.recorder.time(step.replay), asking.segments
         del step
         try:
-            step = self._take(mine, Wavefront(self.recorder.streams()))
+            other = self._take(mine, Wavefront(self.recorder.streams()))
         except torch.OutOfMemoryError:
+            other = None
+        # Outside of the block: its error holds the frames of what failed, and all tensors in them.
+        if other is None:
             return self._take(mine), Choice(1, tried, plain, reason="there is no memory for a wavefront")
-        wave = self.recorder.time(step.replay)
+        wave = self.recorder.time(other.replay)
         if wave < plain:
-            return step, Choice(tried, tried, plain, wave)
-        del step
+            return other, Choice(tried, tried, plain, wave)
+        del other
         return self._take(mine), Choice(1, tried, plain, wave)
 
     def _take(self, mine: tuple[Tensor, ...], wave: Wavefront | None = None) -> _Recorded:

@@ -122,8 +122,8 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def as_tensor(x: Scalar, like: Tensor) -> Tensor:
-    """Return a number as a tensor of the dtype and device of `like`; tensors as they are."""
-    return x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=like.dtype, device=like.device)
+    """Return a number as a tensor of the dtype and device of `like`, filled in there; tensors as they are."""
+    return x if isinstance(x, Tensor) else torch.full((), x, dtype=like.dtype, device=like.device)
 
 
 def identity(like: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def main(
 ) -> None:
     """Run the benchmarks of a source checkout (the folder `benchmarks`): nsam against hand-written baselines.
 
-    Values and gradients are compared before anything is timed. Exits 1 where they differ.
+    Values and gradients are compared before anything is timed. Exits 1 where nsam's differ, or nsam does not run.
 
     \b
     [dim]nsam bench

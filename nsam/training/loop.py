@@ -167,13 +167,15 @@ class Trainer:
             return None
         try:
             return self._graph(rows)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            full, recorded = isinstance(error, torch.OutOfMemoryError), self._graph.chosen is not None
+            if full and (recorded or self.settings.cuda_graph):
+                raise
             reason = f"recording failed ({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
             if self.settings.cuda_graph:
                 help_ = "--no-cuda-graph launches a step piece by piece; please report this with your program"
                 raise fail("N0522", reason, self.train.span, help=help_) from error
+            reason = "there is no memory to record it" if full else reason
             self._graph, self._graph_told = None, f"none, a step is launched piece by piece: {reason}"
             return None
 

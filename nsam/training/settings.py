@@ -49,12 +49,15 @@ class Settings:
 
 
 def require_device(name: str) -> torch.device:
-    """Return the device called `name`; N0512 when this machine does not have it, or it does not compute."""
+    """Return the device called `name`, and make it the current one where it is one of several GPUs.
+
+    N0512 when this machine does not have it, or it does not compute.
+    """
     try:
         device = torch.device(name)
         (torch.ones(1, device=device) + 1).item()  # `meta` has tensors, and no values
     except (RuntimeError, AssertionError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]  # torch may go on at length
         known = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
         raise fail(
             "N0512",
@@ -62,7 +65,14 @@ def require_device(name: str) -> torch.device:
             notes=(reason,),
             help=f"devices on this machine: {', '.join(known)}",
         ) from None
+    make_current(device)
     return device
+
+
+def make_current(device: torch.device) -> None:
+    """Make a GPU the current one: kernels, streams and memory that nobody gives a device are then its own."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def why_slow(settings: Settings) -> str | None:

@@ -43,18 +43,21 @@ def test_candidates_agree_in_values_and_gradients(name: str) -> None:
             assert within, f"{case.label}: {candidate} is off by {error:.1e} in {where}"
 
 
+class Numbers:
+    """A candidate whose values are `factor` times the right ones."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def step(self) -> None:
+        pass
+
+    def evaluate(self) -> dict[str, torch.Tensor]:
+        return {"output": self.factor * torch.ones(3), "gradient of w": torch.full((2,), self.factor)}
+
+
 def test_a_wrong_candidate_is_found_out_and_not_timed() -> None:
     case_, measure, settings = load("case"), load("measure"), load("settings")
-
-    class Numbers:
-        def __init__(self, factor: float) -> None:
-            self.factor = factor
-
-        def step(self) -> None:
-            pass
-
-        def evaluate(self) -> dict[str, torch.Tensor]:
-            return {"output": self.factor * torch.ones(3), "gradient of w": torch.full((2,), self.factor)}
 
     case = case_.Case(
         "numbers",
@@ -74,6 +77,80 @@ def test_a_wrong_candidate_is_found_out_and_not_timed() -> None:
     assert undefined.failed.startswith("wrong")
     assert wrong.spread is undefined.spread is None
     assert [target.met for target in found.targets] == [True, None]
+
+
+RIGHT, WRONG, UNDEFINED = 1.0, 1.01, float("nan")
+
+
+@pytest.mark.parametrize(
+    ("candidates", "code", "said"),
+    [
+        ({"nsam": RIGHT, "plain": RIGHT}, 0, ""),
+        ({"nsam": RIGHT, "by hand": WRONG, "plain": RIGHT}, 0, ""),
+        ({"nsam": WRONG, "plain": RIGHT}, 1, "nsam: wrong: relative error"),
+        ({"nsam": RIGHT, "nsam, not compiled": WRONG, "plain": RIGHT}, 1, "nsam, not compiled: wrong: relative error"),
+        ({"nsam": RuntimeError("\nbroken\n"), "plain": RIGHT}, 1, "nsam: RuntimeError: broken"),
+        (
+            {"nsam, one CUDA graph": RuntimeError(" "), "nsam": RIGHT, "plain": RIGHT},
+            1,
+            "nsam, one CUDA graph: RuntimeError:",
+        ),
+        ({"nsam": "too large", "plain": RIGHT}, 0, ""),
+        ({"nsam": RIGHT, "plain": "too large"}, 0, "compared with nothing, no baseline ran"),
+        ({"nsam": RIGHT, "by hand": RIGHT, "plain": RuntimeError("broken")}, 0, ""),
+        ({"nsam": RIGHT, "by hand": RIGHT, "plain": UNDEFINED}, 0, ""),
+        ({"nsam": WRONG, "by hand": RIGHT, "plain": UNDEFINED}, 1, "nsam: wrong: relative error"),
+    ],
+)
+def test_the_command_fails_where_nsam_is_wrong_or_does_not_run(
+    candidates: dict[str, float | str | Exception],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    case_, registry = load("case"), load("registry")
+
+    def made(what: float | str | Exception) -> Numbers:
+        if isinstance(what, str):
+            raise case_.Skipped(what)
+        if isinstance(what, Exception):
+            raise what
+        return Numbers(what)
+
+    case = case_.Case("a case", [case_.Candidate(n, lambda build, w=what: made(w)) for n, what in candidates.items()])
+    monkeypatch.setattr(registry, "cases", lambda name, settings: [case])
+    arguments = ["B6", "--quick", "--no-compile", "--no-memory", "--threads", "1", "--out", str(tmp_path)]
+    assert load("__main__").main(arguments) == code
+    printed = capsys.readouterr().out
+    end = printed[printed.index("written to") :].replace("\n", " ")
+    assert f"a case: {said}" in end if said else "a case" not in end
+
+
+def test_what_is_skipped_in_a_process_of_its_own_is_skipped_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case_, memory, registry, settings = load("case"), load("memory"), load("registry"), load("settings")
+
+    def skipped(build: object) -> Numbers:
+        raise case_.Skipped("too large")
+
+    case = case_.Case("a case", [case_.Candidate("nsam", skipped)])
+    monkeypatch.setattr(registry, "cases", lambda name, settings: [case])
+    memory.main("B6", "a case", "nsam", settings.Settings(quick=True).text())
+    assert json.loads(capsys.readouterr().out) == {"failed": "Skipped: too large"}
+
+
+@pytest.mark.parametrize("device", ["foo", "", "meta", "cuda:99", "mps"])
+def test_a_device_that_is_not_there_is_a_usage_error(
+    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load("__main__").main(["B6", "--quick", "--device", device, "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert f"there is no device `{device}` here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_errors_are_relative_to_the_whole_tensor() -> None:

@@ -13,6 +13,7 @@ import torch
 from test_examples import SYSTEMS
 from torch import Tensor, nn
 
+import nsam
 from nsam import api
 from nsam.dsl.checked import Unit
 
@@ -30,6 +31,74 @@ def inputs(unit: Unit, batch: int, time: int) -> list[Tensor]:
     return found
 
 
+@pytest.fixture
+def nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of Python that are copied to a device are errors: the copy waits, and cannot be recorded."""
+
+    def refused(*arguments: object, **options: object) -> Tensor:
+        raise AssertionError("a number of Python is copied to the device")
+
+    make = torch.as_tensor
+    monkeypatch.setattr(torch.Tensor, "new_tensor", refused)
+    monkeypatch.setattr(torch, "tensor", refused)
+    monkeypatch.setattr(torch, "as_tensor", lambda x, **how: make(x, **how) if torch.is_tensor(x) else refused())
+
+
+UPDATES = {
+    "window": "learn k(x) -> v(x) over last 3 tokens; minimize l2; by gd(lr = 0.1); every 4 tokens summed",
+    "rule": "learn k(x) -> v(x); minimize l2; by measured(lr = 0.1); every 4 tokens",
+    "rule, summed": "learn k(x) -> v(x); minimize l2; by measured(lr = 0.1); every 4 tokens summed",
+}
+RULE = "rule measured(lr) { self <- self - lr * exp(-lr) * max(lr, norm(grad)) * sign(grad) }"
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("time", [6, 8])
+def test_no_number_is_copied_to_the_device(update: str, time: int, nothing_from_the_host: None) -> None:
+    program = nsam.loads(
+        f"""nsam 1
+use std.rules (gd)
+{RULE}
+system s(dim: int = 4) {{
+  input x: [dim]
+  memory k, v : linear(dim -> dim)
+  memory m : linear(dim -> dim) {{ {UPDATES[update]}; init zeros }}
+  output m(x)
+}}"""
+    )
+    module = nsam.compile(program, "s", compiled=False).to(META)
+    y, _ = module(torch.zeros(2, time, 4, device=META))
+    y.sum().backward()
+    assert y.device == META
+
+
+def test_a_number_from_outside_of_a_repeat_has_a_channel_and_the_device(pair: Any) -> None:
+    program = nsam.loads(
+        """nsam 1
+use std.rules (gd)
+system s(dim: int = 4) {
+  input x: [dim]
+  let h = x
+  let g = 0.25
+  repeat 2 {
+    memory k, v : linear(dim -> dim)
+    memory m : linear(dim -> dim) { learn k(h) -> v(h); minimize l2; by gd(lr = g); every 4 tokens; init zeros }
+    h = inner(h + g * m(h), g)
+  }
+  output h
+}
+system inner(dim: int = 4) {
+  input x: [dim]
+  input g: []
+  memory m : linear(dim -> dim)
+  output x + g * m(x)
+}"""
+    )
+    assert pair(program, "s").apart(10) < 1e-9
+    module = nsam.compile(program, "s", compiled=False).to(META)
+    assert module(torch.zeros(2, 10, 4, device=META))[0].device == META
+
+
 def test_asking_for_a_value_is_an_error_there() -> None:
     with pytest.raises(RuntimeError, match="meta"):
         float(torch.zeros(1, device=META))
@@ -39,7 +108,7 @@ def test_asking_for_a_value_is_an_error_there() -> None:
     ("folder", "system", "parameters", "time"), SYSTEMS, ids=[f"{f}-{s}" for f, s, _, _ in SYSTEMS]
 )
 def test_no_step_asks_for_a_value(
-    folder: str, system: str, parameters: dict[str, Any], time: int, example: Any
+    folder: str, system: str, parameters: dict[str, Any], time: int, example: Any, nothing_from_the_host: None
 ) -> None:
     unit = example(folder).instantiate(system, parameters)
     module = api.compile_unit(unit, compiled=False, observe=True).to(META)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nsam.backends.torch.build import build
 from nsam.backends.torch.cuda_graph import Choice, GraphedStep
+from nsam.backends.torch.runtime import wavefront as running
 from nsam.backends.torch.runtime.system import System
 from nsam.backends.torch.runtime.wavefront import Streams, Wavefront, diagonals
 from tests.recorder import Again
@@ -223,6 +225,24 @@ def test_without_memory_for_a_wavefront_there_is_none(unit_of: UnitOf, random: A
     module = module_of(unit_of(BODIES["boundary"]))
     step = GraphedStep(module, loss_of(module), Full(5.0))
     step(random(2, 96, 4))
+    assert str(step.chosen) == "one layer after the other, 5 ms: there is no memory for a wavefront"
+
+
+def test_what_a_failed_wavefront_held_is_let_go_before_the_next_recording(unit_of: UnitOf, random: Any) -> None:
+    module, held = module_of(unit_of(BODIES["boundary"])), list[weakref.ref[Tensor]]()
+
+    def loss(x: Tensor) -> tuple[Tensor, Any]:
+        assert [one for one in held if one() is not None] == []
+        y, state = module(x)
+        now = running.wavefront()
+        if now is not None and not now.asks:
+            held.append(weakref.ref(y))
+            raise torch.OutOfMemoryError("no memory")
+        return y.square().mean(), state
+
+    step = GraphedStep(module, loss, Again(5.0))
+    step(random(2, 96, 4))
+    assert held
     assert str(step.chosen) == "one layer after the other, 5 ms: there is no memory for a wavefront"
 
 

@@ -342,12 +342,28 @@ def test_recorded_steps_take_the_same_path(
 
 
 class Refuses(Again):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
     def record(self, run: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        raise self.error
 
 
 @pytest.mark.parametrize("asked", [None, True])
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (
+            RuntimeError("operation not permitted when stream is capturing\nand more"),
+            "recording failed (operation not permitted when stream is capturing)",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "there is no memory to record it"),
+    ],
+)
 def test_a_step_that_cannot_be_recorded_is_launched_and_that_is_said(
+    error: Exception,
+    why: str,
     asked: bool | None,
     api: Any,
     make_train: MakeTrain,
@@ -355,7 +371,7 @@ def test_a_step_that_cannot_be_recorded_is_launched_and_that_is_said(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("nsam.backends.torch.cuda_graph.CudaRecorder", lambda device: Refuses())
+    monkeypatch.setattr("nsam.backends.torch.cuda_graph.CudaRecorder", lambda device: Refuses(error))
     monkeypatch.setattr("nsam.training.loop.why_no_graph", lambda train, settings: None)
     for name in ("plain", "refused"):
         (tmp_path / name).mkdir()
@@ -363,13 +379,12 @@ def test_a_step_that_cannot_be_recorded_is_launched_and_that_is_said(
     run, told = trainer(make_train(steps=3), text, tmp_path / "refused", cuda_graph=asked), list[str | None]()
     watcher = Silent(lambda progress: told.append(progress.graph))
     if asked:
-        with pytest.raises(ProgramError) as caught:
+        with pytest.raises(ProgramError) as caught, memory_errors():
             run.run(watcher)
-        assert code(caught) == "N0522"
+        assert code(caught) == ("N0517" if isinstance(error, torch.OutOfMemoryError) else "N0522")
         return
     run.run(watcher)
-    reason = "recording failed (operation not permitted when stream is capturing)"
-    assert told == [f"none, a step is launched piece by piece: {reason}"] * 3
+    assert told == [f"none, a step is launched piece by piece: {why}"] * 3
     assert losses(tmp_path / "refused") == losses(tmp_path / "plain")
 
 
@@ -433,6 +448,15 @@ def test_a_device_that_does_not_compute_here_is_refused(name: str) -> None:
     with pytest.raises(ProgramError) as caught:
         require_device(name)
     assert code(caught) == "N0512"
+
+
+def test_one_of_several_gpus_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.zeros(*shape))  # there is none to compute on
+    for name in ("cpu", "cuda", "cuda:1"):
+        assert require_device(name) == torch.device(name)
+    assert current == [torch.device("cuda:1")]
 
 
 def test_a_folder_for_compiled_code_that_cannot_be_made_is_said(tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ class ClassSource:
         while node.op == "given":
             node = node.args[0]
         if node.op == "number":
-            return f"torch.tensor({node.value})"
+            return f"rt.blank(w, 1) + {node.value}"  # the one channel of a number, the same for all tokens
         if node.op == "weight":
             return f'w["{node.attr("memory")}.{node.attr("tensor")}"]'
         return self.source.names.of(node)

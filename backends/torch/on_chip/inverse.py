@@ -138,9 +138,11 @@ def inverse(lower: Tensor) -> Tensor:
     found, time = lower.new_empty(lower.shape), lower.shape[-1]
     if lower.numel():
         blocks = 1 if time <= BLOCK else 2 if time <= 2 * BLOCK else 4
-        _invert[(lower.numel() // time**2,)](
-            lower, found, TIME=time, STEPS=steps, BLOCKS=blocks, N=BLOCK, num_warps=4 if blocks == 4 else 1
-        )
+        # Triton launches on the current device, whatever it is given.
+        with torch.cuda.device_of(lower):  # type: ignore[no-untyped-call]
+            _invert[(lower.numel() // time**2,)](
+                lower, found, TIME=time, STEPS=steps, BLOCKS=blocks, N=BLOCK, num_warps=4 if blocks == 4 else 1
+            )
     return found
 
 
@@ -151,9 +153,10 @@ def inverse_backward(inverse: Tensor, gradient: Tensor) -> Tensor:
     if inverse.numel():
         blocks, rows = (1, BLOCK) if time <= BLOCK else (1, 2 * BLOCK) if time <= 2 * BLOCK else (2, 2 * BLOCK)
         warps = 4 if blocks == 2 else rows // BLOCK
-        _differentiate[(inverse.numel() // time**2,)](
-            inverse, gradient, found, TIME=time, STEPS=steps, BLOCKS=blocks, N=rows, num_warps=warps
-        )
+        with torch.cuda.device_of(inverse):  # type: ignore[no-untyped-call]
+            _differentiate[(inverse.numel() // time**2,)](
+                inverse, gradient, found, TIME=time, STEPS=steps, BLOCKS=blocks, N=rows, num_warps=warps
+            )
     return found
 
 

@@ -385,6 +385,6 @@ def last_token(gate: Gate) -> Gate:
 def window_weights(time: int, window: int, like: Tensor) -> Tensor:
     """How many of the chunk's windows hold each of the window − 1 stored and `time` new tokens: [.., 1]."""
     rows = torch.arange(time + window - 1, device=like.device)
-    newest = torch.minimum(rows, rows.new_tensor(time - 1))
+    newest = rows.clamp_max(time - 1)
     oldest = (rows - (window - 1)).clamp_min(0)
     return (newest - oldest + 1).to(like.dtype)[:, None]
