@@ -80,7 +80,9 @@ def outer(a: Tensor, b: Tensor) -> Tensor:
 def sqrt(x: Tensor) -> Tensor:
     """Square root whose gradient at 0 is 0."""
     positive = x > 0
-    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), torch.where(x == 0, 0.0, math.nan))
+    return torch.where(
+        positive, torch.sqrt(torch.where(positive, x, 1.0)), torch.where(x == 0, 0.0, math.nan).to(x.dtype)
+    )
 
 
 def sqrt_slope(x: Tensor) -> Tensor:
