@@ -28,7 +28,8 @@ class At(NamedTuple):
     that are reset for each sequence), `never` the same on the clock of memories that are never reset. `replay` takes
     the blocks that are computed again in the backward pass. `cpp_wrapper`: compiled code calls its kernels from C++.
     `truncated`: gradients end where the call begins. `recompute`: elementwise results of a block are computed again
-    in its backward pass. `native`: a block's work is done instance by instance, in kernels of our own.
+    in its backward pass. `gradients`: something of the call asks for one. `native`: a block's work is done instance
+    by instance, in kernels of our own.
     """
 
     offset: int
@@ -41,6 +42,7 @@ class At(NamedTuple):
     cpp_wrapper: bool = False
     truncated: bool = False
     recompute: bool = False
+    gradients: bool = False
     native: bool = False
 
     def closes(self, period: int, never: bool = False) -> bool:

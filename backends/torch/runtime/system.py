@@ -206,7 +206,8 @@ class System(Holder):
         compiled = self.compiled and not like.is_meta  # what has no values takes no time
         native = self.native and compiled and like.device.type == "cpu" and not self.cpp_wrapper
         truncated = self.truncated and not goes_on()
-        how = (compiled, self.observe, recorder(time), self.cpp_wrapper, truncated, self.recompute, native)
+        gradients = torch.is_grad_enabled() and self._asked(like, *w.values(), *s.values())
+        how = (compiled, self.observe, recorder(time), self.cpp_wrapper, truncated, self.recompute, gradients, native)
         at = At(old["position"], old["steps"], time, batch, *how)
         if initial is not None:
             s = {**initial(w, s, at), **s}
@@ -219,6 +220,10 @@ class System(Holder):
             s["clock"] = s["start"] = torch.full((), at.offset, dtype=torch.int64, device=like.device)
             s["clock.never"] = torch.full((), at.never, dtype=torch.int64, device=like.device)
         return w, s, at, dict(old["children"])
+
+    def _asked(self, *given: Tensor) -> bool:
+        """Whether a call with these tensors may have gradients: they, or parameters here and below, ask for them."""
+        return any(x.requires_grad for x in given) or any(p.requires_grad for p in self.parameters())
 
     def end(self, s: Mapping[str, Tensor], at: At, children: State) -> State:
         """Close a call: the state to carry on."""
