@@ -235,8 +235,11 @@ def optimizer(
 ) -> torch.optim.Optimizer:
     """A torch optimizer from a learning rule: `optimizer("std.rules", "m3", module, lr=0.004)`.
 
-    `library` is a module of the standard library, or a program that declares the rule. `target`: a module, or tensors
-    (then those with two axes or more are the matrices: the last two axes are one, those before them heads, each moved
+    `library` is a module of the standard library, or a program that declares the rule. `target`: a module, which may
+    hold compiled ones or be a part of one (a system, a memory, a list of memories), or tensors, or torch's parameter
+    groups. Only modules tell what a program says of their parameters: of tensors, `module.parameters()` for example,
+    all move at every step by this rule, `every n steps`, `every inf steps` and rules of memories of their own are lost,
+    and those with two axes or more are the matrices (the last two axes are one, those before them heads, each moved
     by itself, so that the kernel of a convolution is one matrix for each pair of channels). `compiled` sends the rule's
     steps through torch.compile, which takes its time at the first step; the steps are the same to rounding.
     `products=torch.bfloat16` orthogonalises (muon, m3) in bfloat16, as torch.optim.Muon does, instead of in the

@@ -69,9 +69,12 @@ class ReferenceModule(torch.nn.Module):
         state = pytree.tree_map_only(torch.Tensor, _recordable, state)
         ops = TorchArrays(given[0].device)
         own = {path: _recordable(self._value(path)) for path in self._paths}
+        used = [x for x in pytree.tree_leaves((own, given, state)) if isinstance(x, torch.Tensor)]
+        # Where nothing asks for a gradient the inner ones leave no graph behind, which would grow with the state.
+        outer = torch.is_grad_enabled() and any(x.requires_grad for x in used)
         if not learns_end_to_end(self.unit):
-            return run(ops, self.unit, own, given, state)
-        outer = torch.is_grad_enabled()
+            with torch.set_grad_enabled(outer):
+                return run(ops, self.unit, own, given, state)
         if targets is not None and (targets.is_floating_point() or targets.dim() != 2):
             raise ValueError(f"targets are integers [batch, time], found {targets.dtype} {list(targets.shape)}")
         answers = None if targets is None else targets.tolist()

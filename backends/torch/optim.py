@@ -39,8 +39,9 @@ def optimizer(
     tensors, named tensors, or torch's parameter groups. For a compiled module, `module.nsam_matrices` (names) says
     what the matrices are, `module.nsam_periods` (name to steps, inf for frozen) when each parameter moves, and
     `module.nsam_rules` (name to RuleUse) which have a rule of their own, also where it is a part of the module that is
-    given, or wrapped in it (DistributedDataParallel, torch.compile); elsewhere matrices are the tensors with two
-    axes or more, and all move at every step. A rule that uses `key` or `err` needs a module, compiled with `keys`.
+    given, or wrapped in it (DistributedDataParallel, torch.compile), and where a memory of it is given alone; elsewhere
+    matrices are the tensors with two axes or more, and all move at every step. A rule that uses `key` or `err` needs a
+    module, compiled with `keys`.
     `compiled` sends each rule's step through torch.compile; `products` is the precision of the matrix products that
     orthogonalise, that of the weights unless it is given. With `every` the optimizer is stepped once in so many of the
     steps that `module.nsam_periods` counts. ProgramError when a rule cannot serve here, a parameter would move between

@@ -1,4 +1,7 @@
-"""What compiled models, which may be parts of a larger module, say of their parameters to an optimizer."""
+"""What compiled models, which may be parts of a larger module, say of their parameters to an optimizer.
+
+A memory that is given without its system is known by it as long as there is the system.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from nsam.backends.torch.runtime.system import homes
 from nsam.dsl.checked import RuleUse
 from nsam.dsl.diagnostics import fail
 
@@ -25,8 +29,8 @@ class Told(NamedTuple):
     """In the whole module."""
     parameter: Tensor
     places: tuple[Place, ...]
-    """Where it is read: the models that it is of (the outermost ones that say something, or the whole module) and its
-    names in them; tied ones have several."""
+    """Where it is read: the models that it is of (the outermost ones that say something, the systems of a memory given
+    without them, or the whole module) and its names in them; tied ones have several."""
     matrix: bool
     period: float | None
     """Steps between two updates, inf where it never moves; None where nothing is said."""
@@ -42,10 +46,13 @@ def told(module: torch.nn.Module) -> Iterator[Told]:
     """
     names = {parameter: name for name, parameter in module.named_parameters()}
     places: dict[Tensor, dict[Place, None]] = {}
-    for path, part in _parts(module):
-        speaks = _says_something(part)
-        for own_name, parameter in part.named_parameters(recurse=speaks, remove_duplicate=False):
-            places.setdefault(parameter, {})[(part, own_name) if speaks else (module, path + own_name)] = None
+    memories = homes()
+    for path, part in _parts(module, memories):
+        speaks, within = _says_something(part), memories.get(part, ())
+        for own_name, parameter in part.named_parameters(recurse=speaks or part in memories, remove_duplicate=False):
+            here: Place = (part, own_name) if speaks else (module, path + own_name)
+            known: list[Place] = [(system, f"{memory}.{own_name}") for system, memory in within]
+            places.setdefault(parameter, {}).update(dict.fromkeys(known or [here]))
     said: dict[torch.nn.Module, _Said] = {}
     for parameter, name in names.items():
         own = tuple(places[parameter])
@@ -83,14 +90,16 @@ class _Said(NamedTuple):
         )
 
 
-def _parts(module: torch.nn.Module, path: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
-    """The outermost modules that say something themselves, those around and beside them, and where they are.
+def _parts(
+    module: torch.nn.Module, memories: Collection[torch.nn.Module], path: str = ""
+) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The outermost modules that say something themselves or are memories, those around and beside them, and where.
 
     What torch.compile wraps answers for what is inside.
     """
     yield path, module
-    for name, child in () if _says_something(module) else module.named_children():
-        yield from _parts(child, f"{path}{name}.")
+    for name, child in () if _says_something(module) or module in memories else module.named_children():
+        yield from _parts(child, memories, f"{path}{name}.")
 
 
 def _says_something(module: torch.nn.Module) -> bool:

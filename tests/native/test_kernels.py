@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 from nsam import Program
 from nsam.backends.torch.build import build
 from nsam.backends.torch.native import registry
-from nsam.backends.torch.native.kernel import prelude
+from nsam.backends.torch.native.kernel import Kernel, Layout, prelude
 from nsam.backends.torch.runtime.cxx import library as compiled
 from nsam.compiler.passes import passes_without
 
@@ -113,6 +116,66 @@ def test_matrices_are_turned(kind: str, dtype: torch.dtype) -> None:
         b = torch.full((rows, columns), torch.nan, dtype=dtype)
         getattr(library, f"t{i}")(ctypes.c_void_p(a.data_ptr()), ctypes.c_void_p(b.data_ptr()))
         assert torch.equal(a, b)
+
+
+ONE = """extern "C" void run(void** p, long) {{ *static_cast<double*>(p[0]) = {number}; }}"""
+
+
+def small_kernel(number: int) -> Kernel:
+    return Kernel(ONE.format(number=number), (), (Layout((1,), (1,), "float64"),))
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_a_kernel_whose_compiler_was_stopped_is_made_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at a terminal ends the C++ compiler too; the same cell runs when it is run again."""
+
+    def stopped(source: str) -> Any:
+        raise OSError("died with SIGINT")
+
+    monkeypatch.setattr(registry, "library", stopped)
+    name = registry.register(small_kernel(7))
+    with pytest.raises(OSError, match="SIGINT"):
+        registry.run(name, [])
+    monkeypatch.undo()
+    assert registry.run(name, []) == [torch.tensor([7.0], dtype=torch.float64)]
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_the_settings_of_who_asks_hold_for_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config
+
+    seen: list[object] = []
+    monkeypatch.setattr(registry, "library", lambda source: seen.append(torch._inductor.config.cpp.cxx))
+    with torch._inductor.config.patch({"cpp.cxx": (None, "own-g++")}):
+        name = registry.register(small_kernel(8))
+    registry._LIBRARIES.pop(name).result()
+    assert seen == [(None, "own-g++")]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("own_folder")
+def test_a_forked_process_makes_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has none of the threads: neither what they had begun is finished there, nor are they given more."""
+    begun: Future[Any] = Future()
+    monkeypatch.setattr(registry, "library", lambda source: source)
+    registry._pool().submit(int).result()  # so that there is a thread
+    registry._LIBRARIES["begun"] = begun
+    child = os.fork()
+    if child == 0:
+        try:
+            left = len(registry._LIBRARIES)
+            name = registry.register(small_kernel(9))
+            os._exit(left if registry._LIBRARIES[name].result(20) == small_kernel(9).source else 9)
+        finally:
+            os._exit(8)
+    registry._LIBRARIES.pop("begun")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_kernel_that_is_gone_is_an_internal_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

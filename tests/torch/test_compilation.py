@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import nsam
 from nsam.backends.torch.runtime import blocks, compilation
 from nsam.backends.torch.runtime.compilation import LOST, CompilerSettings
-from nsam.backends.torch.runtime.later import wait_later
+from nsam.backends.torch.runtime.later import submit_later, wait_later
 
 LEARNS = """nsam 1
 use std.rules (dgd)
@@ -92,11 +92,36 @@ def test_a_kernel_is_waited_for_by_its_first_call() -> None:
     assert compiled == ["kernel"]
 
 
+def test_a_kernel_whose_compiler_was_stopped_is_made_by_its_first_call() -> None:
+    """torch's own future would keep the error, and with it the compiled function, for as long as the process lives."""
+    tried: list[str] = []
+
+    def worker() -> None:
+        tried.append("once")
+        if len(tried) == 1:
+            raise OSError("died with SIGINT")
+
+    with CompilerSettings(), torch._inductor.config.patch(compile_threads=2):
+        future = AsyncCompile().submit(worker)
+
+    def load() -> Any:
+        future.result()
+        worker()  # as torch does, which finds the file then
+        return max
+
+    scope: dict[str, Any] = {"kernel": LambdaFuture(load)}
+    with torch._inductor.config.patch(compile_threads=2):
+        wait_later()(AsyncCompile(), scope)
+    assert scope["kernel"](1, 2) == 2
+
+
 def test_settings_end_with_the_call() -> None:
-    before = AsyncCompile.wait, torch._functorch.config.force_non_lazy_backward_lowering
+    before = AsyncCompile.wait, AsyncCompile.submit, torch._functorch.config.force_non_lazy_backward_lowering
     with CompilerSettings():
         assert AsyncCompile.wait is wait_later()
-    assert (AsyncCompile.wait, torch._functorch.config.force_non_lazy_backward_lowering) == before
+        assert AsyncCompile.submit is submit_later()
+    after = AsyncCompile.wait, AsyncCompile.submit, torch._functorch.config.force_non_lazy_backward_lowering
+    assert after == before
 
 
 def test_nothing_is_collected_while_torch_compiles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,6 @@ HALF = torch.zeros(2, dtype=torch.bfloat16)
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
     cxx.compiler.cache_clear()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     yield tmp_path
@@ -29,7 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def script(*values: torch.Tensor) -> str:
-    found: str = cxx.options_for(values)["cpp.cxx"][1]
+    found: str = cxx.compiler_options(cxx.care(values))["cpp.cxx"][1]
     return found
 
 
@@ -48,7 +47,7 @@ def test_care_is_only_taken_for_bfloat16(cache: Path, monkeypatch: pytest.Monkey
 
 
 def test_other_devices_have_other_compilers() -> None:
-    assert cxx.options_for((torch.zeros(2, device="meta"),)) == {}
+    assert cxx.compiler_options(cxx.care((torch.zeros(2, device="meta"),))) == {}
 
 
 def test_the_script_is_the_compiler_with_more_options(cache: Path) -> None:
@@ -74,27 +73,45 @@ def test_a_kernel_finds_in_torch_what_the_linker_was_not_shown(cache: Path, tmp_
 def test_without_torchs_libraries_nothing_stands_for_them(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cxx, "_loaded", lambda: set(cxx.LIBRARIES[1:]))
     assert cxx.linking(cache / "lib", "g++") == []
-    assert cxx.compiler() is None
-    assert cxx.compiler(careful=True) is not None
+    assert "cpp.cxx" not in cxx.compiler_options()
+    assert "cpp.cxx" in cxx.compiler_options(careful=True)
 
 
 def test_another_compiler_is_left_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = cache / "clang++"
     other.write_text("#!/bin/sh\n")
     other.chmod(0o755)
-    monkeypatch.setenv("CXX", str(other))
-    assert cxx.compiler() is None
+    for wanted in ((None, str(other)), str(other), [str(other), "g++"]):
+        with torch._inductor.config.patch({"cpp.cxx": wanted}):
+            assert "cpp.cxx" not in cxx.compiler_options()
+
+
+def test_another_path_of_the_compiler_has_a_script_of_its_own(cache: Path) -> None:
+    """As torch's precompiled headers are one compiler's; and no script calls a script."""
+    other = cache / "other" / "g++"
+    other.parent.mkdir()
+    other.write_text('#!/bin/sh\nexec g++ "$@"\n')
+    other.chmod(0o755)
+    plain = script(HALF)
+    with torch._inductor.config.patch({"cpp.cxx": (None, str(other))}):
+        own = script(HALF)
+        assert Path(own).parent != Path(plain).parent
+        assert str(other) in Path(own).read_text()
+        with torch._inductor.config.patch({"cpp.cxx": (None, own)}):  # as while a kernel is compiled
+            assert script(HALF) == own
+    with torch._inductor.config.patch({"cpp.cxx": ("nowhere/g++", other.name)}):
+        assert script(HALF) == plain
 
 
 def test_where_nothing_can_be_written_torch_goes_on_as_it_does(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cache / "file").touch()
     monkeypatch.setattr(tempfile, "tempdir", str(cache / "file"))
-    assert cxx.compiler() is None
+    assert "cpp.cxx" not in cxx.compiler_options()
 
 
 def test_where_no_script_can_be_run_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    assert cxx.compiler() is None
+    assert "cpp.cxx" not in cxx.compiler_options()
 
 
 @pytest.mark.parametrize("known", [None, True, False])

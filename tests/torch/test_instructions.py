@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -51,6 +52,22 @@ def test_what_goes_wrong_is_said_where_it_is_waited_for(taken: list[object], mon
     with pytest.raises(OSError, match="no space left"):
         instructions.decided()
     assert SETTINGS.cpp.vec_isa_ok is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_decides_itself(taken: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instructions, "_aside", lambda work: None)  # the thread is not there yet, or any more
+    waiting = instructions.begin()
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(instructions, "_aside", lambda work: work())
+        try:
+            os._exit(0 if instructions.begin() is not waiting and instructions.begin().done() else 9)
+        finally:
+            os._exit(8)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert instructions.begin() is waiting
 
 
 def test_what_goes_wrong_ahead_does_not_stop_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

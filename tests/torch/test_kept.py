@@ -220,7 +220,7 @@ def test_a_kernel_that_cannot_be_written_is_there_all_the_same(
     (tmp_path / "file").touch()
     monkeypatch.setattr(registry, "KNOWN", {})
     monkeypatch.setattr(registry, "_path", lambda name: tmp_path / "file" / f"{name}.json")
-    monkeypatch.setattr(registry, "_POOL", types.SimpleNamespace(submit=lambda *given: None))
+    monkeypatch.setattr(registry, "_pool", lambda: types.SimpleNamespace(submit=lambda *given: None))
     monkeypatch.setattr(registry, "_LIBRARIES", {})
     name = registry.register(Kernel("// no room", (), ()))
     assert registry.find(name).source == "// no room"
@@ -229,6 +229,7 @@ def test_a_kernel_that_cannot_be_written_is_there_all_the_same(
     assert registry.lost(f"torch.ops.nsam.kernel.default('{name}', [])".encode())
 
 
+@pytest.mark.filterwarnings("default")  # torch's compiler imports what is deprecated
 def test_code_that_lost_a_kernel_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From our file, then from torch's own cache, whose answer would lack the kernel as well."""
     monkeypatch.setattr(kept, "_folder", lambda: tmp_path)

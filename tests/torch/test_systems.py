@@ -182,6 +182,23 @@ def test_the_output_has_the_precision_of_the_module(
     assert again.dtype == dtype
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_what_torch_makes_by_default_changes_nothing(shipped: Shipped, default: torch.dtype) -> None:
+    """A module computes in the precision of its weights."""
+    module = build(shipped("hope", "titans", dim=8), compiled=False)
+    x, results = torch.randn(2, 9, 8), []
+    for kind in (torch.float32, default):
+        torch.set_default_dtype(kind)
+        try:
+            y, _ = module(x)
+            module.zero_grad()
+            y.square().sum().backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        results.append([y.detach(), *(p.grad for p in module.parameters() if p.grad is not None)])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("system", ["titans", "hope"])
 def test_autocast_is_near_float32(shipped: Shipped, system: str) -> None:
     torch.manual_seed(0)

@@ -62,7 +62,7 @@ def end_to_end_states(source: UnitSource, memory: c.Memory) -> list[str]:
     lines = []
     for tensor in memory.structure.tensors():
         path = f"{memory.name}.{tensor}"
-        lines.append(f'new["{path}.sum"] = rt.nothing(new["{path}"])')
+        lines.append(f'new["{path}.sum"] = rt.nothing(new["{path}"], at)')
         if each.plan.states:
             function = _step_name(source, memory).replace("_step", "_initial")
             states = f"{_listed(s.name for s in each.plan.states)}{vector_flag(memory, tensor)}"

@@ -55,7 +55,7 @@ class Resets:
             what = "meta-learned by the level below"
         elif kind == "zeros":
             shapes = ", ".join(f'"{t}": {state_shape(memory, t)}' for t in tensors)
-            lines.append(f'new = rt.empty_memory(w, at.batch, "{memory.name}", {memory_heads(memory)}, {{{shapes}}})')
+            lines.append(f'new = rt.empty_memory(w, at, "{memory.name}", {memory_heads(memory)}, {{{shapes}}})')
             what = "zeros"
         elif kind == "memory":
             lines += self.from_memory(memory, listed, heads)
@@ -110,9 +110,9 @@ class Resets:
         for fold in fast.folds:
             path = f"{memory.name}.{fold.tensor}"
             if fold.algorithm == "momentum":
-                lines.append(f'new["{path}.{fold.node.attr("trace")}"] = rt.nothing(new["{path}"])')
+                lines.append(f'new["{path}.{fold.node.attr("trace")}"] = rt.nothing(new["{path}"], at)')
             if fold.algorithm == "summed":
-                lines.append(f'new["{path}.sum"] = rt.nothing(new["{path}"])')
+                lines.append(f'new["{path}.sum"] = rt.nothing(new["{path}"], at)')
             if fold.algorithm in ("summed", "generic") and fast.plan is not None and fast.plan.states:
                 listed = "".join(f'"{st.name}", ' for st in fast.plan.states).strip()
                 function = self.source.folds.step_name(fast).replace("_step", "_initial")

@@ -5,11 +5,13 @@ A kernel is kept by name in torch's compilation cache, where the graphs that cal
 
 from __future__ import annotations
 
+import contextvars
 import ctypes
 import functools
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,7 +40,8 @@ def register(kernel: Kernel) -> str:
     name = _name(kernel)
     if name not in KNOWN:
         KNOWN[name] = kernel
-        _LIBRARIES[name] = _POOL.submit(library, kernel.source)  # while torch goes on with the rest of the graph
+        # While torch goes on with the rest of the graph; with the settings of here, which torch keeps by thread.
+        _LIBRARIES[name] = _pool().submit(contextvars.copy_context().run, library, kernel.source)
         try:
             put(_path(name), json.dumps(kernel).encode())
         except OSError as error:  # no room, or not ours to write
@@ -96,14 +99,30 @@ def _path(name: str) -> Path:
     return Path(cache_dir()) / "nsam" / f"{name}.json"
 
 
-_POOL = ThreadPoolExecutor(2, thread_name_prefix="nsam-kernels")
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, thread_name_prefix="nsam-kernels")
+
+
 _LIBRARIES: dict[str, Future[Any]] = {}
+
+
+def _after_fork() -> None:
+    """A forked process has none of the threads, and nobody finishes in it what they had begun."""
+    _pool.cache_clear()
+    _LIBRARIES.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache
 def _loaded(name: str) -> Callable[..., None]:
-    known = _LIBRARIES.pop(name, None)
-    run = (known.result() if known is not None else library(find(name).source)).run
+    begun = _LIBRARIES.pop(name, None)
+    # One that failed is made again, which succeeds or tells what is wrong: Ctrl-C at a terminal ends g++ too.
+    made = begun is not None and begun.exception() is None
+    run = (begun.result() if begun is not None and made else library(find(name).source)).run
     run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_long], None
     return run  # type: ignore[no-any-return]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nsam.backends.torch.runtime.compilation import PLAIN, RECOMPILE_LIMIT, CompilerSettings
-from nsam.backends.torch.runtime.cxx import options_for
+from nsam.backends.torch.runtime.cxx import care, compiler_options
 from nsam.backends.torch.runtime.instructions import decided, prepare_to_compile
 from nsam.backends.torch.runtime.kept import PASS, Kept, compiled_by_torch, keepable
 from nsam.backends.torch.runtime.replay import Recorder
@@ -28,7 +28,8 @@ class At(NamedTuple):
     that are reset for each sequence), `never` the same on the clock of memories that are never reset. `replay` takes
     the blocks that are computed again in the backward pass. `cpp_wrapper`: compiled code calls its kernels from C++.
     `truncated`: gradients end where the call begins. `recompute`: elementwise results of a block are computed again
-    in its backward pass. `native`: a block's work is done instance by instance, in kernels of our own.
+    in its backward pass. `gradients`: something of the call asks for one. `native`: a block's work is done instance
+    by instance, in kernels of our own.
     """
 
     offset: int
@@ -41,6 +42,7 @@ class At(NamedTuple):
     cpp_wrapper: bool = False
     truncated: bool = False
     recompute: bool = False
+    gradients: bool = False
     native: bool = False
 
     def closes(self, period: int, never: bool = False) -> bool:
@@ -219,11 +221,10 @@ def _compile(function: Function, block: bool = False) -> Function:
     """
 
     @functools.cache
-    def ready(
-        cpp_wrapper: bool, native: bool, recompute: bool, cuda: bool, more: tuple[tuple[str, Any], ...]
-    ) -> Function:
+    def ready(cpp_wrapper: bool, native: bool, recompute: bool, cuda: bool, careful: bool | None) -> Function:
         # One compiled function for each way to compile: torch's own guards do not ask how that was.
-        options: dict[str, Any] = {"cpp_wrapper": True, **dict(more)} if cpp_wrapper else dict(more)
+        options: dict[str, Any] = {"cpp_wrapper": True} if cpp_wrapper else {}
+        options |= compiler_options(careful)
         if not cuda:
             decided()
             options |= PLAIN
@@ -249,7 +250,7 @@ def _compile(function: Function, block: bool = False) -> Function:
         native, recompute = block and at.native, block and at.recompute
         tensors = (*values, *w.values())
         cuda = any(x.is_cuda for x in tensors)
-        compiled = ready(at.cpp_wrapper, native, recompute, cuda, tuple(options_for(tensors).items()))
+        compiled = ready(at.cpp_wrapper, native, recompute, cuda, care(tensors))
         known = compiled.ready(w, s, at, values) if isinstance(compiled, Kept) else None
         if known is not None:
             return known(w, s, at, *values)

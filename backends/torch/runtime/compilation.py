@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nsam.backends.torch.runtime.later import wait_later
+from nsam.backends.torch.runtime.later import submit_later, wait_later
 
 RECOMPILE_LIMIT = 64
 """Variants of one function: lengths that start at different offsets, with and without gradients or observation."""
@@ -84,6 +84,7 @@ class CompilerSettings:
             *(((graph_compile, DONATED, nothing_donated),) if hasattr(graph_compile, DONATED) else ()),
             (torch._inductor.config, "unsafe_marked_cacheable_functions", CACHEABLE),
             *(() if self.cuda else ((functorch, EARLY, True), (AsyncCompile, "wait", wait_later()))),
+            *(() if self.cuda else ((AsyncCompile, "submit", submit_later()),)),
         ):
             old = getattr(config, name)
             if old != value:

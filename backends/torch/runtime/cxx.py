@@ -12,6 +12,7 @@ is right.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import shlex
 import shutil
@@ -28,46 +29,58 @@ from nsam.backends.torch.runtime.files import put
 
 FLAG = "-fno-tree-slp-vectorize"
 HEADER = "torch/csrc/inductor/cpp_prefix.h"
+_REAL: dict[str, str] = {}
+"""The compiler that each script calls."""
 LIBRARIES = ("libtorch.so", "libtorch_cpu.so", "libtorch_python.so")
 
 
-def options_for(values: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Options of torch.compile for a call with these values: on a CPU the script, the careful one for bfloat16."""
+def care(values: tuple[Tensor, ...]) -> bool | None:
+    """Whether a call with these values takes the careful script, as bfloat16 does; None where none is on a CPU."""
     if not any(x.device.type == "cpu" for x in values):
-        return {}
+        return None
     half = torch.is_autocast_enabled("cpu") or any(x.dtype == torch.bfloat16 for x in values)
-    return compiler_options(careful=half and "AVX512" in torch.backends.cpu.get_cpu_capability())
+    return half and "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
-def compiler_options(careful: bool = False) -> dict[str, Any]:
-    """What torch is to be told: the script, and not to try out vector instructions (`instructions.py`)."""
-    script, config = compiler(careful), torch._inductor.config
+def compiler_options(careful: bool | None = False) -> dict[str, Any]:
+    """What torch is to be told: the script, and not to try out vector instructions (`instructions.py`).
+
+    Nothing where `careful` is None, off the CPU.
+    """
+    if careful is None:
+        return {}
+    cpp: Any = torch._inductor.config.cpp
+    wanted = cpp.cxx
+    script = compiler(careful, wanted if isinstance(wanted, str) else tuple(wanted))
     options: dict[str, Any] = {} if script is None else {"cpp.cxx": (None, script)}
-    if config.cpp.vec_isa_ok is None:
+    if cpp.vec_isa_ok is None:
         options["cpp.vec_isa_ok"] = True
     return options
 
 
 @functools.cache
-def compiler(careful: bool = False) -> str | None:
-    """The path of the script; None if the compiler is not GCC's g++, nothing is to be added or no script can be run.
+def compiler(careful: bool, wanted: str | tuple[str | None, ...]) -> str | None:
+    """The path of the script over the compiler that torch's setting `cpp.cxx` names, which may be such a script.
 
-    It lies where torch keeps its precompiled headers, which are made for one path of the compiler.
+    None if that is not GCC's g++, nothing is to be added or no script can be run. It lies where torch keeps its
+    precompiled headers, which are made for one path of the compiler: each compiler has its own.
     """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    wanted = os.environ.get("CXX", "g++")
-    real = shutil.which(wanted)
+    names = (wanted,) if isinstance(wanted, str) else wanted
+    real = next((_REAL.get(path, path) for path in (shutil.which(name) for name in names if name) if path), None)
     if real is None or "g++" not in Path(real).name or "clang" in Path(real).name:
         return None
     here = Path(default_cache_dir()) / "nsam"
+    own = "" if real == shutil.which("g++") else "-" + hashlib.sha256(real.encode()).hexdigest()[:16]
     try:
         linked, more = linking(here / "lib", real), [FLAG] if careful else []
         if not linked and not more:
             return None
-        script = _written(here / ("careful" if careful else "bin"), real, linked, more)
+        script = _written(here / (("careful" if careful else "bin") + own), real, linked, more)
     except OSError:  # no room, or not ours to write
         return None
+    _REAL[str(script)] = real
     return str(script) if os.access(script, os.X_OK) else None
 
 

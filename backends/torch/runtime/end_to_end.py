@@ -92,6 +92,11 @@ class EndToEnd(System):
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 return self.learn(tuple(x.clone() for x in inputs), state, None if targets is None else targets.clone())
+        if torch.is_grad_enabled():
+            used = pytree.tree_leaves((inputs, state))
+            if not self._asked(*(x for x in used if isinstance(x, Tensor))):
+                with torch.no_grad():  # the inner gradients leave no graph behind, which would grow with the state
+                    return self.learn(inputs, state, targets)
         running = FIRST if state is None else {key: value for key, value in state.items() if key != "task"}
         chunk = Open(**state["task"]) if state is not None and "task" in state else Open()
         time, batch = inputs[self.time_input].shape[1], inputs[0].shape[0]

@@ -78,9 +78,10 @@ def outer(a: Tensor, b: Tensor) -> Tensor:
 
 
 def sqrt(x: Tensor) -> Tensor:
-    """Square root whose gradient at 0 is 0."""
-    positive = x > 0
-    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), torch.where(x == 0, 0.0, math.nan))
+    """Square root whose gradient at 0 is 0, in float32 or wider, whatever torch's default type is."""
+    positive, kind = x > 0, torch.promote_types(x.dtype, torch.float32)
+    other = torch.where(x == 0, 0.0, math.nan).to(kind)
+    return torch.where(positive, torch.sqrt(torch.where(positive, x, 1.0)), other)
 
 
 def sqrt_slope(x: Tensor) -> Tensor:

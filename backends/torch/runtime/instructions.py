@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -39,6 +40,10 @@ def begin() -> Future[None]:
 
     _aside(work)
     return future
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has not the thread that decides, and would wait for ever
+    os.register_at_fork(after_in_child=begin.cache_clear)
 
 
 @functools.cache

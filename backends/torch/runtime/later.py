@@ -2,12 +2,17 @@
 
 torch waits for the C++ compiler at the end of each graph. Before a kernel runs there is more to do meanwhile: the
 backward graph is lowered, the next function traced.
+
+A kernel that the compiler was kept from making, by Ctrl-C say, which ends it too, is made again when it is called.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
+from contextlib import suppress
+from types import MethodType
 from typing import Any
 
 
@@ -40,3 +45,26 @@ def wait_later() -> Callable[[Any, dict[str, Any]], None]:
         wait(compiling, scope)
 
     return run
+
+
+@functools.cache
+def submit_later() -> MethodType:
+    """Instead of torch's `AsyncCompile.submit`, whose future keeps an error for ever.
+
+    What waits for a kernel makes it where the file is not there, and says then what is wrong.
+    """
+    from torch._inductor.async_compile import AsyncCompile
+
+    if hasattr(os, "register_at_fork"):  # a forked process has none of the pool's threads
+        os.register_at_fork(after_in_child=AsyncCompile.pool.cache_clear)
+    submit = AsyncCompile.submit
+
+    def run(_: type, task: Callable[[], Any]) -> Any:
+        return submit(functools.partial(_tried, task))
+
+    return MethodType(run, AsyncCompile)  # a class method, as torch's is
+
+
+def _tried(task: Callable[[], Any]) -> None:
+    with suppress(Exception):
+        task()

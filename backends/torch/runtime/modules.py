@@ -28,11 +28,16 @@ class Place(NamedTuple):
     tensors: tuple[tuple[str, str], ...]
     """Path and name of each of its tensors: `level.0.w1`, `w1`."""
 
+    def module(self, unit: nn.Module) -> nn.Module:
+        """The module that is there now."""
+        found = unit
+        for name in self.above:
+            found = found._modules[name]  # type: ignore[assignment]
+        return found
+
     def read(self, unit: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Path and value of each tensor. RuntimeError where the values would not be the current ones."""
-        module = unit
-        for name in self.above:
-            module = module._modules[name]  # type: ignore[assignment]
+        module = self.module(unit)
         found = [(path, getattr(module, name)) for path, name in self.tensors]
         if module._forward_pre_hooks:
             require_current(module, found)

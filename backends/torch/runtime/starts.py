@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from nsam.backends.torch.runtime.blocks import At
 from nsam.backends.torch.runtime.folds import as_row
 from nsam.backends.torch.runtime.functions import wide
 from nsam.backends.torch.runtime.system import blank
@@ -27,10 +28,11 @@ def learned(
 
 
 def empty_memory(
-    w: Mapping[str, Tensor], batch: int, memory: str, heads: int, shapes: Mapping[str, tuple[int, ...]]
+    w: Mapping[str, Tensor], at: At, memory: str, heads: int, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
     """A memory that starts from zeros."""
-    return {f"{memory}.{name}": nothing(wide(blank(w, batch, heads, *shape))) for name, shape in shapes.items()}
+    blanks = {name: wide(blank(w, at.batch, heads, *shape)) for name, shape in shapes.items()}
+    return {f"{memory}.{name}": nothing(zeros, at) for name, zeros in blanks.items()}
 
 
 def copied(
@@ -43,11 +45,11 @@ def copied(
     return {f"{memory}.{name}": state for name, state in states.items()}
 
 
-def nothing(like: Tensor) -> Tensor:
-    """Zeros shaped like a state. They ask for a gradient as later states do, so that blocks compile once."""
+def nothing(like: Tensor, at: At) -> Tensor:
+    """Zeros shaped like a state. They ask for a gradient where later states do, so that blocks compile once."""
     if torch.compiler.is_compiling():  # a reset inside a block, where a leaf cannot be made
         return like * 0
-    return torch.zeros_like(like, requires_grad=torch.is_grad_enabled())
+    return torch.zeros_like(like, requires_grad=at.gradients)
 
 
 def rule_states(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from nsam.backends.torch.runtime.blocks import At
@@ -72,6 +75,12 @@ class System(Holder):
     """Of the body of a repeat: the inputs, by number, that have no time axis."""
     undivided: str | None = None
     """Of the body of a repeat: why its sequence is not run in segments (`wavefront.py`)."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember it: its memories may be given to an optimizer alone, and copies and pickles call no `__init__`."""
+        made = super().__new__(cls)
+        _LIVING[next(_NUMBERS)] = made
+        return made
 
     @property
     def nsam_matrices(self) -> set[str]:
@@ -173,10 +182,14 @@ class System(Holder):
 
         Only paths are kept: a memory may be replaced by another one, or be the same at several places.
         """
+        return {path: tensor for place in self.places() for path, tensor in place.read(self)}
+
+    def places(self) -> tuple[Place, ...]:
+        """Where this unit's own memories are."""
         known: tuple[Place, ...] | None = self.__dict__.get("_places")
         if known is None:
             known = self.__dict__["_places"] = tuple(places(self, System))
-        return {path: tensor for place in known for path, tensor in place.read(self)}
+        return known
 
     def child(self, name: str) -> Any:
         """The called system or repeat `name`, which may be the name of a method too."""
@@ -206,7 +219,8 @@ class System(Holder):
         compiled = self.compiled and not like.is_meta  # what has no values takes no time
         native = self.native and compiled and like.device.type == "cpu" and not self.cpp_wrapper
         truncated = self.truncated and not goes_on()
-        how = (compiled, self.observe, recorder(time), self.cpp_wrapper, truncated, self.recompute, native)
+        gradients = torch.is_grad_enabled() and self._asked(like, *w.values(), *s.values())
+        how = (compiled, self.observe, recorder(time), self.cpp_wrapper, truncated, self.recompute, gradients, native)
         at = At(old["position"], old["steps"], time, batch, *how)
         if initial is not None:
             s = {**initial(w, s, at), **s}
@@ -219,6 +233,10 @@ class System(Holder):
             s["clock"] = s["start"] = torch.full((), at.offset, dtype=torch.int64, device=like.device)
             s["clock.never"] = torch.full((), at.never, dtype=torch.int64, device=like.device)
         return w, s, at, dict(old["children"])
+
+    def _asked(self, *given: Tensor) -> bool:
+        """Whether a call with these tensors may have gradients: they, or parameters here and below, ask for them."""
+        return any(x.requires_grad for x in given) or any(p.requires_grad for p in self.parameters())
 
     def end(self, s: Mapping[str, Tensor], at: At, children: State) -> State:
         """Close a call: the state to carry on."""
@@ -272,6 +290,24 @@ class System(Holder):
     def is_kept(self, key: str) -> bool:
         """Whether a state tensor belongs to a memory with `reset never`."""
         return any(key.startswith(f"{memory}.") for memory in self.kept_memories)
+
+
+_NUMBERS = itertools.count()
+_LIVING: WeakValueDictionary[int, System] = WeakValueDictionary()
+"""All systems that there are, the older ones first."""
+
+
+def homes() -> dict[nn.Module, list[tuple[System, str]]]:
+    """Every memory, or what was put into its place, with the systems that it is part of now and its paths in them."""
+    found: dict[nn.Module, list[tuple[System, str]]] = {}
+    for _, unit in sorted(_LIVING.items()):
+        known = unit.__dict__.get("_places")
+        if known is None:  # not kept: it may be in the making
+            known = places(unit, System) if "_modules" in unit.__dict__ else ()
+        for place in known:
+            with suppress(KeyError, AttributeError):  # what stood there was taken away
+                found.setdefault(place.module(unit), []).append((unit, ".".join(place.above)))
+    return found
 
 
 def cut(vector: Tensor, shapes: Iterable[tuple[str, tuple[int, ...]]], heads: int) -> dict[str, Tensor]:
