@@ -243,7 +243,7 @@ def _settings() -> tuple[Any, ...]:
 
 
 def _ordered(value: Any) -> str:
-    return repr(sorted(value, key=repr) if isinstance(value, set | frozenset) else value)
+    return repr(sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value)
 
 
 @functools.cache
