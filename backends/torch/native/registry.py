@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nsam.backends.torch.native.kernel import Kernel, Layout
-from nsam.backends.torch.runtime.cxx import library
+from nsam.backends.torch.runtime.cxx import library, library_later
 from nsam.backends.torch.runtime.files import put
 
 # As torch's own generated code makes tensors: three times as fast, and there are a hundred in a call.
@@ -38,7 +38,7 @@ def register(kernel: Kernel) -> str:
     name = _name(kernel)
     if name not in KNOWN:
         KNOWN[name] = kernel
-        _LIBRARIES[name] = _POOL.submit(library, kernel.source)  # while torch goes on with the rest of the graph
+        _LIBRARIES[name] = library_later(kernel.source, _POOL)  # while torch goes on with the rest of the graph
         try:
             put(_path(name), json.dumps(kernel).encode())
         except OSError as error:  # no room, or not ours to write
@@ -97,7 +97,7 @@ def _path(name: str) -> Path:
 
 
 _POOL = ThreadPoolExecutor(2, thread_name_prefix="nsam-kernels")
-_LIBRARIES: dict[str, Future[Any]] = {}
+_LIBRARIES: dict[str, Any] = {}
 
 
 @functools.cache
