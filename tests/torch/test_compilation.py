@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import ast
 import gc
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._functorch import config as functorch_config
+from torch._functorch._aot_autograd import graph_compile
 from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCache
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import LambdaFuture
@@ -14,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nsam
 from nsam.backends.torch.runtime import blocks, compilation
-from nsam.backends.torch.runtime.compilation import LOST, CompilerSettings
+from nsam.backends.torch.runtime.compilation import EARLY, LACKED, LOST, CompilerSettings
 from nsam.backends.torch.runtime.later import submit_later, wait_later
 
 LEARNS = """nsam 1
@@ -67,7 +71,7 @@ def test_backward_is_lowered_with_the_forward_on_a_cpu(cuda: bool, graphs: int) 
     )
     with CompilerSettings(cuda=cuda), torch._inductor.config.patch(force_disable_caches=True):
         y = function(x)
-    assert len(lowered) == graphs
+    assert len(lowered) == (graphs if hasattr(functorch_config, EARLY) else 1)
     y.backward()
     torch.testing.assert_close(x.grad, x.cos())
 
@@ -116,12 +120,43 @@ def test_a_kernel_whose_compiler_was_stopped_is_made_by_its_first_call() -> None
 
 
 def test_settings_end_with_the_call() -> None:
-    before = AsyncCompile.wait, AsyncCompile.submit, torch._functorch.config.force_non_lazy_backward_lowering
+    before = AsyncCompile.wait, AsyncCompile.submit, getattr(functorch_config, EARLY, None)
     with CompilerSettings():
         assert AsyncCompile.wait is wait_later()
         assert AsyncCompile.submit is submit_later()
-    after = AsyncCompile.wait, AsyncCompile.submit, torch._functorch.config.force_non_lazy_backward_lowering
-    assert after == before
+    assert (AsyncCompile.wait, AsyncCompile.submit, getattr(functorch_config, EARLY, None)) == before
+
+
+@pytest.mark.parametrize("name", LACKED)
+def test_what_a_torch_lacks_is_not_set(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.9 has no setting for lowering the backward graph early; every call would end in an AttributeError."""
+    place: Any = functorch_config if name == EARLY else graph_compile
+    monkeypatch.delattr(place, name, raising=False)
+    with CompilerSettings():
+        assert torch._dynamo.config.recompile_limit == compilation.RECOMPILE_LIMIT
+        assert not hasattr(place, name)
+    assert not hasattr(place, name)
+
+
+def test_other_settings_are_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(functorch_config, "aggressive_recomputation")
+    settings = CompilerSettings(recompute=True)
+    with pytest.raises(AttributeError, match="aggressive_recomputation"):
+        settings.__enter__()
+    settings.__exit__()
+
+
+def test_no_union_of_types_is_traced() -> None:
+    """torch.compile traces what generated functions call; that of torch 2.9 does not know `isinstance(x, A | B)`."""
+    files = sorted(Path(blocks.__file__).parent.glob("*.py"))
+    calls = [
+        (file.name, node.lineno)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance" and isinstance(node.args[1], ast.BinOp)
+    ]
+    assert files
+    assert calls == []
 
 
 def test_nothing_is_collected_while_torch_compiles(monkeypatch: pytest.MonkeyPatch) -> None:

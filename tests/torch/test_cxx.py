@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._inductor.config
+from torch._inductor.codecache import CppCodeCache
 
 from nsam.backends.torch.runtime import cxx
 
@@ -119,3 +122,32 @@ def test_what_the_user_says_of_instructions_holds(known: bool | None) -> None:
     settings: Any = torch._inductor.config
     with settings.patch({"cpp.vec_isa_ok": known}):
         assert cxx.compiler_options().get("cpp.vec_isa_ok") is (True if known is None else None)
+
+
+def test_no_thread_changes_the_settings_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch 2.9 what is compiled meanwhile would be called with them: bfloat16 without the careful script."""
+    settings: Any = torch._inductor.config
+    places: list[tuple[threading.Thread, bool]] = []
+
+    def load_async(source: str, *, submit_fn: Callable[..., Any]) -> Callable[[], Any]:
+        places.append((threading.current_thread(), settings.cpp.vec_isa_ok))
+        return submit_fn(source.upper).result  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(cxx, "settings_by_thread", lambda: False)
+    monkeypatch.setattr(CppCodeCache, "load_async", load_async)
+    with ThreadPoolExecutor(1) as pool, settings.patch({"cpp.vec_isa_ok": None}):
+        assert cxx.library_later("source", pool).result() == "SOURCE"
+        assert settings.cpp.vec_isa_ok is None
+    assert places == [(threading.current_thread(), True)]
+
+
+def test_a_library_that_cannot_be_begun_says_so_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_async(source: str, *, submit_fn: Callable[..., Any]) -> None:
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(cxx, "settings_by_thread", lambda: False)
+    monkeypatch.setattr(CppCodeCache, "load_async", load_async)
+    with ThreadPoolExecutor(1) as pool:
+        later = cxx.library_later("source", pool)
+    with pytest.raises(OSError, match="no compiler"):
+        later.result()

@@ -74,6 +74,24 @@ def test_what_goes_wrong_ahead_does_not_stop_the_rest(monkeypatch: pytest.Monkey
     done = threading.Event()
     monkeypatch.setattr(instructions, "_keys", lambda: 1 / 0)
     monkeypatch.setattr(instructions, "prepare", done.set)
+    monkeypatch.setattr(instructions, "settings_by_thread", lambda: True)
     instructions.prepare_to_compile.cache_clear()
     instructions.prepare_to_compile()
     assert done.wait(10)
+
+
+@pytest.mark.usefixtures("taken")
+def test_no_thread_changes_the_settings_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch 2.9 another thread, which compiles meanwhile, would see them, or leave them set at its end."""
+    places: list[threading.Thread] = []
+    done = threading.Event()
+    monkeypatch.setattr(instructions, "settings_by_thread", lambda: False)
+    monkeypatch.setattr(instructions, "_decide", lambda: places.append(threading.current_thread()))
+    monkeypatch.setattr(instructions, "prepare", lambda: places.append(threading.current_thread()))
+    monkeypatch.setattr(instructions, "_keys", done.set)
+    instructions.decided()
+    instructions.prepare_to_compile.cache_clear()
+    instructions.prepare_to_compile()
+    assert done.wait(10)
+    instructions.prepare_to_compile.cache_clear()
+    assert places == [threading.current_thread()]

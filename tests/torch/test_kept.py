@@ -229,6 +229,7 @@ def test_a_kernel_that_cannot_be_written_is_there_all_the_same(
     assert registry.lost(f"torch.ops.nsam.kernel.default('{name}', [])".encode())
 
 
+@stores
 @pytest.mark.filterwarnings("default")  # torch's compiler imports what is deprecated
 def test_code_that_lost_a_kernel_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From our file, then from torch's own cache, whose answer would lack the kernel as well."""

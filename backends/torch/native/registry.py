@@ -5,7 +5,6 @@ A kernel is kept by name in torch's compilation cache, where the graphs that cal
 
 from __future__ import annotations
 
-import contextvars
 import ctypes
 import functools
 import hashlib
@@ -14,7 +13,8 @@ import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nsam.backends.torch.native.kernel import Kernel, Layout
-from nsam.backends.torch.runtime.cxx import library
+from nsam.backends.torch.runtime.cxx import library, library_later
 from nsam.backends.torch.runtime.files import put
 
 # As torch's own generated code makes tensors: three times as fast, and there are a hundred in a call.
@@ -40,8 +40,7 @@ def register(kernel: Kernel) -> str:
     name = _name(kernel)
     if name not in KNOWN:
         KNOWN[name] = kernel
-        # While torch goes on with the rest of the graph; with the settings of here, which torch keeps by thread.
-        _LIBRARIES[name] = _pool().submit(contextvars.copy_context().run, library, kernel.source)
+        _LIBRARIES[name] = library_later(kernel.source, _pool())  # while torch goes on with the rest of the graph
         try:
             put(_path(name), json.dumps(kernel).encode())
         except OSError as error:  # no room, or not ours to write
@@ -104,7 +103,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2, thread_name_prefix="nsam-kernels")
 
 
-_LIBRARIES: dict[str, Future[Any]] = {}
+_LIBRARIES: dict[str, Any] = {}
 
 
 def _after_fork() -> None:
@@ -119,10 +118,11 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def _loaded(name: str) -> Callable[..., None]:
-    begun = _LIBRARIES.pop(name, None)
-    # One that failed is made again, which succeeds or tells what is wrong: Ctrl-C at a terminal ends g++ too.
-    made = begun is not None and begun.exception() is None
-    run = (begun.result() if begun is not None and made else library(find(name).source)).run
+    begun, made = _LIBRARIES.pop(name, None), None
+    if begun is not None:
+        with suppress(Exception):  # it is made again, which succeeds or tells what is wrong: Ctrl-C ends g++ too
+            made = begun.result()
+    run = (library(find(name).source) if made is None else made).run
     run.argtypes, run.restype = [ctypes.c_void_p, ctypes.c_long], None
     return run  # type: ignore[no-any-return]
 

@@ -12,6 +12,11 @@ RECOMPILE_LIMIT = 64
 """Variants of one function: lengths that start at different offsets, with and without gradients or observation."""
 EARLY = "force_non_lazy_backward_lowering"
 DONATED = "collect_bw_donated_buffer_idxs"
+LACKED = (EARLY, DONATED)
+"""What a version of torch may lack, and then it is not set: EARLY began with 2.10; before it the backward graph is
+lowered when the first backward pass asks for it, and is the same. DONATED is a function of torch's, in all versions
+from 2.9 to 2.14, that no version promises. All else is in every version from 2.9 on, and compiled code without it would
+be another: an error, nothing to be left out in silence."""
 CACHEABLE = {f"torch.amp.autocast_mode.{name}": "1" for name in ("_enter_autocast", "_exit_autocast")}
 PLAIN: dict[str, Any] = {"pattern_matcher": False}
 """Options of torch.compile for a CPU. Of torch's rewritings by patterns none serves these graphs there, and looking for
@@ -56,7 +61,7 @@ class CompilerSettings:
     Views that torch's cache cannot keep are left out of it (`views_to_replay`).
 
     On a CPU the backward graph is lowered together with the forward one, and no graph waits for its kernels before they
-    run (`wait_later`): g++ works meanwhile.
+    run (`wait_later`): g++ works meanwhile. What a version of torch lacks of all this is named in `LACKED`.
 
     A call that compiles nothing pays for them too, and a small model on a GPU waits for the host: so they are set one
     by one, where they differ, in a third of the time that torch's own `patch` takes.
@@ -81,13 +86,13 @@ class CompilerSettings:
             (functorch, "autograd_cache_allow_custom_autograd_functions", True),
             (functorch, "aggressive_recomputation", self.recompute),
             (analysis, "ViewMetaSequence", views_to_replay),
-            *(((graph_compile, DONATED, nothing_donated),) if hasattr(graph_compile, DONATED) else ()),
+            (graph_compile, DONATED, nothing_donated),
             (torch._inductor.config, "unsafe_marked_cacheable_functions", CACHEABLE),
             *(() if self.cuda else ((functorch, EARLY, True), (AsyncCompile, "wait", wait_later()))),
             *(() if self.cuda else ((AsyncCompile, "submit", submit_later()),)),
         ):
-            old = getattr(config, name)
-            if old != value:
+            old = getattr(config, name, value) if name in LACKED else getattr(config, name)
+            if old != value:  # what is lacked is taken for set
                 self.before.append((config, name, old))
                 setattr(config, name, value)
 

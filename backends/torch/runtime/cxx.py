@@ -11,6 +11,7 @@ is right.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import hashlib
 import os
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +98,46 @@ def _written(folder: Path, real: str, linked: list[str], more: list[str]) -> Pat
     return script
 
 
+@functools.cache
+def settings_by_thread() -> bool:
+    """Whether torch keeps its compiler's settings by thread, as 2.13 does; with 2.9 and 2.10 they are the process's.
+
+    There a thread that changes them changes what another one compiles meanwhile, and where the two end in another order
+    than they began, what was set for a while stays set. So no thread of this package may change them then.
+    """
+    from torch.utils import _config_module
+
+    return hasattr(_config_module, "ContextVar")
+
+
 def library(source: str) -> Any:
     """A library of C++ that begins like torch's own kernels: with its header, compiled ahead once for a machine."""
+    settings: Any = torch._inductor.config
+    with settings.patch(compiler_options()):
+        return _libraries().load(source)
+
+
+def library_later(source: str, pool: Executor) -> Any:
+    """The same, made by a thread of `pool` while this one goes on; `result()` of what is returned waits for it.
+
+    Where settings are the process's the thread only runs the C++ compiler; the command is put together here.
+    """
+    from torch._inductor.codecache import LambdaFuture
+
+    if settings_by_thread():
+        return pool.submit(contextvars.copy_context().run, library, source)  # with the settings of this thread
+    settings: Any = torch._inductor.config
+    try:
+        with settings.patch(compiler_options()):
+            return LambdaFuture(_libraries().load_async(source, submit_fn=pool.submit))
+    except Exception as error:  # said where the library is needed, as that of a thread is
+        failed: Future[Any] = Future()
+        failed.set_exception(error)
+        return failed
+
+
+@functools.cache
+def _libraries() -> Any:
     from torch._inductor.codecache import CppCodeCache, CppPythonBindingsCodeCache
 
     class Cache(CppCodeCache):
@@ -108,9 +148,7 @@ def library(source: str) -> Any:
         def _get_uncompiled_header(cls, device: str) -> str | None:
             return HEADER
 
-    settings: Any = torch._inductor.config
-    with settings.patch(compiler_options()):
-        return Cache.load(source)
+    return Cache
 
 
 def prepare() -> None:

@@ -8,6 +8,9 @@ instructions beyond the plain ones is still tried, 4 s and 0.6 s.
 Where a function is to be compiled, another thread meanwhile asks what torch's cache is keyed by, hashes of all files of
 torch's compiler and of Triton (0.7 s), and has torch's header for kernels compiled. By the time that the function is
 traced, all that is known.
+
+With a torch whose settings are the process's (`settings_by_thread`) it is decided at once, and no thread has the header
+compiled: a thread would set what another one compiles with.
 """
 
 from __future__ import annotations
@@ -23,12 +26,12 @@ from typing import Any
 
 import torch
 
-from nsam.backends.torch.runtime.cxx import prepare
+from nsam.backends.torch.runtime.cxx import prepare, settings_by_thread
 
 
 @functools.cache
 def begin() -> Future[None]:
-    """Have it decided, in the background."""
+    """Have it decided, in the background where a thread may."""
     future: Future[None] = Future()
 
     def work() -> None:
@@ -38,7 +41,10 @@ def begin() -> Future[None]:
         except BaseException as error:
             future.set_exception(error)
 
-    _aside(work)
+    if settings_by_thread():
+        _aside(work)
+    else:
+        work()
     return future
 
 
@@ -48,10 +54,11 @@ if hasattr(os, "register_at_fork"):  # a forked process has not the thread that 
 
 @functools.cache
 def prepare_to_compile() -> None:
-    """Begin with what compiling needs, in the background."""
+    """Begin with what compiling needs, in the background, as far as a thread may."""
+    needed = (_keys, prepare) if settings_by_thread() else (_keys,)
 
     def work() -> None:
-        for each in (_keys, prepare):
+        for each in needed:
             with suppress(Exception):  # whoever needs its result asks again, and is told what is wrong
                 each()
 

@@ -34,7 +34,7 @@ from nsam.backends.torch.runtime.instructions import prepare_to_compile
 
 PASS = "post_grad_custom_post_pass"
 """The option of torch.compile that has the pass for native kernels."""
-VERSIONS = ("2.13.",)
+VERSIONS = ("2.13.", "2.14.")
 Function = Callable[..., Any]
 Tensors = Mapping[str, Tensor]
 _LOG = logging.getLogger("nsam")
@@ -243,7 +243,7 @@ def _settings() -> tuple[Any, ...]:
 
 
 def _ordered(value: Any) -> str:
-    return repr(sorted(value, key=repr) if isinstance(value, set | frozenset) else value)
+    return repr(sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value)
 
 
 @functools.cache

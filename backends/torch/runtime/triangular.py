@@ -100,7 +100,7 @@ def number_decay(keep: float, rows: Tensor, piece: int | None) -> Decay | Decays
 
 def one_decay(keep: Tensor | float, time: int, like: Tensor, positive: bool) -> Decay:
     """Decays between all tokens of a run."""
-    if isinstance(keep, float | int) and keep == 1:
+    if isinstance(keep, (float, int)) and keep == 1:
         wide = torch.promote_types(like.dtype, torch.float32)
         between = torch.ones(time, time, dtype=wide, device=like.device).tril()
         return Decay(True, 1.0, between, 1.0, between.tril(-1))
@@ -144,7 +144,7 @@ def triangle(
 
     For a run that is cut into pieces one for each of them. A retention that is a number may stand for its decays.
     """
-    if not isinstance(decay, Decay | Decays):
+    if not isinstance(decay, (Decay, Decays)):
         decay = number_decay(decay, key, piece)
     if isinstance(decay, Decay):
         return unit_lower_inverse(erase * (overlaps(key) * decay.before), substitute=substitute)
