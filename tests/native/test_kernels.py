@@ -16,10 +16,13 @@ from nsam import Program
 from nsam.backends.torch.build import build
 from nsam.backends.torch.native import registry
 from nsam.backends.torch.native.kernel import Kernel, Layout, prelude
+from nsam.backends.torch.runtime import cxx
 from nsam.backends.torch.runtime.cxx import library as compiled
 from nsam.compiler.passes import passes_without
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+by_thread = pytest.mark.skipif(not cxx.settings_by_thread(), reason="with this torch a thread makes no whole library")
 
 
 @pytest.mark.filterwarnings("default")
@@ -130,6 +133,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
 
+@by_thread
 @pytest.mark.usefixtures("own_folder")
 def test_a_kernel_whose_compiler_was_stopped_is_made_when_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C at a terminal ends the C++ compiler too; the same cell runs when it is run again."""
@@ -137,7 +141,8 @@ def test_a_kernel_whose_compiler_was_stopped_is_made_when_it_is_called(monkeypat
     def stopped(source: str) -> Any:
         raise OSError("died with SIGINT")
 
-    monkeypatch.setattr(registry, "library", stopped)
+    for module in (registry, cxx):
+        monkeypatch.setattr(module, "library", stopped)
     name = registry.register(small_kernel(7))
     with pytest.raises(OSError, match="SIGINT"):
         registry.run(name, [])
@@ -145,25 +150,27 @@ def test_a_kernel_whose_compiler_was_stopped_is_made_when_it_is_called(monkeypat
     assert registry.run(name, []) == [torch.tensor([7.0], dtype=torch.float64)]
 
 
+@by_thread
 @pytest.mark.usefixtures("own_folder")
 def test_the_settings_of_who_asks_hold_for_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch._inductor.config
 
     seen: list[object] = []
-    monkeypatch.setattr(registry, "library", lambda source: seen.append(torch._inductor.config.cpp.cxx))
+    monkeypatch.setattr(cxx, "library", lambda source: seen.append(torch._inductor.config.cpp.cxx))
     with torch._inductor.config.patch({"cpp.cxx": (None, "own-g++")}):
         name = registry.register(small_kernel(8))
     registry._LIBRARIES.pop(name).result()
     assert seen == [(None, "own-g++")]
 
 
+@by_thread
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("own_folder")
 def test_a_forked_process_makes_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has none of the threads: neither what they had begun is finished there, nor are they given more."""
     begun: Future[Any] = Future()
-    monkeypatch.setattr(registry, "library", lambda source: source)
+    monkeypatch.setattr(cxx, "library", lambda source: source)
     registry._pool().submit(int).result()  # so that there is a thread
     registry._LIBRARIES["begun"] = begun
     child = os.fork()
